@@ -1,0 +1,15 @@
+"""Video LDM for ComfyUI: temporal layers that turn a loaded Stable Diffusion model into a video model."""
+
+REQUIRED_COMFYUI = "0.3.52"
+
+
+async def comfy_entrypoint():
+    """What ComfyUI calls to learn the pack's nodes; imports happen here so that scripts and tests can import the rest."""
+    try:
+        from .nodes import VideoLDMExtension
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("comfy", "comfy_api"):
+            raise
+        raise ImportError(f"Video LDM needs ComfyUI {REQUIRED_COMFYUI} or newer, and this one lacks '{error.name}'. "
+                          "Update ComfyUI, then restart it.") from error
+    return VideoLDMExtension()

@@ -1,0 +1,1 @@
+"""Temporal layers and what surrounds them, in plain PyTorch: nothing here imports ComfyUI."""
