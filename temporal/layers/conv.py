@@ -1,0 +1,51 @@
+"""The temporal residual block of 3-D convolutions (Video LDM, section 3.1; SVD's `VideoResBlock.time_stack`)."""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from .mix import Mix
+
+KERNEL = (3, 1, 1)      # over time alone: a pixel sees only its own place in neighbouring frames (Table 6)
+
+
+class TimeStack(nn.Module):
+    """`x + conv2(SiLU(GN(conv1(SiLU(GN(x))) + emb)))` on `b c t h w`; its norms pool over t, h and w."""
+
+    def __init__(self, channels: int, emb_dim: int, operations=nn, dtype=None, device=None):
+        super().__init__()
+        place = {"dtype": dtype, "device": device}
+        self.in_layers = nn.Sequential(
+            operations.GroupNorm(32, channels, **place),
+            nn.SiLU(),
+            operations.Conv3d(channels, channels, KERNEL, padding=(1, 0, 0), **place),
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(emb_dim, channels, **place))
+        self.out_layers = nn.Sequential(
+            operations.GroupNorm(32, channels, **place),
+            nn.SiLU(),
+            nn.Dropout(0.0),
+            operations.Conv3d(channels, channels, KERNEL, padding=(1, 0, 0), **place),
+        )
+        nn.init.zeros_(self.out_layers[3].weight)       # a fresh block is the identity
+        nn.init.zeros_(self.out_layers[3].bias)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x `b c t h w`, emb `b t e` (the spatial block's timestep embedding)."""
+        h = self.in_layers(x)
+        h = h + rearrange(self.emb_layers(emb).to(h.dtype), "b t c -> b c t 1 1")
+        return x + self.out_layers(h)
+
+
+class TemporalResBlock(nn.Module):
+    """Slot `post_res`: acts on what the spatial ResBlock gave out, then mixes."""
+
+    def __init__(self, channels: int, emb_dim: int, mix_length: int = 1, operations=nn, dtype=None, device=None):
+        super().__init__()
+        self.time_stack = TimeStack(channels, emb_dim, operations, dtype, device)
+        self.time_mixer = Mix(mix_length, dtype, device)
+
+    def forward(self, x: Tensor, emb: Tensor, frames: int, strength: float = 1.0) -> Tensor:
+        """x `(b t) c h w`, emb `(b t) e`, frames t."""
+        clip = rearrange(x, "(b t) c h w -> b c t h w", t=frames)
+        temporal = self.time_stack(clip, rearrange(emb, "(b t) e -> b t e", t=frames))
+        return self.time_mixer(x, rearrange(temporal, "b c t h w -> (b t) c h w"), frames, strength)
