@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -233,102 +232,82 @@ _open_calls: ContextVar[tuple[Call, ...]] = ContextVar("video_ldm_open_calls", d
 
 
 @contextmanager
-def entered(call: Call):
-    """Within this, and in this thread of execution alone, the hooks of the call act."""
-    token = _open_calls.set((*_open_calls.get(), call))
-    try:
-        yield call
-    finally:
-        _open_calls.reset(token)
-
-
-def open_now(stack: TemporalStack) -> Call | None:
-    """The innermost open call of a set, if this thread of execution has one."""
-    return next((call for call in reversed(_open_calls.get()) if call.stack is stack), None)
-
-
-@contextmanager
 def open_call(unet: nn.Module, layers: list[tuple[TemporalStack, CallSettings]], context: Tensor | None = None):
-    """Let sets of temporal layers, in this order, take part in the calls of `unet` made inside; yields the calls.
+    """Let sets of temporal layers, in this order, take part in the one call of `unet` made inside; yields the calls.
 
     context: the text of the spatial layers, `(b t) l d`. A set of strength 0 is bypassed: the image model, bit for bit.
     Raises VideoLDMError for a clip length the layers cannot run, a site the network lacks, or one not reached.
     """
     calls = [Call(stack, settings, context) for stack, settings in layers if settings.strength != 0]
-    handles = []
-    try:
-        for call in calls:
-            call.stack.check_frames(call.settings.frames)
-            handles += attach(unet, call.stack)
-        with nested_entered(calls):
-            yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    for call in calls:
+        call.stack.check_frames(call.settings.frames)
+    with attached(unet, calls):
+        yield calls
     for call in calls:
         call.check_reached()
 
 
 @contextmanager
-def nested_entered(calls: list[Call]):
+def attached(unet: nn.Module, calls: list[Call]):
+    """Hooks of the calls are on the network, and act in this thread of execution alone; off again whatever happens."""
+    handles = []
     token = _open_calls.set((*_open_calls.get(), *calls))
     try:
-        yield
+        for call in calls:
+            handles += attach(unet, call)
+        yield calls
     finally:
         _open_calls.reset(token)
+        for handle in handles:
+            handle.remove()
 
 
-def attach(unet: nn.Module, stack: TemporalStack) -> list:
-    """Put the hooks of a set on the spatial modules; returns the handles that take them off again."""
-    sites = unet_sites(unet)
-    handles = []
-    for site, _ in stack.params.bricks:
-        if site not in sites:
-            for handle in handles:
-                handle.remove()
-            raise VideoLDMError(f"The model has no place for the temporal layer {site.name} of these "
-                                f"{stack.params.family} layers: they were made for another kind of model.")
-        module, _ = sites[site]
-        handles.append(module.register_forward_hook(site_hook(stack, site)))
-    if stack.params.pool_spatial_norms:
+def attach(unet: nn.Module, call: Call) -> list:
+    """Put the hooks of a call on the spatial modules; returns the handles that take them off again."""
+    sites, params = unet_sites(unet), call.stack.params
+    missing = [site.name for site, _ in params.bricks if site not in sites]
+    if missing:
+        raise VideoLDMError(f"The model has no place for the temporal layer {missing[0]} of these {params.family} "
+                            "layers: they were made for another kind of model.")
+    handles = [sites[site][0].register_forward_hook(site_hook(call, site)) for site, _ in params.bricks]
+    if params.pool_spatial_norms:
         for norm in spatial_norms(unet):
-            handles.append(norm.register_forward_pre_hook(fold_hook(stack)))
-            handles.append(norm.register_forward_hook(unfold_hook(stack)))
+            handles.append(norm.register_forward_pre_hook(fold_hook(call)))
+            handles.append(norm.register_forward_hook(unfold_hook(call)))
     return handles
 
 
-def site_hook(stack: TemporalStack, site: Site):
+def site_hook(call: Call, site: Site):
     def hook(module, args, output):
-        call = open_now(stack)
-        return None if call is None else call.run(site, args, output)
+        return call.run(site, args, output) if call in _open_calls.get() else None
     return hook
 
 
-def fold_hook(stack: TemporalStack):
+def fold_hook(call: Call):
     """Before a spatial norm: frames side by side in height, so that it pools over the clip."""
     def hook(module, args):
-        call = open_now(stack)
-        if call is None:
+        if call not in _open_calls.get():
             return None
         return rearrange(args[0], "(b t) c h w -> b c (t h) w", t=call.settings.frames), *args[1:]
     return hook
 
 
-def unfold_hook(stack: TemporalStack):
+def unfold_hook(call: Call):
     def hook(module, args, output):
-        call = open_now(stack)
-        return None if call is None else rearrange(output, "b c (t h) w -> (b t) c h w", t=call.settings.frames)
+        if call not in _open_calls.get():
+            return None
+        return rearrange(output, "b c (t h) w -> (b t) c h w", t=call.settings.frames)
     return hook
 
 
 # Fresh layers for a network
 
-def video_ldm_params(unet: nn.Module, emb_dim: int, context_dim: int, head_dim_of, frames: int, mix_length: int = 1,
+def video_ldm_params(unet: nn.Module, emb_dim: int, context_dim: int, heads_of, frames: int, mix_length: int = 1,
                      convolution: bool = True, attention: bool = True) -> StackParams:
     """Params of untrained Video LDM layers for an LDM UNet: a temporal ResBlock after every ResBlock and a temporal
     transformer in every spatial transformer (papers.md A.2).
 
-    head_dim_of: channels -> number of heads, as the spatial transformers have it. `convolution` and `attention` leave
+    heads_of: channels -> number of heads, as the spatial transformers have it. `convolution` and `attention` leave
     one kind out, for ablations.
     """
     bricks = []
@@ -336,5 +315,5 @@ def video_ldm_params(unet: nn.Module, emb_dim: int, context_dim: int, head_dim_o
         if site.slot == "post_res" and convolution:
             bricks.append((site, ResBlockParams(channels, emb_dim, mix_length)))
         elif site.slot == "in_attn_post_ff" and attention:
-            bricks.append((site, TransformerParams(channels, head_dim_of(channels), context_dim, mix_length)))
+            bricks.append((site, TransformerParams(channels, heads_of(channels), context_dim, mix_length)))
     return StackParams("Video LDM", tuple(bricks), frames, None, pool_spatial_norms=False)
