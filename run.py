@@ -1,7 +1,18 @@
-"""The project's commands: `python run.py demo | test | ui | bench | train-demo`. Standard library only."""
+"""The project's commands: `python run.py demo | test | ui | bench | train-demo`. Standard library only.
 
+They use the ComfyUI named by COMFYUI_PATH, else the one whose custom_nodes holds this checkout, else one that they set
+up in .host/ the first time (tools/setup_host.py).
+"""
+
+import argparse
+import importlib
 import importlib.util
+import json
+import os
+import subprocess
 import sys
+import time
+import webbrowser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -26,3 +37,137 @@ def import_pack(host=None):
         sys.modules[PACKAGE] = module
         spec.loader.exec_module(module)
     return sys.modules[PACKAGE]
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(prog="run.py", description=__doc__.split("\n\n")[1].replace("\n", " "))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    demo_parser = commands.add_parser("demo", help="render a workflow in a real ComfyUI; leaves an MP4 in output/")
+    demo_parser.add_argument("workflow", nargs="?", default="quickstart", help="a name in workflows/api, or a file")
+    ui_parser = commands.add_parser("ui", help="open ComfyUI with the pack and the quickstart loaded")
+    ui_parser.add_argument("--port", type=int, default=8188, help="default 8188; another where that is taken")
+    ui_parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
+    for name, text in (("test", "run the tests; further arguments go to pytest"),
+                       ("bench", "measure speed; --quality measures the demo models' frames"),
+                       ("train-demo", "train the bundled demo models again, from nothing")):
+        commands.add_parser(name, help=text, add_help=False)
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.command in ("demo", "ui"):
+        parser.error(f"{options.command} does not know {' '.join(rest)}")
+    import_pack()
+    from video_ldm.tools.hosts import HostError
+    try:
+        return {"demo": demo, "ui": ui, "test": test, "bench": bench, "train-demo": train_demo}[options.command](
+            options, rest)
+    except HostError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+def find_host():
+    """The host, set up if need be; says which one it is."""
+    from video_ldm.tools import hosts
+    host = hosts.find()
+    torch = hosts.probe(host)
+    print(f"ComfyUI: {host.folder}, {host.origin}; torch {torch['torch']}, "
+          f"{'GPU' if torch['accelerator'] else 'CPU'}", flush=True)
+    return host
+
+
+def demo(options, rest):
+    """Run a workflow in a real ComfyUI over HTTP and say where its files lie."""
+    from video_ldm.tools.client import Client, Interrupted, NodeError
+    from video_ldm.tools.console import ProgressLine
+    from video_ldm.tools.server import Server
+    path = Path(options.workflow)
+    if path.suffix != ".json":
+        path = ROOT / "workflows" / "api" / f"{options.workflow}.json"
+    if not path.is_file():
+        print(f"There is no workflow {path}.", file=sys.stderr)
+        return 2
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    host, output, began = find_host(), ROOT / "output", time.monotonic()
+    print("Starting ComfyUI ...", flush=True)
+    with Server(host, ROOT / ".host" / "base", output=output, arguments=["--disable-api-nodes"]) as server:
+        print(f"Running {path.name} on http://{server.address}", flush=True)
+        progress = ProgressLine(prompt)
+        try:
+            result = Client(server.address).run(prompt, progress, timeout=24 * 3600)
+        except (NodeError, Interrupted) as error:
+            progress.close()
+            print(f"The workflow failed at {error}\nThe server's log: {server.log}", file=sys.stderr)
+            return 1
+        progress.close()
+    print(f"Done in {time.monotonic() - began:.0f} s:")
+    for file in result.files():
+        if file.get("type") == "output":
+            print(f"  {output / file.get('subfolder', '') / file['filename']}")
+    return 0
+
+
+def ui(options, rest):
+    """Start ComfyUI with the pack and stay until Ctrl-C; the address opens the quickstart."""
+    from video_ldm.tools.server import Server, free_port, is_free, pack_folder_name
+    host = find_host()
+    port = options.port if is_free(options.port) else free_port()
+    base, output = (ROOT / ".host" / "base", ROOT / "output") if host.own else (None, None)
+    print("Starting ComfyUI ...", flush=True)
+    with Server(host, base, output=output, port=port) as server:
+        url = f"http://{server.address}/?template=quickstart&source={pack_folder_name(server)}"
+        print(f"\nComfyUI with Video LDM: {url}\nPut models into {(base or host.folder) / 'models'}; "
+              f"its log is {server.log}. Ctrl-C stops it.", flush=True)
+        if not options.no_browser:
+            webbrowser.open(url)
+        return server.process.wait()
+
+
+def test(options, rest):
+    """pytest inside the host's Python: the fast tests, then tests/host/ against a real server."""
+    from video_ldm.tools import setup_host
+    from video_ldm.tools.hosts import HostError
+    host, requirements = find_host(), ROOT / "tests" / "requirements.txt"
+    if host.own:
+        setup_host.install_extras(requirements, "tests")
+    elif subprocess.run([str(host.python), "-c", "import pytest, diffusers, imageio"], capture_output=True,
+                        stdin=subprocess.DEVNULL).returncode:
+        raise HostError(f"The tests need more packages in your ComfyUI's Python. Install them yourself: "
+                        f'"{host.python}" -m pip install -r "{requirements}"')
+    return inside(host, "pytest", rest)
+
+
+def bench(options, rest):
+    quality = "--quality" in rest
+    return inside(find_host(), "benchmarks.quality" if quality else "benchmarks.speed",
+                  [argument for argument in rest if argument != "--quality"])
+
+
+def train_demo(options, rest):
+    return inside(find_host(), "demo.train", rest)
+
+
+def inside(host, target, arguments):
+    """Run `target` of the pack (or pytest) in the host's Python, with ComfyUI importable; its exit status."""
+    environment = dict(os.environ, COMFYUI_PATH=str(host.folder), COMFYUI_PYTHON=str(host.python),
+                       HF_HUB_OFFLINE="1", PYTHONIOENCODING="utf-8")
+    command = [str(host.python), "-u", str(ROOT / "run.py"), "_inside", target, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL).returncode
+
+
+def run_inside(target, arguments):
+    """The other end of `inside`. The checkout leaves sys.path, where its `nodes` would hide ComfyUI's."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    host = os.environ["COMFYUI_PATH"]
+    if target == "pytest":
+        import pytest
+        return pytest.main(["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), *arguments])
+    import_pack(host)
+    return importlib.import_module(f"{PACKAGE}.{target}").main(arguments)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["_inside"]:
+        sys.exit(run_inside(sys.argv[2], sys.argv[3:]))
+    sys.exit(main(sys.argv[1:]))

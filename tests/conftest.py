@@ -1,0 +1,50 @@
+"""Makes the pack importable as `video_ldm`, with a real ComfyUI's modules beside it. `python run.py test` runs this."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_run():
+    spec = importlib.util.spec_from_file_location("video_ldm_run", ROOT / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def find_host():
+    from video_ldm.tools import hosts
+    try:
+        return hosts.find(set_up=False)
+    except hosts.HostError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# `python -m pytest` puts the checkout on sys.path, where its `nodes` would hide ComfyUI's.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+run = load_run()
+run.import_pack()
+HOST = find_host()
+run.import_pack(HOST.folder)
+
+
+def pytest_configure(config):
+    import torch
+    torch.set_num_threads(min(torch.get_num_threads(), os.cpu_count() or 1, 4))
+
+
+def pytest_collection_modifyitems(items):
+    """The tests that need a server come last, so that a plain mistake shows within seconds."""
+    items.sort(key=lambda item: "host" in Path(item.path).relative_to(ROOT / "tests").parts)
+
+
+@pytest.fixture(scope="session")
+def host():
+    """The ComfyUI that the tests import and start: folder, python, origin."""
+    return HOST
