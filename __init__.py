@@ -6,7 +6,7 @@ REQUIRED_COMFYUI = "0.3.52"
 async def comfy_entrypoint():
     """What ComfyUI calls to learn the pack's nodes; imports happen here so that scripts and tests can import the rest."""
     try:
-        from .nodes import VideoLDMExtension
+        from .nodes.extension import VideoLDMExtension
     except ImportError as error:
         if (error.name or "").split(".")[0] not in ("comfy", "comfy_api"):
             raise

@@ -1,9 +1,1 @@
-"""Every node of the pack, gathered from one file per stage."""
-
-from . import load, sample, video
-from .host.api import ComfyExtension
-
-
-class VideoLDMExtension(ComfyExtension):
-    async def get_node_list(self):
-        return [*load.NODES, *sample.NODES, *video.NODES]
+"""What an artist sees: one file per stage, each exporting NODES; `extension.py` gathers them."""

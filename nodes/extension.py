@@ -1,0 +1,9 @@
+"""Every node of the pack, gathered for ComfyUI."""
+
+from . import load, sample, video
+from .host.api import ComfyExtension
+
+
+class VideoLDMExtension(ComfyExtension):
+    async def get_node_list(self):
+        return [*load.NODES, *sample.NODES, *video.NODES]

@@ -1,0 +1,226 @@
+"""Temporal layers on a MODEL: the only place of the pack that touches ModelPatcher.
+
+The weights are an additional model, so they live under ComfyUI's memory management. A keyed wrapper around the diffusion
+model opens the call (`temporal.stack.open_call`): hooks are on the live network for that one call alone. So neither
+injections nor their bookkeeping are needed: `clone()` copies `is_injected`, and a dying clone ejects a live one's hooks.
+"""
+
+import copy
+import logging
+import math
+import uuid
+import weakref
+
+import comfy.lora
+import comfy.model_sampling
+import torch
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ...temporal.errors import VideoLDMError
+from ...temporal.stack import CallSettings, TemporalStack, is_resblock, open_call, unet_sites
+from .compat import layer_operations, layer_patcher
+
+FRAMES = "video_ldm_frames"     # transformer_options: frames per clip; absent: the whole batch is one clip
+TEXT = "video_ldm_text"         # transformer_options: {index in cond_or_uncond: text of the temporal layers, 1 l d}
+PREFIX = "video_ldm/"           # keys of sets of temporal layers
+COMPILED = "torch.compile"      # core's key for a compiled model
+ACTIVATIONS = 1.5               # memory of a clip with temporal layers, in units of the same batch without
+
+
+class TemporalLayersWrapper:
+    """Around one call of the diffusion model: says how many frames a clip has, which text it hears, and how strongly."""
+
+    def __init__(self, key: str, stack: TemporalStack):
+        self.key, self.stack = key, stack
+        self.warned = set()
+
+    def __call__(self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):
+        options = transformer_options.get(self.key, {})
+        settings = CallSettings(
+            frames=frames_per_clip(len(x), transformer_options),
+            strength=options.get("strength", 1.0),
+            text=temporal_text(context, transformer_options),
+            max_distance=options.get("max_distance"),
+        )
+        self.warn(settings)
+        with open_call(executor.class_obj, [(self.stack, settings)], context):
+            return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+    def warn(self, settings: CallSettings):
+        warning = self.stack.check_frames(settings.frames) if settings.strength != 0 else None
+        if warning and settings.frames not in self.warned:
+            self.warned.add(settings.frames)
+            logging.warning("[Video LDM] %s", warning)
+
+
+def frames_per_clip(batch: int, transformer_options: dict) -> int:
+    """Frames of one clip; a sampler that says nothing runs its whole batch as one clip."""
+    images = batch // len(transformer_options.get("cond_or_uncond") or [0])
+    frames = transformer_options.get(FRAMES) or images
+    if images % frames:
+        raise VideoLDMError(f"The batch of {images} frames does not divide into clips of {frames} frames. Make the batch a "
+                            "multiple of the frames per clip, or set frames per clip to 0 on Load Temporal Layers.")
+    return frames
+
+
+def temporal_text(context, transformer_options: dict):
+    """The text of the temporal layers, `(b t) l d`, where it is not the spatial one (papers.md A.8), else None."""
+    texts = transformer_options.get(TEXT)
+    if not texts or context is None:
+        return None
+    chunks = transformer_options.get("cond_or_uncond") or [0]
+    spatial = context.chunk(len(chunks))
+    own = [texts[index].to(part).expand(len(part), -1, -1) if index in texts else part
+           for index, part in zip(chunks, spatial)]
+    length = math.lcm(*(part.shape[1] for part in own))     # repeated tokens leave attention as it is
+    return torch.cat([part.repeat(1, length // part.shape[1], 1) for part in own])
+
+
+def reserve_memory(executor, model, noise_shape, *args, **kwargs):
+    """Tell core what a clip with temporal layers takes, before it decides what stays in memory."""
+    shape = [math.ceil(noise_shape[0] * ACTIVATIONS), *noise_shape[1:]]
+    return executor(model, shape, *args, **kwargs)
+
+
+def refuse_compiled(patcher):
+    """torch.compile skips the guards of hooks: compiled plain first, the temporal layers would silently vanish."""
+    wrappers = patcher.wrappers.get(WrappersMP.APPLY_MODEL, {})
+    if COMPILED in wrappers or hasattr(patcher.get_model_object("diffusion_model"), "_orig_mod"):
+        raise VideoLDMError("This MODEL is compiled by TorchCompileModel, which would silently leave the temporal layers "
+                            "out. Remove TorchCompileModel from the graph.")
+
+
+def spatial_unet(model):
+    """The UNet of a MODEL, refused where temporal layers cannot attach."""
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    if not all(hasattr(unet, part) for part in ("input_blocks", "middle_block", "output_blocks")):
+        raise VideoLDMError(f"The connected MODEL ({model_title(model)}) is no Stable Diffusion UNet, and temporal layers "
+                            "attach to nothing else. Load a Stable Diffusion checkpoint.")
+    return unet
+
+
+def model_title(model) -> str:
+    names = {"SD15": "Stable Diffusion 1.x", "SD20": "Stable Diffusion 2.x", "SD21UnclipL": "Stable Diffusion 2.1 unCLIP",
+             "SD21UnclipH": "Stable Diffusion 2.1 unCLIP", "SDXL": "SDXL", "SDXLRefiner": "SDXL refiner", "SSD1B": "SSD-1B",
+             "SD_X4Upscaler": "the Stable Diffusion x4 upscaler", "SVD_img2vid": "Stable Video Diffusion"}
+    config = type(getattr(model.model, "model_config", None)).__name__
+    return getattr(model.model.model_config, "title", None) or names.get(config, config)
+
+
+def unet_config(model) -> dict:
+    return getattr(model.model.model_config, "unet_config", {})
+
+
+def layer_dtype(model, stored: torch.dtype) -> torch.dtype:
+    """Temporal weights take the UNet's dtype; beside an fp8 one they keep the precision of their file."""
+    dtype = model.model.get_dtype()
+    return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else stored
+
+
+_stacks = weakref.WeakValueDictionary()
+
+
+def build_stack(params, tensors: dict, dtype: torch.dtype, cache_key=None) -> TemporalStack:
+    """The layers with their weights, shared by every MODEL that uses the same unchanged file in the same dtype."""
+    key = (cache_key, dtype)
+    stack = _stacks.get(key) if cache_key is not None else None
+    if stack is None:
+        from comfy.ldm.modules import attention     # looked up per call: the user chooses the attention at start
+        stack = TemporalStack(params, operations=layer_operations(), dtype=dtype, device="meta",
+                              attention=lambda q, k, v, heads, mask=None: attention.optimized_attention(q, k, v, heads, mask=mask))
+        stack.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+        stack.requires_grad_(False).eval()
+        if cache_key is not None:
+            _stacks[key] = stack
+    return stack
+
+
+def lora_patches(patcher, pairs: dict, strength: float):
+    """Motion LoRA as ComfyUI's own LoRA patches: W += strength * up @ down, without alpha (formats.md, a)."""
+    names = {name: name for name in pairs}
+    files = {}
+    for name, (up, down) in pairs.items():
+        files[f"{name}.lora_up.weight"], files[f"{name}.lora_down.weight"] = up, down
+    patcher.add_patches(comfy.lora.load_lora(files, names, log_missing=False), strength)
+
+
+def attach_layers(model, stack: TemporalStack, settings: dict, loras=(), frames: int = 0):
+    """A clone of MODEL on which the layers act; `settings` travel with the clone, per call. loras: (patches, strength)."""
+    m = model.clone()
+    key = f"{PREFIX}{uuid.uuid4().hex}"
+    patcher = layer_patcher(stack)
+    for pairs, strength in loras:
+        lora_patches(patcher, pairs, strength)
+    m.set_additional_models(key, [patcher])
+    m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, TemporalLayersWrapper(key, stack))
+    m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, PREFIX)     # once, however many sets are chained
+    m.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, PREFIX, reserve_memory)
+    m.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, PREFIX)
+    m.add_callback_with_key(CallbacksMP.ON_PRE_RUN, PREFIX, refuse_compiled)
+    options = transformer_options(m)
+    options[key] = dict(settings)
+    if frames:
+        options[FRAMES] = frames
+    return m
+
+
+def transformer_options(model) -> dict:
+    """A clone's own options: copied first, so that the MODEL it came from never sees the change."""
+    options = model.model_options.get("transformer_options", {}).copy()
+    model.model_options["transformer_options"] = options
+    return options
+
+
+def sets_of_layers(model) -> list[dict]:
+    """Settings of each set of temporal layers on a MODEL, in the order they act."""
+    options = model.model_options.get("transformer_options", {})
+    return [value for key, value in options.items() if key.startswith(PREFIX)]
+
+
+def with_clip_options(model, frames: int, texts: dict | None = None):
+    """A clone that runs clips of `frames` frames, its temporal layers hearing `texts` ({0: positive, 1: negative})."""
+    m = model.clone()
+    options = transformer_options(m)
+    options[FRAMES] = frames
+    if texts:
+        options[TEXT] = texts
+    return m
+
+
+def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: float, prediction: str | None):
+    """A clone sampled with the noise schedule that temporal layers were trained with; prediction None: the model's own."""
+    base = model.get_model_object("model_sampling")
+    if prediction is None:
+        prediction = "v" if isinstance(base, comfy.model_sampling.V_PREDICTION) else "eps"
+    kinds = {"eps": comfy.model_sampling.EPS, "v": comfy.model_sampling.V_PREDICTION}
+
+    class TrainedSchedule(comfy.model_sampling.ModelSamplingDiscrete, kinds[prediction]):
+        pass
+
+    config = copy.copy(model.model.model_config)
+    config.sampling_settings = {"beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end}
+    m = model.clone()
+    m.add_object_patch("model_sampling", TrainedSchedule(config))
+    return m
+
+
+def mismatches(unet, params) -> list[str]:
+    """What of a set of layers does not fit a UNet, in words; empty where all fits."""
+    sites = unet_sites(unet)
+    wrong = []
+    for site, brick in params.bricks:
+        if site not in sites:
+            wrong.append(f"no block at {site.part} {site.index}")
+        elif sites[site][1] != brick.channels:
+            wrong.append(f"{brick.channels} channels at {site.part} {site.index}, where the model has {sites[site][1]}")
+    return wrong
+
+
+def channels_of(unet) -> list[int]:
+    """Channels per level of a UNet, top down, for messages."""
+    seen = []
+    for block in unet.input_blocks:
+        for layer in filter(is_resblock, block):
+            if layer.out_channels not in seen[-1:]:
+                seen.append(layer.out_channels)
+    return seen
