@@ -5,11 +5,11 @@ model opens the call (`temporal.stack.open_call`): hooks are on the live network
 injections nor their bookkeeping are needed: `clone()` copies `is_injected`, and a dying clone ejects a live one's hooks.
 """
 
-import copy
 import logging
 import math
 import uuid
 import weakref
+from types import SimpleNamespace
 
 import comfy.lora
 import comfy.model_sampling
@@ -17,7 +17,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.stack import CallSettings, TemporalStack, is_resblock, open_call, unet_sites
+from ...temporal.stack import CallSettings, TemporalStack, open_call
 from .compat import layer_operations, layer_patcher
 
 FRAMES = "video_ldm_frames"     # transformer_options: frames per clip; absent: the whole batch is one clip
@@ -107,8 +107,9 @@ def model_title(model) -> str:
     return getattr(model.model.model_config, "title", None) or names.get(config, config)
 
 
-def unet_config(model) -> dict:
-    return getattr(model.model.model_config, "unet_config", {})
+def context_dim(model) -> int | None:
+    """Width of the text that the model attends to, None where it does not say."""
+    return getattr(model.model.model_config, "unet_config", {}).get("context_dim")
 
 
 def layer_dtype(model, stored: torch.dtype) -> torch.dtype:
@@ -197,30 +198,8 @@ def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: fl
     class TrainedSchedule(comfy.model_sampling.ModelSamplingDiscrete, kinds[prediction]):
         pass
 
-    config = copy.copy(model.model.model_config)
-    config.sampling_settings = {"beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end}
+    config = SimpleNamespace(sampling_settings={
+        "beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end})
     m = model.clone()
     m.add_object_patch("model_sampling", TrainedSchedule(config))
     return m
-
-
-def mismatches(unet, params) -> list[str]:
-    """What of a set of layers does not fit a UNet, in words; empty where all fits."""
-    sites = unet_sites(unet)
-    wrong = []
-    for site, brick in params.bricks:
-        if site not in sites:
-            wrong.append(f"no block at {site.part} {site.index}")
-        elif sites[site][1] != brick.channels:
-            wrong.append(f"{brick.channels} channels at {site.part} {site.index}, where the model has {sites[site][1]}")
-    return wrong
-
-
-def channels_of(unet) -> list[int]:
-    """Channels per level of a UNet, top down, for messages."""
-    seen = []
-    for block in unet.input_blocks:
-        for layer in filter(is_resblock, block):
-            if layer.out_channels not in seen[-1:]:
-                seen.append(layer.out_channels)
-    return seen

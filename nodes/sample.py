@@ -1,0 +1,95 @@
+"""Sampling clips: the Video LDM Sampler, which saves wiring over core's KSampler and knows what a clip is."""
+
+from ..temporal.errors import VideoLDMError
+from .host import attach, sampling
+from .host.api import io
+
+FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
+
+
+class VideoLDMSampler(io.ComfyNode):
+    """The paper's text-to-video preset is DDIM with eta 1, 250 steps, guidance 8 (Table 6): in core's terms the
+    ancestral Euler sampler, which is the same step, on the DDIM's uniform steps."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMSampler",
+            display_name="Video LDM Sampler",
+            category="video ldm/sample",
+            description="Samples clips of video with a model that has temporal layers. The noise is that of KSampler for "
+                        "the same seed, one independent frame after another. KSampler and SamplerCustomAdvanced work with "
+                        "the same MODEL; this node makes the latents, counts the clips and passes the frame rate on.",
+            inputs=[
+                io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
+                io.Conditioning.Input("positive", tooltip="What the video shows."),
+                io.Conditioning.Input("negative", tooltip="What it should not show."),
+                io.Int.Input("frames", default=16, min=1, max=4096,
+                             tooltip="Frames of one clip. Best is the number the temporal layers were trained on: the "
+                                     "report of Load Temporal Layers says it."),
+                io.Int.Input("width", default=512, min=16, max=8192, step=8,
+                             tooltip="Width in pixels. Not used where a latent is connected."),
+                io.Int.Input("height", default=512, min=16, max=8192, step=8,
+                             tooltip="Height in pixels. Not used where a latent is connected."),
+                io.Int.Input("clips", default=1, min=1, max=256,
+                             tooltip="How many clips to make at once, each with noise of its own. Not used where a latent "
+                                     "is connected."),
+                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
+                             tooltip="The random noise to begin with; the same seed gives the same video."),
+                io.Int.Input("steps", default=25, min=1, max=10000,
+                             tooltip="Denoising steps. More is slower and finer; the paper used 250."),
+                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                               tooltip="How strictly the text is followed. The paper used 8; AnimateLCM wants 1 to 2."),
+                io.Combo.Input("sampler", options=sampling.SAMPLERS, default="euler_ancestral",
+                               tooltip="Core's samplers. euler_ancestral is the paper's DDIM with eta 1."),
+                io.Combo.Input("scheduler", options=sampling.SCHEDULERS, default="ddim_uniform",
+                               tooltip="How the noise levels are spaced. ddim_uniform is the paper's."),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="1 starts from noise alone; lower keeps more of the connected latent."),
+                io.Latent.Input("latent", optional=True,
+                                tooltip="Frames to start from: the latents of a video, one frame per batch item."),
+                io.Conditioning.Input("temporal_prompt", optional=True,
+                                      tooltip="Another positive text for the temporal layers alone: with a DreamBooth "
+                                              "checkpoint, the prompt without its special token, encoded by the original "
+                                              "CLIP."),
+            ],
+            outputs=[
+                io.Latent.Output("latent_out", display_name="LATENT", tooltip="The frames, for VAE Decode."),
+                io.Float.Output("fps", display_name="fps",
+                                tooltip="Frames per second that the temporal layers were trained for, for Save Video File."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, frames, width, height, clips, seed, steps, cfg, sampler, scheduler,
+                denoise, latent=None, temporal_prompt=None) -> io.NodeOutput:
+        sets = attach.sets_of_layers(model)
+        if not sets:
+            raise VideoLDMError("The connected MODEL has no temporal layers, so its frames would be unrelated images. "
+                                "Connect the MODEL of Load Temporal Layers.")
+        latent = clip_latent(model, latent, frames, clips, width, height, denoise)
+        texts = None if temporal_prompt is None else {0: temporal_prompt[0][0]}
+        clip_model = attach.with_clip_options(model, frames, texts)
+        fps = next((layers["fps"] for layers in reversed(sets) if layers["fps"]), FALLBACK_FPS)
+        samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise)
+        return io.NodeOutput({**latent, "samples": samples, "frame_rate": fps}, fps)
+
+
+def clip_latent(model, latent, frames: int, clips: int, width: int, height: int, denoise: float) -> dict:
+    """The latent to start from, refused where it is no whole number of clips."""
+    if latent is None:
+        if denoise < 1:
+            raise VideoLDMError(f"denoise is {denoise:g}, which keeps part of a latent, and no latent is connected. Connect "
+                                "one, or set denoise to 1.")
+        return {"samples": sampling.empty_latent(model, clips * frames, width, height)}
+    samples = latent["samples"]
+    if samples.ndim != 4:
+        raise VideoLDMError(f"The connected latent has {samples.ndim} dimensions; frames of Stable Diffusion have 4 (frames, "
+                            "channels, height, width). It comes from another kind of video model.")
+    if len(samples) % frames:
+        raise VideoLDMError(f"The connected latent has {len(samples)} frames, which do not divide into clips of {frames}. "
+                            f"Set frames to {len(samples)}, or to a number that divides it.")
+    return latent
+
+
+NODES = [VideoLDMSampler]
