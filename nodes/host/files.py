@@ -1,0 +1,132 @@
+"""Files, folders, progress and cancelling as ComfyUI does them: thin wrappers that the pack's nodes share."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy.cli_args import args
+
+from ...temporal.errors import VideoLDMError
+from .api import io, ui
+
+LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, and ComfyUI's names of them
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+DEMO_LAYERS = "video_ldm_"      # how the demo's temporal files begin; its other files are loaded by Load Demo Models
+# Folders of other packs in which an artist may already have files of a kind.
+NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora"}
+
+
+def register_folders(kind=LAYERS):
+    """Make models/video_ldm, the demo's folder and existing folders of other packs one list. Safe to call again:
+    other packs register theirs before or after this one, so every listing calls it."""
+    own = os.path.join(folder_paths.models_dir, "video_ldm")
+    folder_paths.add_model_folder_path(kind, own, is_default=True)
+    neighbour = NEIGHBOURS[kind]
+    known = folder_paths.folder_names_and_paths.get(neighbour, ([], set()))[0]
+    for folder in [*known, os.path.join(folder_paths.models_dir, neighbour)]:
+        if os.path.isdir(folder):
+            folder_paths.add_model_folder_path(kind, folder)
+    if kind == LAYERS:
+        folder_paths.add_model_folder_path(kind, str(DEMO))
+    folder_paths.folder_names_and_paths[kind][1].update(folder_paths.supported_pt_extensions)
+
+
+def list_files(kind=LAYERS):
+    """Names for a loader's list, sorted."""
+    register_folders(kind)
+    return [name for name in folder_paths.get_filename_list(kind) if not _is_other_demo_file(kind, name)]
+
+
+def resolve(name, kind=LAYERS):
+    """Full path of a name from `list_files`; a sentence if the file has gone."""
+    register_folders(kind)
+    path = folder_paths.get_full_path(kind, name)
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(kind))
+        raise VideoLDMError(f"There is no file {name} in {folders}. Put it into the first of these and refresh the "
+                            "page (R), or choose another file.")
+    return path
+
+
+def _is_other_demo_file(kind, name):
+    if name.startswith(DEMO_LAYERS) or not (DEMO / name).is_file():
+        return False
+    return folder_paths.get_full_path(kind, name) == str(DEMO / name)
+
+
+def input_videos():
+    """Files in ComfyUI's input folder that may be read as a clip, sorted."""
+    folder = folder_paths.get_input_directory()
+    names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
+    moving = [name for name in names if name.lower().endswith((".gif", ".webp"))]
+    return sorted({*folder_paths.filter_files_content_types(names, ["video"]), *moving})
+
+
+def input_file(name):
+    """Full path of a file chosen in a node, as `clip.mp4` or with its folder, `clip.mp4 [output]`."""
+    return folder_paths.get_annotated_filepath(name)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a save node writes: files of one run share a numbered stem."""
+
+    folder: Path
+    subfolder: str
+    stem: str
+
+    def path(self, ending):
+        return self.folder / (self.stem + ending)
+
+    def result(self, ending):
+        """The entry by which ComfyUI's page finds the file."""
+        return ui.SavedResult(self.stem + ending, self.subfolder, io.FolderType.output)
+
+
+def output_target(prefix, width, height):
+    """A free name in the output folder for a prefix such as `video/clip`, with ComfyUI's %width% and date marks."""
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, folder_paths.get_output_directory(), width, height)
+    except Exception as error:
+        if "outside the output folder" not in str(error):
+            raise
+        raise VideoLDMError(f"filename_prefix '{prefix}' leads outside ComfyUI's output folder. Use a name, or "
+                            "folders inside it such as video/clip.") from error
+    return Target(Path(folder), subfolder, f"{name}_{counter:05}_")
+
+
+def workflow_metadata(hidden):
+    """What ComfyUI's own save nodes put into a file, by a node's `cls.hidden`; empty with --disable-metadata."""
+    if args.disable_metadata or hidden is None:
+        return {}
+    metadata = dict(hidden.extra_pnginfo or {})
+    if hidden.prompt is not None:
+        metadata["prompt"] = hidden.prompt
+    return metadata
+
+
+def check_cancelled():
+    """Raise ComfyUI's interruption if the artist pressed Cancel. Call it once per frame, window or step."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress(total):
+    """A function step(done) that moves the running node's progress bar and notices Cancel."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def step(done):
+        check_cancelled()
+        bar.update_absolute(done, total)
+    return step
+
+
+def refuse_beyond_memory(size, what, advice):
+    """Refuse work that needs `size` bytes of main memory if fewer are free, before it starts."""
+    free = comfy.model_management.get_free_memory(torch.device("cpu"))
+    if size > free:
+        raise VideoLDMError(f"{what} need {size / 2**30:.1f} GB of memory and {free / 2**30:.1f} GB are free. {advice}")

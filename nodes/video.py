@@ -1,0 +1,273 @@
+"""Video files in and out: Load Video Frames, Save Video File."""
+
+import logging
+import os
+from fractions import Fraction
+
+import torch
+
+from ..temporal.errors import VideoLDMError
+from ..temporal.video import DEFAULT_RATE, FORMATS, Sheet, as_rate, open_video, read_audio, write_sheet, write_video
+from .host import files
+from .host.api import InputImpl, Types, io
+
+CATEGORY = "video ldm/video"
+NOT_CONNECTED = object()
+SOUND_FORMATS = ("mp4", "webm")
+
+
+class LoadVideoFrames(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMLoadVideo",
+            display_name="Load Video Frames",
+            category=CATEGORY,
+            description="Reads frames of a video file (MP4, MOV, MKV, WebM, GIF, animated WebP): all, or a range, or "
+                        "every n-th. Phone videos come upright, and uneven frame rates are made even.",
+            inputs=[
+                io.Combo.Input("file", options=files.input_videos(), upload=io.UploadType.video,
+                               tooltip="A file in ComfyUI's input folder. Upload takes MP4 and WebM; put other kinds "
+                                       "into the folder by hand."),
+                io.Int.Input("start_frame", default=0, min=0, max=10**9,
+                             tooltip="The first frame to read; 0 is the video's first."),
+                io.Int.Input("frame_count", default=0, min=0, max=10**9,
+                             tooltip="How many frames to read; 0 reads to the end. In memory a frame takes width x "
+                                     "height x 12 bytes: 100 frames of 512x512 are 0.3 GB."),
+                io.Int.Input("stride", default=1, min=1, max=10**6,
+                             tooltip="Take every n-th frame. The fps output is divided by it, so motion keeps its "
+                                     "speed: a 24 fps video at stride 3 gives 8 fps."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The frames as one batch, all of them in memory."),
+                io.Video.Output(display_name="video", tooltip="The same frames as VIDEO, with the sound of that part."),
+                io.Float.Output(display_name="fps", tooltip="Frames per second of these outputs."),
+                io.Int.Output(display_name="frame_count", tooltip="How many frames were read."),
+                io.String.Output(display_name="report", tooltip="What was read, and what was changed on the way."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, file, start_frame, frame_count, stride):
+        path = files.input_file(file)
+        video = open_video(path, files.check_cancelled)
+        steps = video.select(start_frame, frame_count, stride)
+        files.refuse_beyond_memory(
+            len(steps) * video.width * video.height * 12,
+            f"{len(steps)} frames of {video.width}x{video.height} from {video.name}",
+            "Lower frame_count, raise stride, or scale the video down first.")
+        images = torch.from_numpy(video.read(steps, files.progress(len(steps))))
+        rate = video.rate / stride
+        report = (f"{video.name}: {len(steps)} of {video.frames} frames, {video.width}x{video.height}, "
+                  f"{float(rate):g} fps")
+        if video.clock.change:
+            report += f"; {video.clock.change}"
+        return io.NodeOutput(images, _as_video(video, steps, images, rate), float(rate), len(steps), report)
+
+    @classmethod
+    def validate_inputs(cls, file):
+        if file is None:        # linked: its value is not known yet
+            return True
+        if not os.path.isfile(files.input_file(file)):
+            return f"There is no file '{file}' in ComfyUI's input folder. Upload it, or choose another one."
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **settings):
+        if file is None:
+            return ""
+        # By time and size: hashing a long video would cost more than reading its frames again.
+        status = os.stat(files.input_file(file))
+        return f"{status.st_mtime_ns} {status.st_size}"
+
+
+def _as_video(video, steps, images, rate):
+    """VIDEO of the frames read: the file itself where that is the same thing, so that nothing is encoded twice."""
+    whole = len(steps) == len(video.times) and not video.clock.change
+    if whole and not video.animation and not video.rotated:
+        return InputImpl.VideoFromFile(str(video.source))
+    sound, audio = None, None
+    if video.has_audio:
+        sound = read_audio(video.source, float(int(steps[0]) / video.rate), float(len(steps) / rate))
+    if sound is not None:
+        audio = {"waveform": torch.from_numpy(sound[0].copy())[None], "sample_rate": sound[1]}
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=images, audio=audio, frame_rate=Fraction(rate)))
+
+
+class SaveVideoFile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMSaveVideo",
+            display_name="Save Video File",
+            category=CATEGORY,
+            description="Writes frames or a VIDEO to a video file in the output folder, plays it in the node, and puts "
+                        "a contact sheet beside it. Drop an MP4, WebM or WebP, or the contact sheet, onto ComfyUI to "
+                        "get the workflow back.",
+            inputs=[
+                io.Image.Input("images", optional=True,
+                               tooltip="Frames to save, one batch. Connect these or a video, not both."),
+                io.Video.Input("video", optional=True,
+                               tooltip="Video to save, sound included (MP4 and WebM). Files and the pack's own videos "
+                                       "are streamed, a frame at a time. Connect this or images, not both."),
+                io.String.Input("filename_prefix", default="video/VideoLDM",
+                                tooltip="Name in the output folder; folders (video/clip) and %date:yyyy-MM-dd%, "
+                                        "%width%, %height% work as in Save Image."),
+                io.Combo.Input("format", options=list(FORMATS), default="mp4",
+                               tooltip="mp4: H.264, plays everywhere. webm: VP9, smaller and slower. webp: animated "
+                                       "picture, lossless at crf 0. gif: 256 colours, at most 50 fps, cannot carry the "
+                                       "workflow. webp and gif have no sound, loop forever and need the whole clip in "
+                                       "memory as bytes. mp4 and webm need even sides: an odd one is made even by "
+                                       "repeating its last row or column, not by scaling or cropping."),
+                io.Float.Input("fps", default=0.0, min=0.0, max=240.0, step=0.01,
+                               tooltip="Frames per second. 0 takes the video's own rate; images have none, so connect "
+                                       "the fps output of the node they come from, or set it here. Unknown counts as "
+                                       f"{DEFAULT_RATE}."),
+                io.Int.Input("crf", default=18, min=0, max=63,
+                             tooltip="Quality as constant rate factor: lower is better and larger; 18 looks like the "
+                                     "original. mp4: 1 to 51. webm: 0 to 63. webp: its quality is 100 minus this, and "
+                                     "0 is lossless. gif ignores it."),
+                io.Int.Input("contact_sheet", default=16, min=0, max=64,
+                             tooltip="How many evenly spaced frames to put on the contact sheet, a PNG beside the "
+                                     "video; 0 writes none."),
+            ],
+            outputs=[
+                io.String.Output(display_name="file", tooltip="Full path of the video."),
+                io.Image.Output(display_name="contact_sheet",
+                                tooltip="The contact sheet; with contact_sheet at 0, the first frame."),
+                io.String.Output(display_name="report", tooltip="What was written: size, frames, rate and remarks."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, filename_prefix, format, fps, crf, contact_sheet, images=None, video=None):
+        problem = _input_problem(images is not None, video is not None)
+        if problem:
+            raise VideoLDMError(problem)
+        source = _ImageSource(images) if video is None else _video_source(video)
+        rate, remarks = _choose_rate(fps, source.rate)
+        audio = _choose_audio(source, format, rate, remarks)
+        metadata = files.workflow_metadata(cls.hidden)
+        sheet = Sheet(max(contact_sheet, 1))
+        target = files.output_target(filename_prefix, source.width, source.height)
+        ending = FORMATS[format]
+        written = write_video(target.path(ending), _seen_by(sheet, source.frames()), rate, format, crf, metadata, audio,
+                              files.progress(source.count))
+        if written.padded:
+            remarks.append(f"{source.width}x{source.height} was padded to even sides")
+        shown = {"images": [target.result(ending)], "animated": (format != "gif",)}
+        picture = sheet.picture()
+        if contact_sheet:
+            write_sheet(target.path("sheet.png"), picture, metadata)
+            shown["contact_sheet"] = [target.result("sheet.png")]
+        report = "; ".join([f"{target.stem + ending}: {written.frames} frames, {written.width}x{written.height}, "
+                            f"{float(rate):g} fps", *remarks])
+        if remarks:
+            logging.info("Save Video File: %s", report)
+        return io.NodeOutput(str(target.path(ending)), torch.from_numpy(picture)[None] / 255, report, ui=shown)
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix, images=NOT_CONNECTED, video=NOT_CONNECTED):
+        # ComfyUI hands over None for what is linked; told at queue time, the artist need not wait for the sampler.
+        return _input_problem(images is not NOT_CONNECTED, video is not NOT_CONNECTED) or True
+
+
+def _input_problem(has_images, has_video):
+    if has_images and has_video:
+        return "Save Video File takes images or a video, and both are connected. Disconnect one of them."
+    if not has_images and not has_video:
+        return "Save Video File has nothing to save. Connect images or a video."
+    return None
+
+
+def _choose_rate(fps, own):
+    if fps > 0:
+        return as_rate(fps), []
+    if own:
+        return as_rate(own), []
+    return DEFAULT_RATE, [f"no frame rate was given, so {DEFAULT_RATE} fps is assumed: set fps, or connect it"]
+
+
+def _choose_audio(source, format, rate, remarks):
+    """The sound to write, or None; whatever is left out is remarked on."""
+    audio = source.audio()
+    if audio is None or format not in SOUND_FORMATS:
+        if audio is not None:
+            remarks.append(f"{format} has no sound, so it was left out")
+        return None
+    if abs(float(rate / as_rate(source.rate)) - 1) > 0.001:
+        remarks.append(f"its sound was left out, because it belongs to {float(source.rate):g} fps")
+        return None
+    return audio
+
+
+def _seen_by(sheet, frames):
+    for frame in frames:
+        sheet.add(frame)
+        yield frame
+
+
+def _bytes(image):
+    """One IMAGE frame (h, w, c) in 0..1 as uint8 RGB (h, w, 3), rounded as a file's own frames come back."""
+    colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:2], 3)
+    return colour.float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
+
+
+class _ImageSource:
+    """Frames from an IMAGE batch; the sources below answer the same questions about a VIDEO."""
+
+    def __init__(self, images, rate=None, audio=None):
+        self.images, self.rate, self._audio = images, rate, audio
+        self.count, self.height, self.width = images.shape[:3]
+
+    def frames(self):
+        return map(_bytes, self.images)
+
+    def audio(self):
+        if self._audio is None:
+            return None
+        return self._audio["waveform"][0].float().cpu().numpy(), int(self._audio["sample_rate"])
+
+
+class _FileSource:
+    """Frames from a VIDEO that is a file, decoded one at a time."""
+
+    def __init__(self, file):
+        self.file = open_video(file, files.check_cancelled)
+        self.count, self.rate = self.file.frames, self.file.rate
+        self.width, self.height = self.file.width, self.file.height
+
+    def frames(self):
+        return self.file.iterate()
+
+    def audio(self):
+        return read_audio(self.file.source) if self.file.has_audio else None
+
+
+class _StreamSource:
+    """Frames from a VIDEO that makes them as they are asked for: `iterate_frames()` gives uint8 (h, w, 3)."""
+
+    def __init__(self, video):
+        self.video, self.rate, self.count = video, video.get_frame_rate(), video.get_frame_count()
+        self.width, self.height = video.get_dimensions()
+
+    def frames(self):
+        return self.video.iterate_frames()
+
+    def audio(self):
+        return None
+
+
+def _video_source(video):
+    if hasattr(video, "iterate_frames"):
+        return _StreamSource(video)
+    trimmed = getattr(video, "get_active_trim_window", lambda: (0, 0))()
+    if isinstance(video, InputImpl.VideoFromFile) and not any(trimmed):
+        return _FileSource(video.get_stream_source())
+    components = video.get_components()
+    return _ImageSource(components.images, components.frame_rate, components.audio)
+
+
+NODES = [LoadVideoFrames, SaveVideoFile]
