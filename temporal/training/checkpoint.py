@@ -53,8 +53,8 @@ def load_checkpoint(path):
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise VideoLDMError(f"The checkpoint '{path}' cannot be read: it is damaged or incomplete ({error}). Restore it "
-                            "from a copy, or delete it to train from the start.") from error
+        raise VideoLDMError(f"The checkpoint '{path}' cannot be read: it is damaged or incomplete ({error}). Restore "
+                            "it from a copy, or delete it to train from the start.") from error
     if header.get("format") != FORMAT:
         raise VideoLDMError(f"'{path}' is a safetensors file but not a checkpoint of this training. Use an empty "
                             "folder, or the folder of the run to be resumed.")

@@ -1,0 +1,61 @@
+"""A batch of clips or images with its text, and what every loss does to one before the network sees it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import VideoLDMError
+
+
+class Batch(NamedTuple):
+    """latents: clips (b t c h w) or images (n c h w), float32. context: a text per clip or image (n l d), or None."""
+
+    latents: Tensor
+    context: Tensor | None = None
+
+
+def as_clips(latents, frames=None):
+    """Clips (b t c h w) as they are; a flat batch ((b t) c h w) cut into clips of `frames`."""
+    if latents.ndim == 5 and frames in (None, latents.shape[1]):
+        return latents
+    if latents.ndim == 5:
+        raise VideoLDMError(f"The clips have {latents.shape[1]} frames, and the loss was set to {frames}.")
+    if latents.ndim != 4 or frames is None:
+        raise VideoLDMError(f"Clips are 'b t c h w', or '(b t) c h w' with the number of frames given; these are "
+                            f"{tuple(latents.shape)}.")
+    if latents.shape[0] % frames:
+        raise VideoLDMError(f"A batch of {latents.shape[0]} frames does not divide into clips of {frames}. Use a "
+                            f"multiple of {frames}.")
+    return latents.unflatten(0, (-1, frames))
+
+
+def frames_as_images(batch):
+    """Every frame of a batch of clips as an image, under the text of its clip; a batch of images as it is."""
+    if batch.latents.ndim == 4:
+        return batch
+    return Batch(batch.latents.flatten(0, 1), per_frame(batch.context, batch.latents.shape[1]))
+
+
+def per_frame(values, frames):
+    """Repeat one value per clip (b ...) for each of its frames: ((b t) ...)."""
+    return None if values is None else values.repeat_interleave(frames, dim=0)
+
+
+def check_null_context(null_context, dropout):
+    """A dropped condition needs something to be replaced by."""
+    if not 0 <= dropout <= 1:
+        raise VideoLDMError(f"Conditioning dropout is a probability from 0 to 1, not {dropout}.")
+    if dropout and null_context is None:
+        raise VideoLDMError("Conditioning dropout needs the null context, the text embedding of an empty prompt.")
+
+
+def drop_context(context, null_context, dropout, generator):
+    """Replace each text of (n l d), with probability `dropout`, by the null context (l d): classifier-free guidance."""
+    if context is None or not dropout:
+        return context
+    if null_context.shape != context.shape[1:]:
+        raise VideoLDMError(f"The null context is {tuple(null_context.shape)}, the texts are "
+                            f"{tuple(context.shape[1:])} each. Encode both with the same text encoder.")
+    dropped = torch.rand(len(context), generator=generator).to(context.device) < dropout
+    return torch.where(dropped[:, None, None], null_context.to(context.device, context.dtype), context)

@@ -1,0 +1,94 @@
+"""The loss of temporal layers on an image LDM (Video LDM, section 3.1), alone or jointly with images (LaVie, 4.1)."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..errors import VideoLDMError
+from ..stack import CallSettings, TemporalStack, open_call
+from .batch import Batch, as_clips, check_null_context, drop_context, per_frame
+from .checkpointing import open_call_checkpointed
+from .diffusion import Diffusion
+from .image import ImageLoss, denoising_loss
+
+
+def freeze(module):
+    """Take every parameter of a module out of training and put the module in eval mode."""
+    module.requires_grad_(False)
+    module.eval()
+
+
+def check_trained(backbone, stack, train_spatial):
+    """Refuse a set-up in which other parameters would learn than the temporal ones, or all with `train_spatial`."""
+    frozen = [name for name, p in stack.named_parameters() if not p.requires_grad]
+    if frozen:
+        raise VideoLDMError(f"The temporal layers are to be trained, but '{frozen[0]}' does not require a gradient.")
+    wrong = [name for name, p in backbone.named_parameters() if p.requires_grad != train_spatial]
+    if wrong:
+        state = "does not require" if train_spatial else "requires"
+        raise VideoLDMError(f"The spatial layers are to be {'trained' if train_spatial else 'frozen'}, but "
+                            f"'{wrong[0]}' {state} a gradient.")
+    if any(p.is_inference() for module in (backbone, stack) for p in module.parameters()):
+        raise VideoLDMError("The model's weights were made in inference mode and cannot be part of training. Clone "
+                            "them outside inference mode first.")
+
+
+class TemporalLoss:
+    """`loss(step)` for the Loop; `modules` is what the Loop trains.
+
+    All frames of a clip share one tau; their noise is independent. The backbone is frozen here, once, unless
+    `train_spatial` (interpolation models, joint training). `images` adds `image_weight` times the loss of a batch of
+    images, each with its own text, for which the temporal layers are bypassed: they learn nothing from it.
+
+    clips, images: StepContext -> Batch of this process. frames: cuts a flat batch of frames into clips.
+    null_context (l d) and dropout: as in ImageLoss, drawn per clip. checkpointing: less memory, one more forward.
+    """
+
+    def __init__(self, backbone: nn.Module, stack: TemporalStack, diffusion: Diffusion, clips: Callable[..., Batch],
+                 null_context: Tensor | None = None, dropout: float = 0.0, frames: int | None = None,
+                 images: Callable[..., Batch] | None = None, image_weight: float = 1.0, train_spatial: bool = False,
+                 checkpointing: bool = False):
+        check_null_context(null_context, dropout)
+        if images is not None and not train_spatial:
+            raise VideoLDMError("Images bypass the temporal layers, so they teach a model with frozen spatial layers "
+                                "nothing. Train the spatial layers too, or leave the images out.")
+        backbone_parameters = set(map(id, backbone.parameters()))
+        if any(id(p) in backbone_parameters for p in stack.parameters()):
+            raise VideoLDMError("The temporal layers are a part of the backbone; they must be a module of their own.")
+        if not train_spatial:
+            freeze(backbone)
+        check_trained(backbone, stack, train_spatial)
+        self.backbone, self.stack, self.diffusion, self.clips = backbone, stack, diffusion, clips
+        self.null_context, self.dropout, self.frames = null_context, dropout, frames
+        self.image_loss = images and ImageLoss(backbone, diffusion, images, null_context, dropout)
+        self.image_weight, self.train_spatial = image_weight, train_spatial
+        self.open_call = open_call_checkpointed if checkpointing else open_call
+
+    @property
+    def modules(self):
+        return {"temporal": self.stack} | ({"spatial": self.backbone} if self.train_spatial else {})
+
+    def to(self, device):
+        """Move both modules to the device; the Loop calls it before the first step."""
+        self.backbone.to(device)
+        self.stack.to(device)
+        check_trained(self.backbone, self.stack, self.train_spatial)
+
+    def __call__(self, step):
+        video = self.video_loss(self.clips(step), step.generator)
+        if self.image_loss is None:
+            return {"loss": video}
+        image = self.image_loss(step)["loss"]
+        return {"loss": video + self.image_weight * image, "video": video, "image": image}
+
+    def video_loss(self, batch, generator):
+        """The denoising loss of a batch of clips, temporal layers at work."""
+        clips = as_clips(batch.latents, self.frames)
+        count, frames = clips.shape[:2]
+        if batch.context is not None and len(batch.context) != count:
+            raise VideoLDMError(f"A batch of {count} clips came with {len(batch.context)} texts; each clip has one.")
+        context = drop_context(batch.context, self.null_context, self.dropout, generator)
+        context = per_frame(context, frames)
+        tau = per_frame(self.diffusion.random_tau(count, generator, clips.device), frames)
+        with self.open_call(self.backbone, [(self.stack, CallSettings(frames=frames))], context=context):
+            return denoising_loss(self.backbone, self.diffusion, clips.flatten(0, 1), tau, context, generator)
