@@ -1,0 +1,147 @@
+"""Motion LoRA: small patches of the attentions of AnimateDiff motion modules (formats.md, a), in both layouts.
+
+AnimateDiff's own layout, and diffusers' (with `processor.to_q_lora.down` or, from PEFT, `to_q.lora_A`). Merged as
+`W += strength * up @ down`: the published files carry no alpha, and a file that does is refused.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Mapping
+
+from torch import Tensor
+
+from ..errors import VideoLDMError
+from ..stack import MotionParams, StackParams
+from . import animatediff
+from .files import TensorFile
+from .keys import Keys
+from .record import Identified, require_one_dtype
+
+TITLE = "a Motion LoRA"
+PLACE = r"(?:(?P<side>down|up)_blocks\.(?P<level>\d+)|mid_block)\.motion_modules\.(?P<ordinal>\d+)\."
+ATTENTION = (r"(?:temporal_transformer\.)?transformer_blocks\.(?P<block>\d+)\."
+             r"(?:attention_blocks\.(?P<zero>\d+)|attn(?P<one>\d+))\.")
+WEIGHT = (r"(?:processor\.to_(?P<to>[qkv]|out)_lora\.(?P<half>down|up)\.weight"
+          r"|to_(?P<peft>[qkv]|out)(?:\.0)?\.lora_(?P<ab>[AB])(?:\.default)?\.weight)")
+KEY = re.compile(PLACE + ATTENTION + WEIGHT)
+LORA = r".*(?:_lora\.(?:down|up)\.|\.lora_[AB]\.|\.lora_(?:down|up)\.|\.lora\.(?:down|up)\.)"
+
+
+def detect(keys: Keys) -> Identified | None:
+    if keys.has(LORA) and keys.has(r".*motion_modules\."):
+        return Identified("motion_lora", TITLE, "Load it with the Motion LoRA node, and connect that to Load Temporal "
+                                                "Layers.", takes="motion_lora")
+    return None
+
+
+@dataclass
+class MotionLora:
+    """A Motion LoRA: {(side, level, ordinal, weight's suffix): (up `c r`, down `r c`)}."""
+
+    name: str
+    pairs: dict[tuple[str, int, int, str], tuple[Tensor, Tensor]]
+    metadata: dict[str, str]
+
+    @property
+    def rank(self) -> int:
+        return max(down.shape[0] for _, down in self.pairs.values())
+
+    def patches(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """{stack key: (up, down)} of everything in the file, for `W += strength * up @ down`."""
+        resblocks = animatediff.most_resblocks((side, ordinal) for side, _, ordinal, _ in self.pairs)
+        return {stack_key(place, resblocks): pair for place, pair in self.pairs.items()}
+
+    def fitting(self, params: StackParams) -> dict[str, tuple[Tensor, Tensor]]:
+        """The patches for one set of layers; those for a middle module that it does not have (v1, v3) are left out.
+
+        Raises VideoLDMError where nothing fits, or only a part.
+        """
+        bricks = {site.name: brick for site, brick in params.bricks if isinstance(brick, MotionParams)}
+        if not bricks:
+            raise VideoLDMError(f"{self.name} is {TITLE}, which patches AnimateDiff motion modules, and the chosen "
+                                f"temporal layers are {params.family} layers. Choose an AnimateDiff file, or take "
+                                "the Motion LoRA away.")
+        has_middle = "middle_0_post_attn_0" in bricks
+        resblocks = resblocks_of(bricks)
+        patches = {}
+        for place, (up, down) in self.pairs.items():
+            if place[0] == "mid" and not has_middle:
+                continue
+            key = stack_key(place, resblocks)
+            self.check(key, bricks.get(key.split(".")[1]), up, down, params)
+            patches[key] = up, down
+        if not patches:
+            raise VideoLDMError(f"{self.name} is {TITLE} for the middle module alone, which {params.family} does "
+                                "not have. Use it with AnimateDiff v2.")
+        return patches
+
+    def check(self, key: str, brick: MotionParams | None, up: Tensor, down: Tensor, params: StackParams):
+        """Refuse a patch that has no place in the layers, or that has other channels there."""
+        block, attention = (int(key.split(".")[i]) for i in (4, 6))
+        if brick is None or block >= brick.blocks or attention >= brick.attentions:
+            raise VideoLDMError(f"{self.name} fits the chosen {params.family} layers only in part: they have no "
+                                f"{key.removeprefix('layers.').removesuffix('.weight')}. It was made for another "
+                                "motion module.")
+        if not up.shape[0] == down.shape[1] == brick.channels:
+            raise VideoLDMError(f"{self.name} patches {down.shape[1]} channels at {key.split('.')[1]}, where the "
+                                f"chosen {params.family} layers have {brick.channels}. It was made for another "
+                                "motion module.")
+
+
+def stack_key(place: tuple[str, int, int, str], resblocks: int) -> str:
+    side, level, ordinal, suffix = place
+    return f"layers.{animatediff.site_of(side, level, ordinal, resblocks).name}.temporal_transformer.{suffix}"
+
+
+def resblocks_of(names) -> int:
+    """ResBlocks r per level of the UNet that a whole set of modules is for: n levels have n r in and n (r + 1) out."""
+    into = sum(name.startswith("input") for name in names)
+    out = sum(name.startswith("output") for name in names)
+    return into // (out - into) if out > into else 1
+
+
+# Reading
+
+def load(file: TensorFile) -> MotionLora:
+    halves: dict[tuple, dict[str, str]] = {}
+    for key in file.shapes:
+        place, half = parse(file, key)
+        halves.setdefault(place, {})[half] = key
+    found = file.read(file.shapes)
+    require_one_dtype(file.name, found, kind=lambda key: "all of them")
+    pairs = {}
+    for place, pair in halves.items():
+        if set(pair) != {"up", "down"}:
+            raise VideoLDMError(f"{file.name} is {TITLE} in which {next(iter(pair.values()))} has no counterpart. "
+                                "The file is incomplete: download it again.")
+        up, down = found[pair["up"]], found[pair["down"]]
+        if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
+            raise VideoLDMError(f"{file.name} is {TITLE} whose {pair['up']} {list(up.shape)} and {pair['down']} "
+                                f"{list(down.shape)} do not multiply. The file is damaged: download it again.")
+        pairs[place] = up, down
+    return MotionLora(file.name, pairs, dict(file.metadata))
+
+
+def parse(file: TensorFile, key: str) -> tuple[tuple[str, int, int, str], str]:
+    """((side, level, ordinal, suffix of the weight it patches), "up" or "down")."""
+    match = KEY.fullmatch(key)
+    if match is None:
+        raise VideoLDMError(not_motion_alone(file.name, key))
+    attention = int(match["zero"]) if match["zero"] else int(match["one"]) - 1
+    to = match["to"] or match["peft"]
+    weight = f"to_{to}.0.weight" if to == "out" else f"to_{to}.weight"
+    suffix = f"transformer_blocks.{match['block']}.attention_blocks.{attention}.{weight}"
+    half = match["half"] or {"A": "down", "B": "up"}[match["ab"]]
+    return (match["side"] or "mid", int(match["level"] or 0), int(match["ordinal"]), suffix), half
+
+
+def not_motion_alone(name: str, key: str) -> str:
+    if "motion_modules" not in key:
+        return (f"{name} patches the image model as well as motion modules (the first such tensor: {key}), as some "
+                "MotionDirector trainings write it. Use the file of its motion part alone here, and the image part "
+                "with core's Load LoRA.")
+    if key.endswith("alpha"):
+        return (f"{name} is {TITLE} with alpha entries ({key}), which the published rule for Motion LoRA does not "
+                "have. Merge the alpha into its weights and remove those entries.")
+    return (f"{name} is {TITLE} that patches {key}, which is none of the attentions' q, k, v and out. It comes from a "
+            "trainer that this pack does not know.")

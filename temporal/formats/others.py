@@ -1,0 +1,209 @@
+"""Everything that an artist may choose by mistake, told by keys and shapes: what it is, and where it belongs.
+
+The public files of temporal layers that this version does not take (formats.md, 1.6), and every other kind of file that
+lies in a ComfyUI models folder. The order matters: the first entry that fits names the file.
+"""
+
+from typing import Callable, NamedTuple
+
+from . import animatediff
+from .keys import Keys
+from .motion_lora import LORA
+from .record import Identified
+
+LATER = "This version of the pack does not take it."
+OWN_UNET = ("It is a whole UNet whose spatial layers were trained together with the temporal ones, so its temporal "
+            "layers alone are not the published model. " + LATER)
+LOADER = "Load it with core's {}."
+LOAD_LORA = "Load it with core's Load LoRA, on the image MODEL before Load Temporal Layers."
+LOAD_MODEL = "It is a model of its own: load it with core's Load Diffusion Model."
+UPSCALER = "Load it with core's Load Checkpoint or Load Diffusion Model. " + LATER
+
+
+class Entry(NamedTuple):
+    """A kind of file: every pattern of `has` is found, none of `lacks`, and `test` holds."""
+
+    kind: str
+    title: str
+    place: str
+    has: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
+    test: Callable[[Keys], bool] = lambda keys: True
+
+    def fits(self, keys: Keys) -> bool:
+        return all(map(keys.has, self.has)) and not any(map(keys.has, self.lacks)) and self.test(keys)
+
+
+MOTION = r".*motion_modules\.\d+\.temporal_transformer\."
+ADAPTER = r".*motion_modules\.\d+\.transformer_blocks\.\d+\.attn1\."
+TEMPORAL_LORA = r".*(?:temp_attentions|transformer_in|temp_convs|temopral_conv).*lora"
+HOTSHOT = "a Hotshot-XL file (temporal layers for SDXL)"
+
+
+def levels(keys: Keys) -> int:
+    return len(keys.found(r"down_blocks\.(\d+)\."))
+
+
+def wide(keys: Keys) -> bool:
+    """Three levels of SDXL's channels."""
+    return levels(keys) == 3 and animatediff.levels(keys) == animatediff.SDXL_CHANNELS
+
+
+def table_length(keys: Keys) -> int:
+    return (*keys.shape(r".*\.pos_encoder\.pe$"), 0, 0)[1]
+
+
+TEMPORAL = (
+    Entry("sparse_ctrl", "an AnimateDiff SparseCtrl file (key frames or sketches as conditions)", LATER,
+          (MOTION,), test=lambda keys: keys.has(r".*controlnet_cond_embedding") or not keys.has(r"up_blocks\.")),
+    Entry("animatelcm_i2v", "an AnimateLCM image-to-video file",
+          LATER + " The text-to-video file AnimateLCM_sd15_t2v.ckpt is taken.", (MOTION, r"img_encoder\.")),
+    Entry("pia", "a PIA file (AnimateDiff with an image as condition)", LATER,
+          (r".*motion_modules\.",), test=lambda keys: keys.shape(r"conv_in\.weight")[1:2] == (9,)),
+    Entry("hotshot_xl", HOTSHOT, LATER, (MOTION,), test=lambda keys: wide(keys) and table_length(keys) == 24),
+    Entry("animatediff_sdxl", "an AnimateDiff motion module for SDXL",
+          LATER + " It takes those for Stable Diffusion 1.x.", (MOTION,), test=wide),
+    Entry("animatediff_unet", "a whole AnimateDiff UNet (spatial layers and motion modules in one file)",
+          "Use the file of its motion modules alone with Load Temporal Layers.", (MOTION, r"conv_in\.")),
+    Entry("animatediff_unknown", "a set of AnimateDiff motion modules with tensors that no published version has",
+          "Use the published file of AnimateDiff v1, v2, v3, AnimateLCM or LongAnimateDiff.", (MOTION,)),
+    Entry("hotshot_xl", HOTSHOT, LATER, (r".*temporal_attentions\.\d+\.transformer_blocks\.\d+\.attention_blocks",)),
+    Entry("diffusers_unet_motion_model", "a whole UNetMotionModel (image layers and motion) in diffusers' naming",
+          "Use the AnimateDiff file that it was made from.", (ADAPTER, r"conv_in\.")),
+    Entry("diffusers_motion_adapter_sdxl", "an AnimateDiff motion adapter for SDXL in diffusers' naming", LATER,
+          (ADAPTER,), test=lambda keys: levels(keys) == 3),
+    Entry("diffusers_motion_adapter", "an AnimateDiff motion adapter in diffusers' naming",
+          LATER + " Use the AnimateDiff file that it was made from (mm_sd_v15_v2.ckpt and its like).", (ADAPTER,)),
+    Entry("sv4d", "an SV4D checkpoint (several views of a video)", LATER, (r".*time_mix_blocks\.0\.attn1\.to_q",)),
+    Entry("svd_temporal_decoder", "the temporal decoder of Stable Video Diffusion (a VAE)", LOADER.format("Load VAE"),
+          (r"(?:.*\.)?decoder\.mid\.block_1\.mix_factor",)),
+    Entry("diffusers_svd_temporal_decoder", "the temporal decoder of Stable Video Diffusion in diffusers' naming", LATER,
+          (r"(?:.*\.)?decoder\.mid_block\.resnets\.0\.temporal_res_block",)),
+    Entry("lavie_vsr", "LaVie's video super-resolution UNet", LATER, (r"down_temporal_blocks\.\d+\.resblocks_3d_t\.",)),
+    Entry("upscale_a_video", "the UNet of Upscale-A-Video", LATER,
+          (r"down_temp_blocks\.\d+\.resblocks_3d_temporal\.",)),
+    Entry("upscale_a_video_vae", "the video VAE of Upscale-A-Video", LATER,
+          (r"(?:.*\.)?decoder\..*\.conv_3d\.weight",)),
+    Entry("lavie_base", "LaVie's base text-to-video UNet", OWN_UNET,
+          (r".*\.attn_temp\.to_q\.", r".*time_rel_pos_bias")),
+    Entry("lavie_interpolation", "LaVie's frame interpolation UNet", OWN_UNET, (r".*\.attn_temp\.to_q\.",)),
+    Entry("videocrafter_i2v", "a VideoCrafter image-to-video checkpoint", OWN_UNET,
+          (r"init_attn\.0\.", r".*\.to_k_ip\.")),
+    Entry("videocrafter2", "a VideoCrafter2 checkpoint", OWN_UNET, (r"init_attn\.0\.", r".*temopral_conv\.")),
+    Entry("videocrafter1", "a VideoCrafter1 checkpoint", OWN_UNET, (r"init_attn\.0\.",)),
+    Entry("modelscope", "a ModelScope or ZeroScope text-to-video UNet", OWN_UNET,
+          (r".*temopral_conv\.conv4\.3\.", r"input_blocks\.0\.1\.proj_in")),
+    Entry("i2vgen_xl", "an I2VGen-XL UNet (image to video)", LATER, (r"transformer_in\.", r"image_latents_")),
+    Entry("show1_pixel", "a pixel-space UNet of the Show-1 kind", LATER, (r".*temp_attentions\.\d+\.",),
+          test=lambda keys: keys.shape(r"conv_in\.weight")[1:2] not in ((4,), ())),
+    Entry("diffusers_modelscope", "a ModelScope or ZeroScope text-to-video UNet in diffusers' naming", OWN_UNET,
+          (r"transformer_in\.", r".*temp_attentions\.\d+\.")),
+    Entry("videoldm_srpkdyy", "a UNet of the unofficial VideoLDM by srpkdyy",
+          "Its layers follow another design than the paper's. " + LATER,
+          (r".*tempo_attns\.\d+\.q_proj", r".*conv3ds\.\d+\.")),
+    Entry("pvdm_diffusion", "a PVDM diffusion model", "It works on triplane latents, not in Stable Diffusion's "
+          "latent space, so it has no temporal layers for an image model. " + LATER,
+          (r"(?:.*\.)?input_attns\.\d+\.qkv\.weight",)),
+    Entry("pvdm_autoencoder", "a PVDM autoencoder", "It encodes videos as triplanes, not in Stable Diffusion's latent "
+          "space. " + LATER, (r"(?:.*\.)?xy_quant_attn\.", r"(?:.*\.)?post_xt\.")),
+)
+
+PATCHES = (
+    Entry("ip_adapter", "an IP-Adapter", "It needs a pack for IP-Adapters, and belongs in models/ipadapter.",
+          (r"ip_adapter\.|image_proj\.",), lacks=(r"input_blocks\.",)),
+    Entry("control_lora", "a Control-LoRA", LOADER.format("Load ControlNet Model"), (r"lora_controlnet$",)),
+    Entry("v3_domain_adapter", "the AnimateDiff v3 domain adapter (a LoRA for the image model)", LOAD_LORA,
+          (r".*\.attn[12]\.processor\.to_q_lora\.(?:down|up)\.weight",)),
+    Entry("motion_director", "a MotionDirector LoRA for ModelScope or ZeroScope",
+          "It patches temporal layers that this version of the pack does not take.", (TEMPORAL_LORA,)),
+    Entry("lora", "a LoRA for an image model or text encoder (an LCM-LoRA is one too)", LOAD_LORA, (LORA,)),
+    Entry("lora", "a LoRA for an image model or text encoder (LoHa, LoKr or a kin)", LOAD_LORA,
+          (r"lora_(?:unet|te)|.*\.(?:hada_w1_a|lokr_w[12]|oft_blocks|oft_diag|dora_scale)",)),
+)
+
+CONTROLS = (
+    Entry("controlnet", "a ControlNet", LOADER.format("Load ControlNet Model"),
+          (r"(?:control_model\.)?(?:zero_convs|input_hint_block)\.|"
+           r"(?:.*\.)?controlnet_(?:cond_embedding|down_blocks|blocks|x_embedder|mode_embedder)",)),
+    Entry("t2i_adapter", "a T2I-Adapter", LOADER.format("Load ControlNet Model"),
+          (r"(?:adapter\.)?body\.0\.(?:in_conv|block1|resnets\.0\.block1)\.",)),
+    Entry("style_model", "a style model", LOADER.format("Load Style Model"), (r"style_embedding$",)),
+    Entry("gligen", "a GLIGEN model", LOADER.format("GLIGENLoader"), (r"(?:.*\.)?position_net\.",)),
+    Entry("embedding", "a textual-inversion embedding", "It belongs in models/embeddings and is used by writing "
+          "embedding:NAME in a prompt.", (r"(?:emb_params|string_to_param\.|clip_[lg]$|t5xxl$)",),
+          test=lambda keys: len(keys) <= 4),
+)
+
+MODELS = (
+    Entry("video_transformer", "a video transformer (Wan, HunyuanVideo, LTX, Mochi, Cosmos or a kin)", LOAD_MODEL,
+          (r"(?:.*\.)?(?:blocks\.\d+\.self_attn\.q\.weight|txt_in\.individual_token_refiner|t5_yproj|patchify_proj|"
+           r"transformer_blocks\.\d+\.scale_shift_table|blocks\.block0\.)",)),
+    Entry("flux", "a Flux model", LOAD_MODEL, (r"(?:.*\.)?(?:double_blocks|single_transformer_blocks)\.\d+\.",)),
+    Entry("diffusion_transformer", "a diffusion transformer (SD3, AuraFlow, PixArt, Lumina or a kin)", LOAD_MODEL,
+          (r"(?:.*\.)?(?:joint_blocks|double_layers|joint_transformer_blocks|adaln_single|x_embedder|"
+           r"noise_refiner)\b",)),
+    Entry("stable_cascade", "a Stable Cascade model", LOAD_MODEL, (r"(?:.*\.)?clip_txt_pooled_mapper\.",)),
+    Entry("clip_vision", "a CLIP vision model", LOADER.format("Load CLIP Vision"),
+          (r"(?:vision_model\.(?:encoder|embeddings)|visual\.(?:transformer|conv1)|visual_projection)",)),
+    Entry("text_encoder", "a text encoder", LOADER.format("Load CLIP"),
+          (r"(?:.*\.)?(?:text_model\.(?:encoder|embeddings)|transformer\.resblocks\.|"
+           r"encoder\.block\.0\.layer\.0\.SelfAttention|layers\.0\.self_attn\.q_proj)",)),
+    Entry("vae_approximation", "a small preview autoencoder (TAESD)",
+          "It belongs in models/vae_approx, where core's previews find it.",
+          (r"(?:taesd_(?:de|en)coder|\d+\.conv\.\d+\.weight)",)),
+    Entry("video_vae", "a VAE of a video model", LOADER.format("Load VAE"),
+          (r"(?:.*\.)?(?:de|en)coder\..*conv.*\.weight",),
+          test=lambda keys: len(keys.shape(r"(?:.*\.)?decoder\..*conv_?(?:in|1).*\.weight")) == 5),
+    Entry("vae", "a VAE", LOADER.format("Load VAE"), (r"(?:first_stage_model\.|vae\.)?decoder\.mid\.block_1\.norm1",)),
+    Entry("diffusers_vae", "a VAE in diffusers' naming", LOADER.format("Load VAE"),
+          (r"decoder\.(?:mid_block|up_blocks\.0)\.resnets\.",)),
+    Entry("upscale_model", "an upscale model (ESRGAN, SwinIR or a kin)", LOADER.format("Load Upscale Model"),
+          (r"(?:.*\.)?(?:RDB1|rdb1|RRDB_trunk|conv_first|residual_group|block_1\.c1_r)\b|body\.0\.weight",)),
+)
+
+
+def identify(keys: Keys, metadata) -> Identified:
+    """What a file is that no family takes."""
+    if metadata.get("format") == "video_ldm_training":
+        return Identified("training_checkpoint", "a checkpoint of a training run",
+                          "Resume the training with it; its layers are written as a file of their own at the end.")
+    entry = first_fit(PATCHES + TEMPORAL + CONTROLS, keys)
+    if entry is None:
+        found = stable_diffusion(keys)
+        if found is not None:
+            return found
+        entry = first_fit(MODELS, keys)
+    return Identified(entry.kind, entry.title, entry.place) if entry else unknown(keys)
+
+
+def first_fit(entries: tuple[Entry, ...], keys: Keys) -> Entry | None:
+    return next((entry for entry in entries if entry.fits(keys)), None)
+
+
+WIDTHS = {768: ("sd1", "Stable Diffusion 1.x"), 1024: ("sd2", "Stable Diffusion 2.x"), 2048: ("sdxl", "SDXL"),
+          1280: ("sdxl_refiner", "SDXL refiner")}
+
+
+def stable_diffusion(keys: Keys) -> Identified | None:
+    """A checkpoint or plain UNet of the Stable Diffusion family, in LDM or diffusers naming."""
+    ldm = keys.has(r"input_blocks\.0\.0\.weight") and keys.has(r"output_blocks\.0\.")
+    if not ldm and not (keys.has(r"conv_in\.weight") and keys.has(r"up_blocks\.\d+\.resnets\.")
+                        and keys.has(r"down_blocks\.\d+\.")):
+        return None
+    width = (*keys.shape(r".*\.attn2\.to_k\.weight"), 0, 0)[1]
+    kind, family = WIDTHS.get(width, ("unet", "image diffusion"))
+    if keys.shape(r"(?:input_blocks\.0\.0|conv_in)\.weight")[1:2] == (7,):
+        return Identified("x4_upscaler", "a Stable Diffusion x4 upscaler", UPSCALER)
+    if keys.has(r"(?:first_stage_model|cond_stage_model|conditioner)\."):
+        return Identified(f"{kind}_checkpoint", f"a whole {family} checkpoint",
+                          "Load it with core's Load Checkpoint and connect its MODEL to Load Temporal Layers.")
+    return Identified(f"{kind}_unet", f"a plain {family} UNet" + ("" if ldm else " in diffusers' naming"),
+                      "Load it with core's Load Diffusion Model and connect its MODEL to Load Temporal Layers.")
+
+
+def unknown(keys: Keys) -> Identified:
+    first = next(iter(keys.shapes), "none")
+    return Identified("unknown", f"a file of a kind that this pack does not know ({len(keys)} tensors, the first: "
+                      f"{first})",
+                      "Load Temporal Layers takes Video LDM layers, and AnimateDiff v1, v2, v3, AnimateLCM and "
+                      "LongAnimateDiff motion modules for Stable Diffusion 1.x.")

@@ -1,0 +1,131 @@
+"""What a file of temporal layers says: the layers, and what they were trained for."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Mapping, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import VideoLDMError
+from ..stack import StackParams, TemporalStack
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What a file is, told by its keys and shapes.
+
+    title: with its article, as in "an AnimateDiff v2 motion module". place: a sentence that says where it belongs.
+    takes: "temporal" or "motion_lora" where this pack takes it, None where it does not.
+    """
+
+    kind: str
+    title: str
+    place: str
+    takes: str | None = None
+
+    def refusal(self, name: str, wanted: str = "a file of temporal layers that this pack takes") -> VideoLDMError:
+        return VideoLDMError(f"{name} is {self.title}, not {wanted}. {self.place}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise schedule in ComfyUI's names: "linear" is evenly spaced in sqrt(beta), "sqrt_linear" in beta.
+
+    prediction: "eps", "v", or None for the base model's own.
+    """
+
+    beta_schedule: str
+    linear_start: float
+    linear_end: float
+    prediction: str | None = None
+
+
+class Base(NamedTuple):
+    """The image model that the layers were trained on; context_dim is the width of its text, None where unknown."""
+
+    family: str
+    context_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class SamplerHint:
+    """How a distilled set of layers wants to be sampled; `model_sampling` in the words of ComfyUI's
+    ModelSamplingDiscrete node, cfg and steps as (least, most)."""
+
+    sampler: str
+    model_sampling: str
+    cfg: tuple[float, float]
+    steps: tuple[int, int]
+
+
+@dataclass
+class TemporalFile:
+    """A set of temporal layers, ready for `TemporalStack(params).load_state_dict(tensors)`.
+
+    notes: sentences for the node's report. fps: frames per second of the clips it makes, None where nobody says.
+    """
+
+    name: str
+    kind: str
+    title: str
+    params: StackParams
+    tensors: dict[str, Tensor]
+    schedule: Schedule
+    base: Base
+    fps: float | None = None
+    licence: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    hint: SamplerHint | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of most of the weights."""
+        elements = Counter()
+        for tensor in self.tensors.values():
+            elements[tensor.dtype] += tensor.numel()
+        return elements.most_common(1)[0][0]
+
+
+def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):
+    """Refuse a set of tensors that is not exactly the stack's: a layer missing, a tensor too many, a wrong shape."""
+    wanted = {key: tuple(tensor.shape) for key, tensor in TemporalStack(params, device="meta").state_dict().items()}
+    missing = [key for key in wanted if key not in tensors]
+    if missing:
+        raise VideoLDMError(f"{name} looks like {title}, but {len(missing)} of its {len(wanted)} tensors are "
+                            f"missing (the first: {missing[0]}). The file is incomplete: download or write it again.")
+    surplus = [key for key in tensors if key not in wanted]
+    if surplus:
+        raise VideoLDMError(f"{name} looks like {title}, but holds {len(surplus)} tensors that such layers do not "
+                            f"have (the first: {surplus[0]}). It comes from a variant that this pack does not know.")
+    for key, shape in wanted.items():
+        if tuple(tensors[key].shape) != shape:
+            raise VideoLDMError(f"{name} looks like {title}, but {key} has shape {list(tensors[key].shape)} where "
+                                f"{list(shape)} is due. The file is damaged or from an unknown variant.")
+
+
+def published_suffix(key: str) -> str:
+    """What a stack key has in common across the sites."""
+    return key.split(".", 2)[-1]
+
+
+def require_one_dtype(name: str, tensors: Mapping[str, Tensor], kind=published_suffix):
+    """Refuse weights that are no floating-point numbers, and one kind of tensor in two types."""
+    found = defaultdict(dict)
+    for key, tensor in tensors.items():
+        if not tensor.dtype.is_floating_point:
+            raise VideoLDMError(f"{name} holds {key} as {dtype_name(tensor.dtype)}, which is not a floating-point "
+                                "type. Quantised files of temporal layers are not taken: use the float16 or float32 "
+                                "file.")
+        found[kind(key)].setdefault(tensor.dtype, key)
+    for dtypes in found.values():
+        if len(dtypes) > 1:
+            (one, first), (other, second) = list(dtypes.items())[:2]
+            raise VideoLDMError(f"{name} mixes types: {first} is {dtype_name(one)}, {second} is "
+                                f"{dtype_name(other)}. It was put together or converted wrongly: convert the whole "
+                                "file to one type, or download it again.")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,132 @@
+"""The temporal part of Stable Video Diffusion, as a start for training and nothing else (formats.md, b).
+
+On an image model these weights would be silent garbage: they were trained with EDM scaling and v-prediction on a
+network that sees the first frame, with spatial layers fine-tuned beside them. As initial values they are of use.
+"""
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import VideoLDMError
+from ..stack import StackParams, TemporalStack, TransformerParams
+from . import video_ldm
+from .files import TensorFile
+from .keys import Keys
+from .record import Identified, require_one_dtype
+
+HEAD_DIM = 64
+PLACE = ("On an image model its temporal layers would be silent garbage: they expect EDM noise scaling and an image as "
+         "condition. Load the whole checkpoint with core's Image Only Checkpoint Loader (img2vid model).")
+CONTEXT_DIM = 1024      # one CLIP image token
+DIFFUSERS = r".*\.temporal_transformer_blocks\.\d+\.attn1\.to_q\."
+
+
+def detect(keys: Keys) -> Identified | None:
+    """SVD's UNet, whole or its temporal part alone, in LDM or diffusers naming. Without metadata of our own, temporal
+    layers of that layout and text width can be nothing else."""
+    if keys.has(DIFFUSERS) and keys.has(r".*\.time_mixer\.mix_factor"):
+        whole = keys.has(r"conv_in\.")
+        return identified("diffusers_svd_unet", whole, " in diffusers' naming")
+    if not (keys.has(r".*\.time_stack\.0\.attn1\.to_q\.") and keys.has(r".*\.time_mixer\.mix_factor")):
+        return None
+    if keys.shape(r".*\.time_stack\.0\.attn2\.to_k\.weight")[1:] != (CONTEXT_DIM,):
+        return Identified("video_ldm_bare", "temporal layers in the Video LDM layout without the metadata of this "
+                          "pack's format", "Their heads, frames and noise schedule cannot be told from the tensors: "
+                          "use the file as this pack wrote it, with its metadata.")
+    if keys.shape(r"label_emb\.0\.0\.weight")[1:] in ((256,), (1280,)):
+        return Identified("sv3d", "an SV3D checkpoint (image to orbit of views)", PLACE)
+    return identified("svd_unet", keys.has(r"input_blocks\.0\.0\."), "")
+
+
+def identified(kind: str, whole: bool, naming: str) -> Identified:
+    title = "a Stable Video Diffusion checkpoint" if whole else "the temporal part of Stable Video Diffusion"
+    return Identified(kind, title + naming, PLACE)
+
+
+# Diffusers' names
+
+RESBLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+            "conv2": "out_layers.3"}
+WHERE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions)\.(\d+)\.(.+)")
+
+
+def ldm_name(key: str) -> str | None:
+    """LDM name of a temporal key in diffusers' naming, None for a spatial one."""
+    match = WHERE.fullmatch(key)
+    if match is None:
+        return None
+    side, level, kind, ordinal, rest = match.groups()
+    level, ordinal = int(level or 0), int(ordinal)
+    rest = re.sub(r"^temporal_res_block\.(\w+)\.", lambda m: f"time_stack.{RESBLOCK[m[1]]}.", rest)
+    rest = re.sub(r"^temporal_transformer_blocks\.", "time_stack.", rest)
+    rest = re.sub(r"^time_pos_embed\.linear_([12])\.", lambda m: f"time_pos_embed.{2 * int(m[1]) - 2}.", rest)
+    if not rest.startswith("time_"):
+        return None
+    if side is None:
+        return f"middle_block.{2 * ordinal if kind == 'resnets' else 1}.{rest}"
+    block = f"input_blocks.{1 + 3 * level + ordinal}" if side == "down" else f"output_blocks.{3 * level + ordinal}"
+    return f"{block}.{0 if kind == 'resnets' else 1}.{rest}"
+
+
+def ldm_names(keys) -> dict[str, str]:
+    """{LDM name: file key} of the temporal tensors in either naming."""
+    names = {key: ldm_name(key) or key for key in keys}
+    return {name: key for key, name in names.items() if video_ldm.parse(name)}
+
+
+# Initial values
+
+@dataclass
+class Initialisation:
+    """Initial values for temporal layers that are to be trained: stack keys -> tensors, and what was left fresh."""
+
+    tensors: dict[str, Tensor]
+    fresh: list[str]
+    notes: list[str]
+
+
+def params_of(file: TensorFile) -> StackParams:
+    """Params of SVD's own temporal layers; frames by convention 14 (svd) for want of any trace in the tensors."""
+    named = {name: file.shapes[key] for name, key in ldm_names(file.shapes).items()}
+    heads = {key.removesuffix(".time_pos_embed.0.weight"): shape[1] // HEAD_DIM
+             for key, shape in named.items() if key.endswith("time_pos_embed.0.weight")}
+    try:
+        bricks = video_ldm.bricks_of(named, heads)
+    except (KeyError, ValueError) as error:
+        raise VideoLDMError(f"{file.name} looks like Stable Video Diffusion, but a layer lacks {error}. The file is "
+                            "incomplete: download it again.") from None
+    return StackParams("Stable Video Diffusion", bricks, 14, None, pool_spatial_norms=False)
+
+
+def load_initialisation(file: TensorFile, params: StackParams) -> Initialisation:
+    """What of SVD's temporal part fits the layers to be trained; raises VideoLDMError where nothing does."""
+    found = detect(Keys(file.raw_shapes))
+    if found is None or found.kind not in ("svd_unet", "diffusers_svd_unet"):
+        raise VideoLDMError(f"{file.name} is no Stable Video Diffusion checkpoint, and nothing else is taken as a "
+                            "start for training temporal layers. Choose svd.safetensors or svd_xt.safetensors.")
+    own = params_of(file)
+    stack_keys = video_ldm.stack_keys(names := ldm_names(file.shapes))
+    wanted = {key: tuple(tensor.shape) for key, tensor in TemporalStack(params, device="meta").state_dict().items()}
+    fitting = {key: names[name] for key, name in stack_keys.items() if wanted.get(key) == file.shapes[names[name]]}
+    if not fitting:
+        raise VideoLDMError(f"Nothing of {file.name} (Stable Video Diffusion) fits the temporal layers to be "
+                            "trained: they have other channels. Train on a Stable Diffusion 1.x or 2.x model, or "
+                            "start from nothing.")
+    read = file.read(fitting.values())
+    tensors = {key: read[name] for key, name in fitting.items()}
+    fresh = [key for key in wanted if key not in tensors]
+    require_one_dtype(file.name, tensors)
+    return Initialisation(tensors, fresh, notes_of(own, params, tensors, fresh))
+
+
+def notes_of(own: StackParams, params: StackParams, tensors: dict, fresh: list[str]) -> list[str]:
+    notes = [f"{len(tensors)} of {len(tensors) + len(fresh)} tensors start from Stable Video Diffusion."]
+    if fresh:
+        notes.append(f"{len(fresh)} start fresh (the first: {fresh[0]}).")
+    heads = {site: brick.heads for site, brick in own.bricks if isinstance(brick, TransformerParams)}
+    if any(brick.heads != heads.get(site, brick.heads)
+           for site, brick in params.bricks if isinstance(brick, TransformerParams)):
+        notes.append("Its attentions had heads of 64 channels; these have others, so attention starts scrambled.")
+    return notes

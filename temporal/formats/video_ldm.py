@@ -1,0 +1,251 @@
+"""Video LDM layers: the file format of this pack, read and written.
+
+Keys are those of the public SVD checkpoints, without prefix (formats.md, b): the spatial module that a layer follows,
+then `time_stack`, `time_pos_embed`, `time_mixer`. The metadata rebuilds everything that shapes do not tell:
+
+    format, version             what this is; a version newer than VERSION is refused
+    family, layers              the layers' name, and their number, which tells a cut set from a whole one
+    base_family, base_context_dim, frames, fps, licence
+    beta_schedule, linear_start, linear_end, prediction         the noise schedule, in ComfyUI's names
+    position_encoding, positions, heads {module: heads}, mix_length, pool_spatial_norms
+
+Version 1 has no context frames; their channels and positions are to come with version 2. Other entries of the metadata
+are kept as they are.
+"""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Mapping
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import VideoLDMError
+from ..stack import PARTS, SLOTS, ResBlockParams, Site, StackParams, TransformerParams
+from ..training.checkpoint import write_atomically
+from .files import TensorFile
+from .keys import Keys
+from .record import Base, Identified, Schedule, TemporalFile, require_complete, require_one_dtype
+
+FORMAT = "video_ldm_temporal_layers"
+VERSION = 1
+TITLE = "a file of Video LDM temporal layers"
+POSITION_ENCODING = "timestep sinusoid through an MLP"
+RESERVED = ("format", "version", "family", "layers", "base_family", "base_context_dim", "frames", "fps", "licence",
+            "beta_schedule", "linear_start", "linear_end", "prediction", "position_encoding", "positions", "heads",
+            "mix_length", "pool_spatial_norms")
+REQUIRED = ("version", "family", "layers", "base_family", "frames", "beta_schedule", "linear_start", "linear_end",
+            "position_encoding", "heads", "mix_length", "pool_spatial_norms")
+KEY = re.compile(r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)\.(?P<sub>[01])|middle_block\.(?P<mid>[012]))"
+                 r"(?:\.transformer_blocks\.(?P<block>\d+))?\.(?P<suffix>time_(?:stack|pos_embed|mixer)\..+)")
+
+
+def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    if metadata.get("format") == FORMAT:
+        return Identified("video_ldm", TITLE, "Load it with Load Temporal Layers.", takes="temporal")
+    return None
+
+
+# Sites and names
+
+def module_name(site: Site) -> str:
+    """Name of the spatial module that a layer follows, as the file has it."""
+    middle = site.part == "middle"
+    block = "middle_block" if middle else f"{site.part}_blocks.{site.index}"
+    if site.slot == "post_res":
+        return f"{block}.{2 * site.n if middle else 0}"
+    return f"{block}.1" + (f".transformer_blocks.{site.n}" if site.n else "")
+
+
+def parse(key: str) -> tuple[Site, str] | None:
+    """(site, suffix) of a temporal key, None for any other."""
+    match = KEY.fullmatch(key)
+    if match is None:
+        return None
+    if match["part"]:
+        part, index, sub, ordinal = match["part"], int(match["index"]), int(match["sub"]), 0
+    else:
+        part, index, sub = "middle", 0, int(match["mid"])
+        sub, ordinal = sub % 2, sub // 2
+    if sub == 1:
+        return Site(part, index, "in_attn_post_ff", int(match["block"] or 0)), match["suffix"]
+    return Site(part, index, "post_res", ordinal), match["suffix"]
+
+
+def stack_keys(shapes) -> dict[str, str]:
+    """{stack key: file key} of the temporal tensors among a file's keys."""
+    found = {key: parse(key) for key in shapes}
+    return {f"layers.{place[0].name}.{place[1]}": key for key, place in found.items() if place}
+
+
+def run_order(site: Site) -> tuple:
+    return PARTS.index(site.part), site.index, SLOTS.index(site.slot), site.n
+
+
+def bricks_of(shapes: Mapping[str, tuple], heads: Mapping[str, int]) -> tuple:
+    """The layers that a set of temporal tensors makes; heads: of each transformer, by its module's name.
+
+    Raises KeyError naming the entry that a layer lacks.
+    """
+    layers = defaultdict(dict)
+    for key, shape in shapes.items():
+        if place := parse(key):
+            layers[place[0]][place[1]] = shape
+    bricks = []
+    for site in sorted(layers, key=run_order):
+        layer = layers[site]
+        mix_length = layer["time_mixer.mix_factor"][0]
+        if site.slot == "post_res":
+            channels, emb_dim = layer["time_stack.emb_layers.1.weight"]
+            bricks.append((site, ResBlockParams(channels, emb_dim, mix_length)))
+        else:
+            channels, context_dim = layer["time_stack.0.attn2.to_k.weight"]
+            bricks.append((site, TransformerParams(channels, heads[module_name(site)], context_dim, mix_length)))
+    return tuple(bricks)
+
+
+# Reading
+
+def load(file: TensorFile) -> TemporalFile:
+    """The layers of a file that carries this format's metadata."""
+    metadata = file.metadata
+    check_metadata(file)
+    surplus = [key for key in file.shapes if parse(key) is None]
+    if surplus:
+        raise contradiction(file.name, f"{surplus[0]} is no temporal layer's")
+    params = rebuild(file)
+    names = stack_keys(file.shapes)
+    found = file.read(names.values())
+    tensors = {key: found[name] for key, name in names.items()}
+    require_complete(file.name, TITLE, params, tensors)
+    require_one_dtype(file.name, tensors)
+    number = metadata.get("base_context_dim")
+    return TemporalFile(
+        file.name, "video_ldm", TITLE, params, tensors, schedule_of(metadata),
+        Base(metadata["base_family"], int(number) if number else None),
+        fps=float(metadata["fps"]) if metadata.get("fps") else None,
+        licence=metadata.get("licence", ""), metadata=dict(metadata),
+        notes=notes_of(params))
+
+
+def check_metadata(file: TensorFile):
+    version = file.metadata.get("version", "")
+    if version.isdigit() and int(version) > VERSION:
+        raise VideoLDMError(f"{file.name} is written in version {version} of the Video LDM layers format; this pack "
+                            f"reads version {VERSION} and older. Update the pack.")
+    missing = [entry for entry in REQUIRED if entry not in file.metadata]
+    if missing:
+        raise VideoLDMError(f"{file.name} is {TITLE} whose metadata lacks {', '.join(missing)}, without which the "
+                            "layers cannot be rebuilt. Write it again with this pack.")
+    if file.metadata["position_encoding"] != POSITION_ENCODING:
+        raise VideoLDMError(f"{file.name} encodes frame positions as '{file.metadata['position_encoding']}', which "
+                            f"this pack does not know; it knows '{POSITION_ENCODING}'. Update the pack.")
+
+
+def rebuild(file: TensorFile) -> StackParams:
+    """Params from shapes and metadata; refuses the two where they contradict each other."""
+    metadata, name = file.metadata, file.name
+    try:
+        heads = {module: int(count) for module, count in json.loads(metadata["heads"]).items()}
+        frames, layers, mix_length = (int(metadata[entry]) for entry in ("frames", "layers", "mix_length"))
+        positions = int(metadata["positions"]) if metadata.get("positions") else None
+        context_dim = int(metadata["base_context_dim"]) if metadata.get("base_context_dim") else None
+        schedule_of(metadata), float(metadata.get("fps") or 0)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise VideoLDMError(f"{name} is {TITLE} whose metadata cannot be read ({error}). Write it again with this "
+                            "pack.") from None
+    try:
+        bricks = bricks_of(file.shapes, heads)
+    except (KeyError, ValueError) as error:
+        raise contradiction(name, f"a layer lacks {error}") from None
+    if len(bricks) != layers:
+        raise contradiction(name, f"it says {layers} layers and holds {len(bricks)}")
+    for site, brick in bricks:
+        if brick.mix_length != mix_length:
+            raise contradiction(name, f"it says a mix of length {mix_length}, and {site.name} has {brick.mix_length}")
+        if isinstance(brick, TransformerParams):
+            if brick.heads < 1 or brick.channels % brick.heads:
+                raise contradiction(name, f"{brick.channels} channels of {site.name} do not divide into "
+                                          f"{brick.heads} heads")
+            if context_dim not in (None, brick.context_dim):
+                raise contradiction(name, f"it says text of width {context_dim}, and {site.name} takes "
+                                          f"{brick.context_dim}")
+    if frames < 1 or (mix_length > 1 and frames != mix_length):
+        raise contradiction(name, f"it says clips of {frames} frames and a mix over {mix_length}")
+    return StackParams(metadata["family"], bricks, frames, positions, metadata["pool_spatial_norms"] == "true")
+
+
+def contradiction(name: str, what: str) -> VideoLDMError:
+    return VideoLDMError(f"{name} is {TITLE} whose metadata and tensors contradict each other: {what}. The file was "
+                         "changed after it was written: use the original.")
+
+
+def schedule_of(metadata: Mapping[str, str]) -> Schedule:
+    kind, prediction = metadata["beta_schedule"], metadata.get("prediction") or None
+    if kind not in ("linear", "sqrt_linear") or prediction not in (None, "eps", "v"):
+        raise ValueError(f"noise schedule '{kind}' with prediction '{prediction}'")
+    return Schedule(kind, float(metadata["linear_start"]), float(metadata["linear_end"]), prediction)
+
+
+def notes_of(params: StackParams) -> list[str]:
+    notes = []
+    if params.mix_length > 1:
+        notes.append(f"The mix is a vector over time: these layers run clips of exactly {params.mix_length} frames.")
+    if params.pool_spatial_norms:
+        notes.append("The image model's norms see all frames of a clip together.")
+    return notes
+
+
+# Writing
+
+def write(path, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *, schedule: Schedule, base: Base,
+          fps: float | None = None, licence: str = "", metadata: Mapping[str, str] | None = None):
+    """Write a stack (or its state dict) of Video LDM layers to `path`, whole or not at all.
+
+    metadata: further entries, text to text. Raises ValueError for layers of another family, an incomplete set, or an
+    entry of the format's own name.
+    """
+    tensors = layers.state_dict() if isinstance(layers, nn.Module) else layers
+    require_complete(Path(path).name, TITLE, params, tensors)
+    header = header_of(params, schedule, base, fps, licence)
+    for entry, value in (metadata or {}).items():
+        if entry in RESERVED:
+            raise ValueError(f"metadata entry '{entry}' is the format's own: give it by its argument")
+        header[entry] = str(value)
+    # A copy on the CPU, each tensor with storage of its own: safetensors refuses shared or strided memory.
+    named = {file_key(params, key): tensor.detach().to("cpu", copy=True).contiguous()
+             for key, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(named, temporary, metadata=header))
+
+
+def file_key(params: StackParams, key: str) -> str:
+    _, name, suffix = key.split(".", 2)
+    site = next(site for site, _ in params.bricks if site.name == name)
+    return f"{module_name(site)}.{suffix}"
+
+
+def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | None, licence: str) -> dict[str, str]:
+    heads, mixes = {}, set()
+    for site, brick in params.bricks:
+        if not isinstance(brick, (ResBlockParams, TransformerParams)) or parse(f"{module_name(site)}.time_stack.x") != (
+                site, "time_stack.x"):
+            raise ValueError(f"a {type(brick).__name__} at {site.name} has no name in the Video LDM layers format")
+        mixes.add(brick.mix_length)
+        if isinstance(brick, TransformerParams):
+            heads[module_name(site)] = brick.heads
+    if len(mixes) != 1:
+        raise ValueError(f"one set of layers has mixes of one length, not {sorted(mixes)}")
+    header = {
+        "format": FORMAT, "version": str(VERSION), "family": params.family, "layers": str(len(params.bricks)),
+        "base_family": base.family, "frames": str(params.frames), "licence": licence,
+        "beta_schedule": schedule.beta_schedule, "linear_start": repr(float(schedule.linear_start)),
+        "linear_end": repr(float(schedule.linear_end)), "position_encoding": POSITION_ENCODING,
+        "heads": json.dumps(heads), "mix_length": str(mixes.pop()),
+        "pool_spatial_norms": str(params.pool_spatial_norms).lower(),
+    }
+    optional = {"base_context_dim": base.context_dim, "fps": fps, "prediction": schedule.prediction,
+                "positions": params.positions}
+    header.update({entry: str(value) for entry, value in optional.items() if value is not None})
+    return header
