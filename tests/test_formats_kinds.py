@@ -1,0 +1,165 @@
+"""What a file is, from its keys and shapes alone."""
+
+import pytest
+
+from video_ldm.temporal.formats import identify_keys
+from video_ldm.tests.formats_help import PUBLISHED, lora_shapes, motion_shapes
+
+KINDS = {
+    "ad_mm_sd_v15": "animatediff_v1", "ad_mm_sd_v15_v2": "animatediff_v2", "ad_v3_sd15_mm": "animatediff_v3",
+    "animatelcm_sd15_t2v": "animatelcm", "motion_lora_v2": "motion_lora", "motion_lora_diffusers": "motion_lora",
+    "ad_mm_sdxl_v10_beta": "animatediff_sdxl", "ad_v3_sd15_adapter": "v3_domain_adapter", "hotshotxl": "hotshot_xl",
+    "diffusers_motion_adapter_v1": "diffusers_motion_adapter", "diffusers_motion_adapter_v2": "diffusers_motion_adapter",
+    "diffusers_motion_adapter_sdxl": "diffusers_motion_adapter_sdxl", "svd_unet": "svd_unet",
+    "diffusers_svd_unet": "diffusers_svd_unet", "svd_temporal_decoder": "svd_temporal_decoder",
+    "diffusers_vae_temporal_decoder": "diffusers_svd_temporal_decoder", "lavie_base": "lavie_base",
+    "lavie_interpolation": "lavie_interpolation", "lavie_vsr": "lavie_vsr", "modelscope_t2v": "modelscope",
+    "diffusers_unet3d_modelscope": "diffusers_modelscope", "pvdm_autoencoder": "pvdm_autoencoder",
+    "pvdm_diffusion": "pvdm_diffusion", "upscale_a_video_unet": "upscale_a_video",
+    "upscale_a_video_decoder_vae_3d": "diffusers_vae", "upscale_a_video_decoder_vae_video": "upscale_a_video_vae",
+    "videocrafter_i2v_512_v1.0": "videocrafter_i2v", "videocrafter_t2v_1024_v1.0": "videocrafter1",
+    "videocrafter_t2v_512_v1.0": "videocrafter1", "videocrafter_t2v_512_v2.0": "videocrafter2",
+    "videoldm_srpkdyy": "videoldm_srpkdyy",
+}
+TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "animatelcm_sd15_t2v"}
+LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
+
+
+def test_there_is_an_expectation_for_every_published_file():
+    assert set(KINDS) == set(PUBLISHED) and len(PUBLISHED) == 31
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "unet.", "module.unet."])
+def test_every_published_file_is_told_by_its_keys(name, prefix):
+    shapes = PUBLISHED[name]
+    found = identify_keys({prefix + key: shape for key, shape in shapes.items()})
+    assert found.kind == KINDS[name]
+    assert found.takes == ("temporal" if name in TAKEN else "motion_lora" if name in LORAS else None)
+
+
+def test_an_artists_mistake_gets_a_sentence_with_the_file_what_it_is_and_where_it_belongs():
+    sentence = str(identify_keys(PUBLISHED["lavie_base"]).refusal("lavie_base.pt"))
+    assert sentence == ("lavie_base.pt is LaVie's base text-to-video UNet, not a file of temporal layers that this pack takes. "
+                        "It is a whole UNet whose spatial layers were trained together with the temporal ones, so its "
+                        "temporal layers alone are not the published model. This version of the pack does not take it.")
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in TAKEN | LORAS])
+def test_every_refused_file_has_a_title_with_an_article_and_a_place(name):
+    found = identify_keys(PUBLISHED[name])
+    assert found.title.split()[0] in ("a", "an", "the", "LaVie's")
+    assert found.place.endswith(".") and len(found.place) > 20
+
+
+@pytest.mark.parametrize("table, middle, kind", [
+    (24, False, "animatediff_v1"), (32, False, "animatediff_v3"), (32, True, "animatediff_v2"),
+    (64, True, "longanimatediff"), (0, True, "animatelcm"),
+])
+@pytest.mark.parametrize("channels, resblocks", [((64, 128), 1), ((32, 32), 2), ((320, 640, 1280, 1280), 2)])
+def test_animatediff_versions_are_told_by_their_table_and_middle_in_networks_of_any_size(
+        table, middle, kind, channels, resblocks):
+    assert identify_keys(motion_shapes(channels, resblocks, middle, table)).kind == kind
+
+
+def test_the_stand_in_shapes_are_the_published_ones():
+    four = (320, 640, 1280, 1280)
+    for name, shapes in {"ad_mm_sd_v15": motion_shapes(four, 2, False, 24), "ad_mm_sd_v15_v2": motion_shapes(four, 2),
+                         "animatelcm_sd15_t2v": motion_shapes(four, 2, True, 0),
+                         "motion_lora_v2": lora_shapes(four, 2, True, 64)}.items():
+        assert shapes == {key: tuple(shape) for key, shape in PUBLISHED[name].items()}
+
+
+def with_more(name: str, **more) -> dict:
+    return PUBLISHED[name] | {key.replace("__", "."): shape for key, shape in more.items()}
+
+
+SD15_UNET = {
+    "time_embed.0.weight": (1280, 320), "input_blocks.0.0.weight": (320, 4, 3, 3),
+    "input_blocks.1.0.in_layers.2.weight": (320, 320, 3, 3),
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768), "middle_block.0.in_layers.0.weight": (1280,),
+    "output_blocks.0.0.in_layers.0.weight": (2560,), "out.2.weight": (4, 320, 3, 3),
+}
+VAE = {"decoder.conv_in.weight": (512, 4, 3, 3), "decoder.mid.block_1.norm1.weight": (512,),
+       "encoder.conv_in.weight": (128, 3, 3, 3)}
+
+
+def wide(unet: dict, width: int, conv_in: int = 4) -> dict:
+    return {key: (shape[0], width) if "attn2.to_k" in key else (shape[0], conv_in, 3, 3) if "blocks.0.0.w" in key else shape
+            for key, shape in unet.items()}
+
+
+def checkpoint(unet: dict, text: str = "cond_stage_model.transformer.text_model.embeddings.position_ids") -> dict:
+    return ({f"model.diffusion_model.{key}": shape for key, shape in unet.items()} | {text: (1, 77)}
+            | {f"first_stage_model.{key}": shape for key, shape in VAE.items()})
+
+
+OTHERS = {
+    "sd1_unet": SD15_UNET,
+    "sd1_checkpoint": checkpoint(SD15_UNET),
+    "sd2_checkpoint": checkpoint(wide(SD15_UNET, 1024)),
+    "sdxl_checkpoint": checkpoint(wide(SD15_UNET, 2048), "conditioner.embedders.0.transformer.text_model.x"),
+    "x4_upscaler": checkpoint(wide(SD15_UNET, 1024, conv_in=7)),
+    "vae": VAE,
+    "vae ": {f"first_stage_model.{key}": shape for key, shape in VAE.items()},
+    "diffusers_vae": {"decoder.conv_in.weight": (512, 4, 3, 3), "decoder.mid_block.resnets.0.norm1.weight": (512,)},
+    "video_vae": {"encoder.conv1.weight": (96, 3, 3, 3, 3), "decoder.conv1.weight": (384, 16, 3, 3, 3)},
+    "controlnet": {"control_model.input_blocks.0.0.weight": (320, 4, 3, 3), "control_model.zero_convs.0.0.weight": (320,),
+                   "control_model.input_hint_block.0.weight": (16, 3, 3, 3)},
+    "controlnet ": {"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3), "conv_in.weight": (320, 4, 3, 3),
+                    "down_blocks.0.resnets.0.norm1.weight": (320,), "controlnet_down_blocks.0.weight": (320, 320, 1, 1)},
+    "control_lora": {"lora_controlnet": (), "input_blocks.0.0.weight": (320, 4, 3, 3), "zero_convs.0.0.weight": (320,)},
+    "t2i_adapter": {"body.0.block1.weight": (320, 320, 3, 3), "conv_in.weight": (320, 192, 3, 3)},
+    "ip_adapter": {"image_proj.proj.weight": (3072, 1024), "ip_adapter.1.to_k_ip.weight": (320, 768)},
+    "style_model": {"style_embedding": (1, 8, 1024), "transformer_layes.0.attn.in_proj_bias": (3072,)},
+    "gligen": {"position_net.linears.0.weight": (512, 832)},
+    "lora": {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (8, 320),
+             "lora_unet_down_blocks_0_attentions_0_proj_in.alpha": ()},
+    "lora ": {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": (8, 320)},
+    "lora  ": {"lora_unet_x.hada_w1_a": (8, 320)},
+    "motion_director": {"transformer_in.transformer_blocks.0.attn1.to_q.lora_up.weight": (512, 8),
+                        "down_blocks.0.temp_attentions.0.transformer_blocks.0.attn1.to_q.lora_down.weight": (8, 320)},
+    "embedding": {"emb_params": (4, 768)},
+    "embedding ": {"string_to_param.*": (4, 768)},
+    "text_encoder": {"text_model.encoder.layers.0.mlp.fc1.weight": (3072, 768)},
+    "text_encoder ": {"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)},
+    "clip_vision": {"vision_model.encoder.layers.0.mlp.fc1.weight": (3072, 768)},
+    "upscale_model": {"model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)},
+    "upscale_model ": {"conv_first.weight": (64, 3, 3, 3), "body.0.rdb1.conv1.weight": (32, 64, 3, 3)},
+    "vae_approximation": {"1.weight": (64, 4, 3, 3), "3.conv.0.weight": (64, 64, 3, 3)},
+    "flux": {"double_blocks.0.img_attn.qkv.weight": (9216, 3072), "img_in.weight": (3072, 64)},
+    "diffusion_transformer": {"joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)},
+    "video_transformer": {"blocks.0.self_attn.q.weight": (1536, 1536), "patch_embedding.weight": (1536, 16, 1, 2, 2)},
+    "unknown": {"fc.weight": (10, 10)},
+    "sparse_ctrl": {key: shape for key, shape in with_more(
+        "ad_v3_sd15_mm", controlnet_cond_embedding__weight=(320, 4, 3, 3)).items() if "up_blocks" not in key},
+    "pia": with_more("ad_mm_sd_v15", conv_in__weight=(320, 9, 3, 3), conv_in__bias=(320,)),
+    "animatelcm_i2v": with_more("animatelcm_sd15_t2v", img_encoder__conv_in__weight=(320, 4, 3, 3)),
+    "animatediff_unet": with_more("ad_mm_sd_v15", conv_in__weight=(320, 4, 3, 3)),
+    "animatediff_unknown": with_more("ad_mm_sd_v15", pose__weight=(320, 4, 3, 3)),
+    "i2vgen_xl": with_more("diffusers_unet3d_modelscope", image_latents_proj_in__0__weight=(16, 4, 3, 3)),
+    "sv3d": with_more("svd_unet") | {"model.diffusion_model.label_emb.0.0.weight": (1280, 256)},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_files_of_other_kinds_are_named(kind):
+    found = identify_keys(OTHERS[kind])
+    assert (found.kind, found.takes) == (kind.strip(), None)
+
+
+def test_the_temporal_part_of_svd_alone_is_still_svd():
+    part = {key: shape for key, shape in PUBLISHED["svd_unet"].items() if ".time_" in key}
+    found = identify_keys(part)
+    assert (found.kind, found.takes, found.title) == ("svd_unet", None, "the temporal part of Stable Video Diffusion")
+    assert "silent garbage" in found.place
+
+
+def test_the_same_layout_with_another_text_width_lacks_its_metadata():
+    part = {key: (shape[0], 768) if "attn2.to_" in key else shape
+            for key, shape in PUBLISHED["svd_unet"].items() if ".time_" in key}
+    assert identify_keys(part).kind == "video_ldm_bare"
+
+
+def test_a_training_checkpoint_of_the_pack_is_told_by_its_metadata():
+    assert identify_keys({"layers.x": (1,)}, {"format": "video_ldm_training"}).kind == "training_checkpoint"
