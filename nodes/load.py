@@ -58,12 +58,10 @@ class LoadTemporalLayers(io.ComfyNode):
         if frames_per_clip:
             check_clip_length(layers, frames_per_clip)
         loras = motion_lora or []
-        for lora, _ in loras:
-            lora.check_fits(layers.params)
         stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype),
                                    cache_key=(path, *files.fingerprint(file)))
         settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title}
-        pairs = [(lora.patches_for(layers.params), lora_strength) for lora, lora_strength in loras]
+        pairs = [(lora.fitting(layers.params), lora_strength) for lora, lora_strength in loras]
         out = attach.attach_layers(model, stack, settings, pairs, frames_per_clip)
         if schedule == AS_TRAINED:
             trained = layers.schedule
@@ -112,7 +110,7 @@ class MotionLoRA(io.ComfyNode):
             description="A LoRA for temporal layers: camera motions such as zoom, pan and roll for AnimateDiff. Connect it "
                         "to Load Temporal Layers; chain several through `previous`.",
             inputs=[
-                io.Combo.Input("file", options=files.list_files(),
+                io.Combo.Input("file", options=files.list_files(files.MOTION_LORA),
                                tooltip="A motion LoRA file in models/video_ldm or models/animatediff_motion_lora."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                                tooltip="How much of the motion is added; negative reverses it."),
@@ -124,11 +122,12 @@ class MotionLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, **kwargs):
-        return files.fingerprint(file)
+        return files.fingerprint(file, files.MOTION_LORA)
 
     @classmethod
     def execute(cls, file, strength, previous=None) -> io.NodeOutput:
-        return io.NodeOutput([*(previous or []), (load_motion_lora(files.resolve(file)), strength)])
+        lora = load_motion_lora(files.resolve(file, files.MOTION_LORA))
+        return io.NodeOutput([*(previous or []), (lora, strength)])
 
 
 class LoadDemo(io.ComfyNode):
