@@ -74,11 +74,7 @@ class LoadVideoFrames(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, **settings):
-        if file is None:
-            return ""
-        # By time and size: hashing a long video would cost more than reading its frames again.
-        status = os.stat(files.input_file(file))
-        return f"{status.st_mtime_ns} {status.st_size}"
+        return files.input_fingerprint(file) if file is not None else ""
 
 
 def _as_video(video, steps, images, rate):

@@ -14,7 +14,7 @@ from ...temporal.errors import VideoLDMError
 from .api import io, ui
 
 LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, and ComfyUI's names of them
-DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+DEMO_FOLDER = Path(__file__).resolve().parents[2] / "models" / "demo"
 DEMO_LAYERS = "video_ldm_"      # how the demo's temporal files begin; its other files are loaded by Load Demo Models
 # Folders of other packs in which an artist may already have files of a kind.
 NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora"}
@@ -31,7 +31,7 @@ def register_folders(kind=LAYERS):
         if os.path.isdir(folder):
             folder_paths.add_model_folder_path(kind, folder)
     if kind == LAYERS:
-        folder_paths.add_model_folder_path(kind, str(DEMO))
+        folder_paths.add_model_folder_path(kind, str(DEMO_FOLDER))
     folder_paths.folder_names_and_paths[kind][1].update(folder_paths.supported_pt_extensions)
 
 
@@ -52,10 +52,21 @@ def resolve(name, kind=LAYERS):
     return path
 
 
+def fingerprint(name, kind=LAYERS):
+    """What changes when the file of that name does: (modification time in ns, size in bytes)."""
+    return _fingerprint(resolve(name, kind))
+
+
+def _fingerprint(path):
+    # By time and size: hashing a large file would cost more than reading it again.
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
 def _is_other_demo_file(kind, name):
-    if name.startswith(DEMO_LAYERS) or not (DEMO / name).is_file():
+    if name.startswith(DEMO_LAYERS) or not (DEMO_FOLDER / name).is_file():
         return False
-    return folder_paths.get_full_path(kind, name) == str(DEMO / name)
+    return folder_paths.get_full_path(kind, name) == str(DEMO_FOLDER / name)
 
 
 def input_videos():
@@ -69,6 +80,11 @@ def input_videos():
 def input_file(name):
     """Full path of a file chosen in a node, as `clip.mp4` or with its folder, `clip.mp4 [output]`."""
     return folder_paths.get_annotated_filepath(name)
+
+
+def input_fingerprint(name):
+    """Like `fingerprint`, of a file in ComfyUI's input folder."""
+    return _fingerprint(input_file(name))
 
 
 @dataclass(frozen=True)
