@@ -54,7 +54,8 @@ class LoadTemporalLayers(io.ComfyNode):
         path = files.resolve(file)
         unet = attach.spatial_unet(model)
         layers = load_temporal(path)
-        layers.check_base({site: channels for site, (_, channels) in unet_sites(unet).items()}, attach.context_dim(model))
+        layers.check_base({site: channels for site, (_, channels) in unet_sites(unet).items()}, attach.context_dim(model),
+                          attach.model_title(model))
         if frames_per_clip:
             check_clip_length(layers, frames_per_clip)
         loras = motion_lora or []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VideoLDMError
-from ..stack import StackParams, TemporalStack
+from ..stack import Site, StackParams, TemporalStack, TransformerParams
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,21 @@ class TemporalFile:
         for tensor in self.tensors.values():
             elements[tensor.dtype] += tensor.numel()
         return elements.most_common(1)[0][0]
+
+    def check_base(self, channels: Mapping[Site, int], context_dim: int | None, model: str):
+        """Refuse an image model that these layers were not made for: channels at its sites, width of its text, name."""
+        widths = {brick.context_dim for _, brick in self.params.bricks if isinstance(brick, TransformerParams)}
+        wanted = self.base.context_dim or next(iter(widths), None)
+        made_for = f"{self.name} is {self.title}, made for {self.base.family}, and the connected MODEL is {model}"
+        advice = f"Connect a {self.base.family} checkpoint, or choose temporal layers for the one you have."
+        if wanted and wanted != context_dim:
+            raise VideoLDMError(f"{made_for}: its text has a width of {context_dim} instead of {wanted}. {advice}")
+        for site, brick in self.params.bricks:
+            if site not in channels:
+                raise VideoLDMError(f"{made_for}, which has no place for the layer {site.name}. {advice}")
+            if brick.channels != channels[site]:
+                raise VideoLDMError(f"{made_for}, which has {channels[site]} channels instead of {brick.channels} at the "
+                                    f"layer {site.name}. {advice}")
 
 
 def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):
