@@ -33,23 +33,28 @@ class _Region:
 
     def __init__(self, unet, calls):
         self.unet, self.calls = unet, calls
-        self.open_in = None         # the thread whose call is open
+        self.thread = None          # the thread in which the call is open
+        self.replaced = []          # (module, the forward it had as an attribute of its own, or None)
         blocks = [layer for _, _, layers in unet_blocks(unet) for layer in layers]
-        self.modules = [layer for layer in blocks if is_resblock(layer) or is_transformer(layer)]
+        modules = [layer for layer in blocks if is_resblock(layer) or is_transformer(layer)]
         # Layers inside a spatial transformer are recomputed with it; the others act after their block has returned.
         for call in calls:
-            self.modules += [call.stack.layers[site.name] for site, _ in call.stack.params.bricks
-                             if site.slot != "in_attn_post_ff"]
+            modules += [call.stack.layers[site.name] for site, _ in call.stack.params.bricks
+                        if site.slot != "in_attn_post_ff"]
+        self.modules = list(dict.fromkeys(modules))
 
     def enter(self):
-        self.open_in = get_ident()
+        self.thread = get_ident()
         for module in self.modules:
+            self.replaced.append((module, vars(module).get("forward")))
             module.forward = partial(self._forward, module.forward)
 
     def leave(self):
-        for module in self.modules:
-            module.__dict__.pop("forward", None)
-        self.open_in = None
+        for module, forward in self.replaced:
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+        self.thread = None
 
     def _forward(self, forward, *args, **kwargs):
         if not torch.is_grad_enabled():
@@ -57,11 +62,26 @@ class _Region:
         # Options that the network rewrites from block to block are kept as they were here.
         args = [dict(arg) if isinstance(arg, dict) else arg for arg in args]
         kwargs = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
-        contexts = lambda: (nullcontext(), self._reopened())    # noqa: E731  forward, recomputation
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _Reopened(self)),
+                          **kwargs)
 
-    def _reopened(self):
-        """A context in which the call's layers act once more. Sites are not counted: one block is run, not the UNet."""
-        if self.open_in == get_ident():     # a backward pass inside the call, whose own hooks still act here
-            return nullcontext()
-        return attached(self.unet, [replace(call, reached=set()) for call in self.calls])
+
+class _Reopened:
+    """Entered by every recomputation of one block: the call's layers act once more.
+
+    Sites are not counted there, for one block runs and not the UNet. A backward pass inside the call, in the call's own
+    thread, finds its hooks still at work and adds none.
+    """
+
+    def __init__(self, region):
+        self.region, self.opened = region, []
+
+    def __enter__(self):
+        region = self.region
+        inside = region.thread == get_ident()
+        calls = [replace(call, reached=set()) for call in region.calls]
+        self.opened.append(nullcontext() if inside else attached(region.unet, calls))
+        self.opened[-1].__enter__()
+
+    def __exit__(self, *error):
+        return self.opened.pop().__exit__(*error)

@@ -131,7 +131,7 @@ class Clips:
 
 def as_frames(window):
     """float32 (t c h w) of a window: floats as they are, uint8 (t h w c) as -1..1."""
-    tensor = window if isinstance(window, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(window))
+    tensor = window if isinstance(window, torch.Tensor) else torch.from_numpy(np.array(window))
     if tensor.dtype == torch.uint8:
         return tensor.movedim(-1, 1).to(torch.float32) / 127.5 - 1.0
     return tensor.to(torch.float32)
