@@ -3,7 +3,7 @@
 Keys are those of the public SVD checkpoints, without prefix (formats.md, b): the spatial module that a layer follows,
 then `time_stack`, `time_pos_embed`, `time_mixer`. The metadata rebuilds everything that shapes do not tell:
 
-    format, version             what this is; a version newer than VERSION is refused
+    format, version             what this is; another version than VERSION is refused
     family, layers              the layers' name, and their number, which tells a cut set from a whole one
     base_family, base_context_dim, frames, fps, licence
     beta_schedule, linear_start, linear_end, prediction         the noise schedule, in ComfyUI's names
@@ -102,7 +102,10 @@ def bricks_of(shapes: Mapping[str, tuple], heads: Mapping[str, int]) -> tuple:
             bricks.append((site, ResBlockParams(channels, emb_dim, mix_length)))
         else:
             channels, context_dim = layer["time_stack.0.attn2.to_k.weight"]
-            bricks.append((site, TransformerParams(channels, heads[module_name(site)], context_dim, mix_length)))
+            module = module_name(site)
+            if module not in heads:
+                raise KeyError(f"number of heads of {module}")
+            bricks.append((site, TransformerParams(channels, heads[module], context_dim, mix_length)))
     return tuple(bricks)
 
 
@@ -131,10 +134,10 @@ def load(file: TensorFile) -> TemporalFile:
 
 
 def check_metadata(file: TensorFile):
-    version = file.metadata.get("version", "")
-    if version.isdigit() and int(version) > VERSION:
-        raise VideoLDMError(f"{file.name} is written in version {version} of the Video LDM layers format; this pack "
-                            f"reads version {VERSION} and older. Update the pack.")
+    version = file.metadata.get("version", str(VERSION))
+    if version != str(VERSION):
+        raise VideoLDMError(f"{file.name} is written in version {version} of the Video LDM layers format; this pack reads "
+                            f"version {VERSION}. Update the pack.")
     missing = [entry for entry in REQUIRED if entry not in file.metadata]
     if missing:
         raise VideoLDMError(f"{file.name} is {TITLE} whose metadata lacks {', '.join(missing)}, without which the "
