@@ -24,7 +24,7 @@ from ..errors import VideoLDMError
 from . import distributed
 from .checkpoint import load_checkpoint, load_into, save_checkpoint, write_text
 from .ema import EMA
-from .plot import plot_log
+from .plot import plot_log, read_log
 from .progress import Progress
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -228,9 +228,8 @@ class Loop:
         if distributed.rank() != 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        write_text(self.log, "".join(line + "\n" for line in kept))
+        rows = read_log(self.log) if self.log.exists() else []
+        write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.step))
 
     # checkpoints
 
