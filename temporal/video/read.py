@@ -181,36 +181,35 @@ def _picture_stream(container, name):
 
 def _scan(container, stream, on_packet):
     """When each frame appears (seconds), how long the last stays, and how many the header promises (0: unsaid)."""
-    unit, rate = stream.time_base, stream.average_rate
-    usual = float(1 / rate) if rate else 0.0
-    times, lengths, untimed = set(), {}, 0
+    usual = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    lengths, untimed, hidden = {}, 0, 0
     for packet in container.demux(stream):
         if on_packet is not None:
             on_packet()
-        if packet.size and not packet.is_discard:
-            if packet.pts is None:
-                untimed += 1
-            else:
-                times.add(packet.pts)
-                lengths[packet.pts] = packet.duration
-    if untimed or not times:
-        times = [k * usual for k in range(untimed + len(times))]
-        return times, usual, stream.frames
-    ordered = sorted(times)
-    last = float((lengths[ordered[-1]] or 0) * unit) or usual
-    return [float(time * unit) for time in ordered], last, _promised(container, stream, ordered, unit)
-
-
-def _promised(container, stream, ordered, unit):
-    """Frames the header speaks of. Matroska and WebM state a duration instead; fewer than 90 % of it is a cut file."""
+        if not packet.size or packet.is_corrupt:
+            continue
+        if packet.is_discard:       # frames before the start of a trimmed MP4: in the file, not in the video
+            hidden += 1
+        elif packet.pts is None:
+            untimed += 1
+        else:
+            lengths[packet.pts] = packet.duration
+    if untimed or not lengths:
+        return [k * usual for k in range(untimed + len(lengths))], usual, max(0, stream.frames - hidden)
+    times = [float(time * stream.time_base) for time in sorted(lengths)]
+    last = float((lengths[max(lengths)] or 0) * stream.time_base) or usual
     if stream.frames:
-        # An edit list hides frames at the start of a trimmed MP4; they are in the header's number all the same.
-        return stream.frames if len(ordered) < 0.9 * stream.frames else len(ordered)
-    seconds = _stated_duration(container, stream)
-    span = float((ordered[-1] - ordered[0]) * unit)
-    if stream.average_rate and seconds and span + 2 / stream.average_rate < 0.9 * seconds:
-        return round(seconds * float(stream.average_rate))
-    return 0
+        return times, last, stream.frames - hidden
+    return times, last, len(times) + _missing(container, stream, times[-1] + last)
+
+
+def _missing(container, stream, end):
+    """How many frames a Matroska or WebM file lacks: it states a duration, which a cut file does not reach."""
+    stated = _stated_duration(container, stream)
+    if not stated or not stream.average_rate:
+        return 0
+    tolerance = max(3 / float(stream.average_rate), 0.05 * stated)
+    return round((stated - end) * float(stream.average_rate)) if end < stated - tolerance else 0
 
 
 def _stated_duration(container, stream):
@@ -218,7 +217,7 @@ def _stated_duration(container, stream):
     if text:
         hours, minutes, seconds = text.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    alone = len(container.streams) == 1
+    alone = len(container.streams) == 1     # otherwise the longest of the streams
     return container.duration / av.time_base if alone and container.duration else None
 
 

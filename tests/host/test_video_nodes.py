@@ -264,7 +264,7 @@ def test_a_video_that_makes_its_frames_is_streamed(host, tmp_path):
         def get_components(self):
             raise AssertionError("would hold every frame")
 
-        save_to = get_components
+        save_to = as_trimmed = get_components       # newer hosts also ask for as_trimmed
 
         def get_dimensions(self):
             return 96, 64
