@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .hosts import LINK_NAME, ROOT, HostError, link_pack, probe
 
-STARTS_WITHIN = 300     # seconds; importing PyTorch alone takes most of a minute on a busy machine
+STARTS_WITHIN = 900     # seconds; ten are usual, but a machine that is busy otherwise takes minutes
 
 
 class Server:

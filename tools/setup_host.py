@@ -125,7 +125,7 @@ def install_torch():
                 print("      Taking the package index's own build; on Linux it brings several GB of CUDA.", flush=True)
             if pip("install", "--no-deps", *where, f"{package}=={version}{suffix}", check=is_last):
                 break
-    pip("install", f"torch=={TORCH}")     # what it requires, from the configured index
+    pip("install", f"torch=={TORCH}", f"torchvision=={TORCHVISION}")     # what they require, from the configured index
 
 
 def install_comfyui():
@@ -208,7 +208,7 @@ def pip(command, *arguments, check=True):
     constraints = HOST_FOLDER / "constraints.txt"
     constraints.write_text("\n".join(CONSTRAINTS + [""]))
     line = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", command, "-c", str(constraints),
-            "--progress-bar", "on" if sys.stdout.isatty() else "off"]
+            *([] if sys.stdout.isatty() else ["--quiet"])]
     output = None if check else subprocess.DEVNULL
     done = subprocess.run(line + list(arguments), stdin=subprocess.DEVNULL, stderr=output)
     if check and done.returncode != 0:
