@@ -1,6 +1,7 @@
 """Video LDM for ComfyUI: temporal layers that turn a loaded Stable Diffusion model into a video model."""
 
 REQUIRED_COMFYUI = "0.3.52"
+WEB_DIRECTORY = "web"      # here, not in pyproject.toml: help pages are asked for by the folder's name, whatever it is
 
 
 async def comfy_entrypoint():
