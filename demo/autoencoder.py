@@ -1,0 +1,85 @@
+"""What the demo's autoencoder is trained for: pictures back, with latents near a unit Gaussian.
+
+Squared and absolute error of pixels, squared error of their differences to the right and downwards (edges; there is no
+perceptual network to ask here), cars counting more, and a little of the KL divergence, which keeps the latents smooth
+enough to diffuse. Absolute error alone would paint the road where a small car is: the median of what it has seen there.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from .data import car_weights
+
+ABSOLUTE, SQUARED, EDGES, KL = 0.3, 2.0, 2.0, 2e-4
+
+
+def reconstruction_error(y, x, weights):
+    """The weighted error of pictures y (n 3 h w) against x, weights (n 1 h w)."""
+    error = y - x
+    across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+    edges = (weights[..., 1:] * across.square()).mean() + (weights[..., 1:, :] * down.square()).mean()
+    return ABSOLUTE * (weights * error.abs()).mean() + SQUARED * (weights * error.square()).mean() + EDGES * edges
+
+
+def to_model(frames):
+    """uint8 frames (n h w 3) as -1..1, (n 3 h w). Contiguous: channels-last convolutions are slow on a CPU."""
+    return frames.movedim(-1, 1).contiguous().float() / 127.5 - 1
+
+
+class AutoencoderLoss:
+    """`loss(step)` for the Loop. frames: uint8 (n t h w 3); boxes: (n t k 4). decoder_only: the encoder is finished."""
+
+    def __init__(self, autoencoder, frames, boxes, batch, decoder_only=False):
+        self.autoencoder, self.frames, self.boxes = autoencoder, frames, boxes
+        self.batch, self.decoder_only = batch, decoder_only
+        if decoder_only:
+            for part in (autoencoder.encoder, autoencoder.quant_conv):
+                part.requires_grad_(False)
+
+    def __call__(self, step):
+        x, weights = (part.to(step.device) for part in self.pictures(step.share(self.batch), step.generator))
+        mean, logvar = self.moments(x)
+        if self.decoder_only:
+            y = self.decode(mean)
+            return {"loss": reconstruction_error(y, x, weights), "psnr": psnr(y, x)}
+        noise = torch.randn(mean.shape, generator=step.generator).to(mean)
+        y = self.decode(mean + noise * (0.5 * logvar).exp())
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return {"loss": reconstruction_error(y, x, weights) + KL * kl, "psnr": psnr(y, x), "kl": kl.detach()}
+
+    def pictures(self, count, generator):
+        """`count` random frames as -1..1 (count 3 h w), and their pixels' weights."""
+        clips = torch.randint(0, self.frames.shape[0], (count,), generator=generator).tolist()
+        times = torch.randint(0, self.frames.shape[1], (count,), generator=generator).tolist()
+        chosen = np.stack([self.frames[clip, time] for clip, time in zip(clips, times)])
+        boxes = np.stack([self.boxes[clip, time] for clip, time in zip(clips, times)])
+        weights = car_weights(boxes, *chosen.shape[1:3])
+        return to_model(torch.from_numpy(chosen)), torch.from_numpy(weights)
+
+    def moments(self, x):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
+            mean, logvar = self.autoencoder.quant_conv(self.autoencoder.encoder(x)).float().chunk(2, dim=1)
+        return mean, logvar.clamp(-20, 10)
+
+    def decode(self, z):
+        return self.autoencoder.decoder(self.autoencoder.post_quant_conv(z)).float()
+
+
+def psnr(y, x):
+    """Peak signal to noise ratio of pictures -1..1, in dB."""
+    return 10 * math.log10(4) - 10 * (y - x).detach().square().mean().log10()
+
+
+@torch.no_grad()
+def encode(autoencoder, frames):
+    """Mean latents (n c h/8 w/8) of uint8 frames (n h w 3), without any scale."""
+    return autoencoder.quant_conv(autoencoder.encoder(to_model(frames))).float().chunk(2, dim=1)[0]
+
+
+@torch.no_grad()
+def decode(autoencoder, latents):
+    """uint8 frames (n h w 3) of latents (n c h/8 w/8), without any scale."""
+    pictures = autoencoder.decoder(autoencoder.post_quant_conv(latents)).float().clamp(-1, 1)
+    return ((pictures + 1) * 127.5 + 0.5).to(torch.uint8).movedim(1, -1)

@@ -1,0 +1,69 @@
+"""The rendered training set and what is derived from it, as files of the work folder `.train/`."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from . import world
+from .models import FPS, FRAMES, HEIGHT, TRAIN_CLIPS, WIDTH
+
+CAR_WEIGHT = 3.0                        # a pixel of a car counts 1 + this in the autoencoder's error
+
+
+class Files:
+    """Names in the work folder."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.frames = self.folder / "frames.npy"            # uint8 (n t h w 3)
+        self.boxes = self.folder / "boxes.npy"              # float32 (n t 3 4), fractions of the picture, 0 if absent
+        self.latents = self.folder / "latents.npy"          # float32 (n t c h/8 w/8), scaled to unit deviation
+        self.latent_params = self.folder / "latents.json"
+        self.texts = self.folder / "texts.safetensors"      # embeddings of the different captions, and each clip's row
+
+    def weights(self, stage):
+        """Averaged weights of a finished stage."""
+        return self.folder / f"{stage}.safetensors"
+
+
+def render_training_set(files):
+    """Render frames and boxes once; seeds 0..TRAIN_CLIPS-1."""
+    if files.frames.exists() and files.boxes.exists():
+        return
+    files.folder.mkdir(parents=True, exist_ok=True)
+    temporary = files.frames.with_suffix(".tmp")
+    shape = (TRAIN_CLIPS, FRAMES, HEIGHT, WIDTH, 3)
+    frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    boxes = np.zeros((TRAIN_CLIPS, FRAMES, 3, 4), np.float32)
+    for index in range(TRAIN_CLIPS):
+        clip = world.clip(world.train_seed(index), FRAMES, HEIGHT, WIDTH, FPS)
+        frames[index] = clip.frames
+        for time, found in enumerate(clip.boxes):
+            for number, (_, *corners) in enumerate(found):
+                boxes[index, time, number] = corners
+    frames.flush()
+    del frames
+    np.save(files.boxes, boxes)
+    os.replace(temporary, files.frames)
+
+
+def car_weights(boxes, height, width):
+    """How much each pixel counts: 1, and 1 + CAR_WEIGHT in the boxes (n k 4); float32 (n 1 h w)."""
+    columns, rows = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    across = (columns >= boxes[..., 0:1]) & (columns <= boxes[..., 2:3])
+    down = (rows >= boxes[..., 1:2]) & (rows <= boxes[..., 3:4])
+    inside = (across[:, :, None, :] & down[:, :, :, None]).any(axis=1)
+    return (1 + CAR_WEIGHT * inside[:, None]).astype(np.float32)
+
+
+def captions():
+    """The caption of every training clip."""
+    return [world.caption(world.scene(world.train_seed(index))) for index in range(TRAIN_CLIPS)]
+
+
+def write_json(path, value):
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(temporary, path)

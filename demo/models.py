@@ -1,0 +1,41 @@
+"""The sizes of the tiny bundled cascade, and how long each of its parts is trained."""
+
+from dataclasses import dataclass
+
+from ..nodes.host.models import AutoencoderParams, UNetParams
+from ..temporal.training.loop import LoopParams
+
+HEIGHT, WIDTH, FRAMES, FPS = 64, 128, 8, 4.0
+TRAIN_CLIPS = 4000                      # rendered once, seeds 0..3999
+LINEAR_START, LINEAR_END, PREDICTION = 0.0015, 0.0195, "v"      # the paper's driving model, Table 6
+DROPOUT = 0.1                           # of the text, for classifier-free guidance
+LICENCE = "Apache-2.0"
+
+AUTOENCODER = AutoencoderParams(latent_channels=4, channels=32, channel_mult=(1, 1, 2, 3), num_res_blocks=1)
+TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 2, 4
+UNET = UNetParams(latent_channels=4, model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=(1, 1, 1),
+                  transformer_depth=(1, 1, 1), head_channels=32, context_dim=TEXT_WIDTH)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: its Loop and its batch (pictures, captions or clips per step)."""
+    title: str
+    batch: int
+    loop: LoopParams
+
+
+STAGES = {
+    "autoencoder": Stage("autoencoder", 16, LoopParams(
+        steps=1600, lr=8e-4, lr_end=1e-6, warmup=80, ema_decay=0.99, precision="bfloat16", save_every=200, seed=11)),
+    "text": Stage("text encoder", 32, LoopParams(
+        steps=300, lr=1e-3, lr_end=1e-5, warmup=30, ema_decay=0.99, precision="float32", save_every=200, seed=12)),
+    "image": Stage("image LDM", 32, LoopParams(
+        steps=6000, lr=6e-4, lr_end=2e-5, warmup=200, ema_decay=0.999, precision="bfloat16", seed=13)),
+    "temporal": Stage("temporal layers", 4, LoopParams(
+        steps=3000, lr=6e-4, lr_end=2e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
+    "temporal-attention": Stage("temporal layers, attention only", 4, LoopParams(
+        steps=3000, lr=6e-4, lr_end=2e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
+    "features": Stage("video network of the metric", 32, LoopParams(
+        steps=1200, lr=1e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", seed=15)),
+}

@@ -1,0 +1,275 @@
+"""Training of the bundled cascade, from nothing: `python run.py train-demo`.
+
+The paper's order: autoencoder, text encoder, image LDM, temporal layers on the frozen image LDM; beside them the
+attention-only arm of the ablation and the video network of the metric. Each stage resumes where it was stopped and is
+skipped when it is finished; its folder in `.train/` has checkpoint, log and plot. With several processes
+(`torchrun --nproc-per-node 2 run.py train-demo`) batches are shared among them; on two CPU cores that is a fifth faster
+than one process with two threads.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..nodes.host import models as host
+from ..temporal.formats import video_ldm
+from ..temporal.formats.record import Base, Schedule
+from ..temporal.stack import TemporalStack, video_ldm_params
+from ..temporal.training.checkpoint import write_atomically
+from ..temporal.training.clips import Clips
+from ..temporal.training.diffusion import Diffusion
+from ..temporal.training.distributed import pick_device, rank
+from ..temporal.training.image import ImageLoss
+from ..temporal.training.loop import Loop
+from ..temporal.training.temporal import TemporalLoss
+from . import data, models, world
+from .autoencoder import AutoencoderLoss, encode
+from .features import FeatureLoss, VideoNetwork
+from .text import TextLoss, encode_ids, text_params, token_ids
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK, BUNDLE = ROOT / ".train", ROOT / "models" / "demo"
+LAYERS_FILE = "video_ldm_driving.safetensors"
+ENCODE_BATCH = 64
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="run.py train-demo", description="Train the demo models from nothing.")
+    parser.add_argument("--folder", type=Path, default=WORK, help="work folder: checkpoints, logs, cached data")
+    parser.add_argument("--output", type=Path, default=BUNDLE, help="where the finished models are written")
+    parser.add_argument("--stage", choices=[*STEPS, "all"], default="all", help="one stage only; default: all of them")
+    parser.add_argument("--max-minutes", type=float, help="stop the stage in progress after this time, resumable")
+    arguments = parser.parse_args(argv)
+    files = data.Files(arguments.folder)
+    for name in STEPS if arguments.stage == "all" else [arguments.stage]:
+        started = time.monotonic()
+        figures = STEPS[name](files, arguments)
+        if rank() == 0:
+            print(f"{name}: {figures}, {time.monotonic() - started:.0f} s in this run", flush=True)
+
+
+# Trained stages
+
+def train(stage, files, modules, loss, arguments):
+    """Run or resume one Loop; afterwards its averaged weights are in files.weights(stage). The figures of its end."""
+    about = models.STAGES[stage]
+    loop = Loop(about.loop, modules, loss, files.folder / stage, about.title)
+    limit = arguments.max_minutes
+    if not loop.run(max_seconds=None if limit is None else limit * 60):
+        raise SystemExit(f"{about.title}: stopped at step {loop.step} of {about.loop.steps}; run again to go on.")
+    weights = {f"{name}.{key}": tensor.contiguous() for name in modules for key, tensor in loop.ema_state(name).items()}
+    if rank() == 0:
+        write_atomically(files.weights(stage), lambda temporary: save_file(weights, temporary))
+    last = json.loads(loop.log.read_text(encoding="utf-8").splitlines()[-1])
+    numbers = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key not in ("step", "lr", "seconds"))
+    return f"step {loop.step}, {numbers}, trained {loop.seconds:.0f} s in all"
+
+
+def weights_of(files, stage, name):
+    """Averaged weights of one module of a finished stage."""
+    path = files.weights(stage)
+    if not path.exists():
+        raise SystemExit(f"The stage '{stage}' has not been trained yet: python run.py train-demo --stage {stage}")
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in load_file(path).items() if key.startswith(prefix)}
+
+
+def seeded(stage, build):
+    """Build a network with the initial weights that belong to a stage."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(models.STAGES[stage].loop.seed)
+        return build()
+
+
+def frozen(network, weights):
+    network.load_state_dict(weights)
+    return network.requires_grad_(False).eval()
+
+
+def train_autoencoder(files, arguments):
+    frames, boxes = np.load(files.frames, mmap_mode="r"), np.load(files.boxes)
+    network = seeded("autoencoder", lambda: host.build_autoencoder(models.AUTOENCODER))
+    loss = AutoencoderLoss(network, frames, boxes, models.STAGES["autoencoder"].batch)
+    return train("autoencoder", files, {"autoencoder": network}, loss, arguments)
+
+
+def train_text(files, arguments):
+    params = text_params()
+    network = seeded("text", lambda: host.build_text(params))
+    network.logit_scale.requires_grad_(False)
+    loss = seeded("text", lambda: TextLoss(network, params, models.STAGES["text"].batch))
+    return train("text", files, {"text": network, "head": loss.head}, loss, arguments)
+
+
+def diffusion():
+    return Diffusion(models.LINEAR_START, models.LINEAR_END, prediction=models.PREDICTION)
+
+
+def train_image(files, arguments):
+    network = seeded("image", lambda: host.build_unet(models.UNET))
+    batch = clips_of(files, "image", 1)
+    texts = load_file(files.texts)
+    loss = ImageLoss(network, diffusion(), batch, texts["null"], models.DROPOUT)
+    return train("image", files, {"unet": network}, loss, arguments)
+
+
+def train_temporal(files, arguments, stage="temporal"):
+    unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
+    stack = seeded(stage, lambda: TemporalStack(temporal_params(unet, convolution=stage == "temporal")))
+    texts = load_file(files.texts)
+    loss = TemporalLoss(unet, stack, diffusion(), clips_of(files, stage, models.FRAMES), texts["null"], models.DROPOUT)
+    return train(stage, files, loss.modules, loss, arguments)
+
+
+def train_attention_only(files, arguments):
+    return train_temporal(files, arguments, "temporal-attention")
+
+
+def temporal_params(unet, convolution=True):
+    return video_ldm_params(unet, models.UNET.emb_dim, models.UNET.context_dim,
+                            lambda channels: channels // models.UNET.head_channels, models.FRAMES,
+                            convolution=convolution)
+
+
+def clips_of(files, stage, frames):
+    texts = load_file(files.texts)
+    return Clips(np.load(files.latents, mmap_mode="r"), frames, models.STAGES[stage].batch,
+                 embeddings=texts["embeddings"], captions=texts["rows"].tolist())
+
+
+def train_features(files, arguments):
+    network = seeded("features", VideoNetwork)
+    loss = FeatureLoss(network, np.load(files.frames, mmap_mode="r"), models.STAGES["features"].batch)
+    return train("features", files, {"network": network}, loss, arguments)
+
+
+# Prepared data: the first process works, the others wait for the file
+
+def prepare(make, path, *arguments):
+    """Call `make` in the first process if `path` is missing; return when it is there."""
+    if rank() == 0 and not path.exists():
+        make(*arguments)
+    while not path.exists():
+        time.sleep(1)
+
+
+def render(files, arguments):
+    prepare(data.render_training_set, files.frames, files)
+    return f"{models.TRAIN_CLIPS} clips of {models.FRAMES} frames, {models.WIDTH}x{models.HEIGHT}"
+
+
+def make_latents(files, arguments):
+    prepare(encode_all, files.latent_params, files)
+    prepare(encode_texts, files.texts, files)
+    stored = json.loads(files.latent_params.read_text(encoding="utf-8"))
+    return f"scale {stored['scale_factor']:.4f}, {len(load_file(files.texts)['embeddings'])} captions"
+
+
+def encode_all(files):
+    """Latents of all frames, scaled to unit deviation; that scale, and the linear map from latents to colours."""
+    device = pick_device()
+    weights = weights_of(files, "autoencoder", "autoencoder")
+    network = frozen(host.build_autoencoder(models.AUTOENCODER), weights).to(device)
+    frames = np.load(files.frames, mmap_mode="r")
+    flat = frames.reshape(-1, *frames.shape[2:])
+    parts = []
+    for start in range(0, len(flat), ENCODE_BATCH):
+        with torch.autocast(device.type, torch.bfloat16):
+            parts.append(encode(network, torch.from_numpy(flat[start:start + ENCODE_BATCH].copy()).to(device)).cpu())
+    latents = torch.cat(parts)
+    scale = 1 / latents.std().item()
+    factors, bias = preview_map(latents[::97] * scale, flat[::97])
+    np.save(files.latents, (latents * scale).unflatten(0, frames.shape[:2]).numpy())
+    data.write_json(files.latent_params, {"scale_factor": scale, "rgb_factors": factors, "rgb_bias": bias})
+
+
+def preview_map(latents, frames):
+    """Least squares from latents (n c h w) to colours -1..1 of the frames averaged over each latent's pixels."""
+    factor = frames.shape[1] // latents.shape[-2]
+    small = frames.astype(np.float32).reshape(len(frames), latents.shape[-2], factor, latents.shape[-1], factor, 3)
+    colours = small.mean((2, 4)).reshape(-1, 3) / 127.5 - 1
+    inputs = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).numpy()
+    inputs = np.concatenate([inputs, np.ones((len(inputs), 1), np.float32)], axis=1)
+    solution, *_ = np.linalg.lstsq(inputs, colours, rcond=None)
+    return solution[:-1].tolist(), solution[-1].tolist()
+
+
+@torch.no_grad()
+def encode_texts(files):
+    """Embeddings (k 77 d) of the different captions, of the empty one ("null"), and each clip's row."""
+    params = text_params()
+    encoder = frozen(host.build_text(params), weights_of(files, "text", "text"))
+    captions = data.captions()
+    different = sorted(set(captions))
+    ids = token_ids([*different, ""], host.tokenizer(params.width))
+    embeddings = torch.cat([encode_ids(encoder, part)[0] for part in ids.split(ENCODE_BATCH)])
+    rows = torch.tensor([different.index(caption) for caption in captions])
+    tensors = {"embeddings": embeddings[:-1].contiguous(), "null": embeddings[-1].contiguous(), "rows": rows}
+    write_atomically(files.texts, lambda temporary: save_file(tensors, temporary))
+
+
+# The bundle
+
+def write_bundle(files, arguments):
+    """Write the finished cascade as fp16 safetensors, each with everything that rebuilds it."""
+    latents = json.loads(files.latent_params.read_text(encoding="utf-8"))
+    image = host.ImageParams(models.UNET, host.LatentParams(**latents), models.LINEAR_START, models.LINEAR_END,
+                             models.PREDICTION)
+    text = text_params()
+    unet = weights_of(files, "image", "unet")
+    tokens = host.gather_tokens(transformer_of(weights_of(files, "text", "text")), text)
+    parts = {"autoencoder": (weights_of(files, "autoencoder", "autoencoder"), models.AUTOENCODER),
+             "text": (tokens, text),
+             "image": ({host.UNET_PREFIX + key: value for key, value in unet.items()}, image)}
+    if rank() != 0:
+        return "written by the first process"
+    sizes = [write_part(arguments.output, part, *content) for part, content in parts.items()]
+    sizes.append(write_layers(files, arguments.output / LAYERS_FILE))
+    sizes.append(write_tensors(arguments.output / "features.safetensors", weights_of(files, "features", "network"),
+                               {"format": "video_ldm_demo_features", **notes("features")}))
+    return f"{sum(sizes) / 1e6:.1f} MB in '{arguments.output}'"
+
+
+def transformer_of(weights):
+    prefix = "transformer."
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def write_part(folder, part, tensors, params):
+    return write_tensors(folder / f"{part}.safetensors", tensors, host.part_metadata(part, params, notes(part)))
+
+
+def write_tensors(path, tensors, metadata):
+    """Write fp16 safetensors; the size in bytes."""
+    half = {key: tensor.to(torch.float16).contiguous() for key, tensor in tensors.items()}
+    metadata = {key: str(value) for key, value in metadata.items()}
+    write_atomically(path, lambda temporary: save_file(half, temporary, metadata=metadata))
+    return path.stat().st_size
+
+
+def write_layers(files, path):
+    unet = host.build_unet(models.UNET)
+    half = {key: value.to(torch.float16) for key, value in weights_of(files, "temporal", "temporal").items()}
+    video_ldm.write(path, half, temporal_params(unet), base=Base("Video LDM demo", models.UNET.context_dim),
+                    schedule=Schedule("linear", models.LINEAR_START, models.LINEAR_END, models.PREDICTION),
+                    fps=models.FPS, licence=models.LICENCE, metadata=notes("temporal"))
+    return path.stat().st_size
+
+
+def notes(stage):
+    """Where a file's weights come from."""
+    about = models.STAGES[stage]
+    return {"title": f"Video LDM demo: {about.title}", "author": "video-ldm", "licence_note": models.LICENCE,
+            "trained_on": f"procedural driving world, seeds 0 to {models.TRAIN_CLIPS - 1}",
+            "held_out_seeds": f"{world.HELD_OUT} and up", "steps": about.loop.steps, "seed": about.loop.seed,
+            "batch": about.batch, "size": f"{models.WIDTH}x{models.HEIGHT}"}
+
+
+STEPS = {"render": render, "autoencoder": train_autoencoder, "text": train_text, "latents": make_latents,
+         "image": train_image, "temporal": train_temporal, "temporal-attention": train_attention_only,
+         "features": train_features, "bundle": write_bundle}

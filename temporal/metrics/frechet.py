@@ -1,0 +1,29 @@
+"""The Frechet distance between two sets of features: FID's and FVD's formula, for whatever network made them."""
+
+import numpy as np
+
+from ..errors import VideoLDMError
+
+
+def frechet_distance(a, b):
+    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of features a (n, d) and b (m, d); the squared distance.
+
+    tr (C_a C_b)^(1/2) is taken as the sum of the singular values of C_a^(1/2) C_b^(1/2), the roots from symmetric
+    eigen-decompositions: real and never negative, also for covariances of few samples, which have no full rank.
+    """
+    a, b = (np.asarray(features, np.float64) for features in (a, b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise VideoLDMError(f"The Frechet distance needs two sets of at least 2 features of one width, not "
+                            f"{a.shape} and {b.shape}.")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise VideoLDMError("The Frechet distance needs finite features: one of the clips is broken.")
+    covariances = [np.atleast_2d(np.cov(features, rowvar=False)) for features in (a, b)]
+    overlap = np.linalg.svd(root(covariances[0]) @ root(covariances[1]), compute_uv=False).sum()
+    shift = np.square(a.mean(0) - b.mean(0)).sum()
+    return float(max(shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * overlap, 0.0))
+
+
+def root(covariance):
+    """The symmetric square root of a covariance; what rounding made negative counts as zero."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
