@@ -9,11 +9,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from video_ldm.temporal.atomic import replaced
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import Sheet, open_video, read_audio, write_sheet, write_video
 from video_ldm.temporal.video.sheet import GAP, columns, grid, thumbnail
 from video_ldm.temporal.video.timing import as_rate, even_clock
-from video_ldm.temporal.video.write import even_size, replaced
+from video_ldm.temporal.video.write import even_size
 
 WORKFLOW = {"prompt": {"1": {"class_type": "X", "inputs": {"text": "a } brace, {and \" one\u00e9"}}},
             "workflow": {"nodes": [{"id": 1}], "extra": {"ds": [1, 2.5]}}}

@@ -22,9 +22,9 @@ from typing import Mapping
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..atomic import write_atomically
 from ..errors import VideoLDMError
 from ..stack import PARTS, SLOTS, ResBlockParams, Site, StackParams, TransformerParams
-from ..training.checkpoint import write_atomically
 from .files import TensorFile
 from .keys import Keys
 from .record import Base, Identified, Schedule, TemporalFile, require_complete, require_one_dtype

@@ -5,30 +5,16 @@ and scripts; two files cannot be replaced in one go, so nothing is ever read bac
 """
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..atomic import write_atomically
 from ..errors import VideoLDMError
 
 FORMAT = "video_ldm_training"
-
-
-def write_atomically(path, write):
-    """Call `write(temporary path)`, flush that file to the disk, then rename it to `path`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path, text):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .checkpoint import write_atomically
+from ..atomic import write_atomically
 
 SIZE = (900, 420)
 MARGINS = (78, 34, 24, 40)          # left, top, right, bottom

@@ -5,7 +5,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from .write import png_text, replaced
+from ..atomic import replaced
+from .write import png_text
 
 GAP, GROUND = 4, 24             # pixels between frames, and the grey behind them
 LONGEST_SIDE = 512              # of one frame on the sheet, pixels

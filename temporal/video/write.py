@@ -1,9 +1,6 @@
 """Write frames to a video or animation file: streamed, under a temporary name until it is complete, workflow inside."""
 
 import json
-import os
-import secrets
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
+from ..atomic import replaced
 from ..errors import VideoLDMError
 from .timing import as_rate
 
@@ -31,19 +29,6 @@ class Written:
     width: int
     height: int
     padded: bool
-
-
-@contextmanager
-def replaced(path):
-    """A temporary path beside `path`, renamed to it on success and removed on any failure or cancel."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_video(path, frames, rate, format="mp4", crf=18, metadata=None, audio=None, on_frame=None):

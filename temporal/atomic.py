@@ -1,0 +1,27 @@
+"""Files that are written whole or not at all."""
+
+import os
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced(path):
+    """A temporary path beside `path`, flushed to the disk and renamed to it on success, removed on failure or cancel."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path, write):
+    """Call `write(temporary path)`, then rename that file to `path`; makes the folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as temporary:
+        write(temporary)
