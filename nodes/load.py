@@ -59,8 +59,9 @@ class LoadTemporalLayers(io.ComfyNode):
         if frames_per_clip:
             check_clip_length(layers, frames_per_clip)
         loras = motion_lora or []
-        stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype),
-                                   cache_key=(path, *files.fingerprint(file)))
+        # With a LoRA the weights are patched in place: such layers are shared with no other MODEL, nor within one.
+        shared = None if loras else (path, *files.fingerprint(file))
+        stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype), cache_key=shared)
         settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title}
         pairs = [(lora.fitting(layers.params), lora_strength) for lora, lora_strength in loras]
         out = attach.attach_layers(model, stack, settings, pairs, frames_per_clip)

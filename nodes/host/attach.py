@@ -136,6 +136,18 @@ def build_stack(params, tensors: dict, dtype: torch.dtype, cache_key=None) -> Te
     return stack
 
 
+_patchers = weakref.WeakValueDictionary()      # id of a stack: its first patcher, which the clones keep alive
+
+
+def patcher_of(stack: TemporalStack):
+    """A patcher on a stack that other MODELs may use too: a clone, since core tells by `clone()` which patchers have
+    their weights, and the backup of unpatched weights, in common."""
+    first = _patchers.get(id(stack))
+    if first is None:
+        first = _patchers[id(stack)] = layer_patcher(stack)
+    return first.clone()
+
+
 def lora_patches(patcher, pairs: dict, strength: float):
     """Motion LoRA as ComfyUI's own LoRA patches: W += strength * up @ down, without alpha (formats.md, a)."""
     names = {name: name for name in pairs}
@@ -147,9 +159,10 @@ def lora_patches(patcher, pairs: dict, strength: float):
 
 def attach_layers(model, stack: TemporalStack, settings: dict, loras=(), frames: int = 0):
     """A clone of MODEL on which the layers act; `settings` travel with the clone, per call. loras: (patches, strength)."""
+    refuse_compiled(model)
     m = model.clone()
     key = f"{PREFIX}{uuid.uuid4().hex}"
-    patcher = layer_patcher(stack)
+    patcher = patcher_of(stack)
     for pairs, strength in loras:
         lora_patches(patcher, pairs, strength)
     m.set_additional_models(key, [patcher])
