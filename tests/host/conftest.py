@@ -22,3 +22,11 @@ def client(server):
     """The HTTP and websocket client of the running server; every test starts with nothing cached or loaded."""
     server.client.free()
     return server.client
+
+
+@pytest.fixture(scope="session")
+def library(server):
+    """The small random files that tests/host/graphs.py names, in the server's folders."""
+    from video_ldm.tests.host.graphs import write_library
+    write_library(server)
+    return server
