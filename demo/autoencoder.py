@@ -29,21 +29,14 @@ def to_model(frames):
 
 
 class AutoencoderLoss:
-    """`loss(step)` for the Loop. frames: uint8 (n t h w 3); boxes: (n t k 4). decoder_only: the encoder is finished."""
+    """`loss(step)` for the Loop. frames: uint8 (n t h w 3); boxes: (n t k 4)."""
 
-    def __init__(self, autoencoder, frames, boxes, batch, decoder_only=False):
-        self.autoencoder, self.frames, self.boxes = autoencoder, frames, boxes
-        self.batch, self.decoder_only = batch, decoder_only
-        if decoder_only:
-            for part in (autoencoder.encoder, autoencoder.quant_conv):
-                part.requires_grad_(False)
+    def __init__(self, autoencoder, frames, boxes, batch):
+        self.autoencoder, self.frames, self.boxes, self.batch = autoencoder, frames, boxes, batch
 
     def __call__(self, step):
         x, weights = (part.to(step.device) for part in self.pictures(step.share(self.batch), step.generator))
         mean, logvar = self.moments(x)
-        if self.decoder_only:
-            y = self.decode(mean)
-            return {"loss": reconstruction_error(y, x, weights), "psnr": psnr(y, x)}
         noise = torch.randn(mean.shape, generator=step.generator).to(mean)
         y = self.decode(mean + noise * (0.5 * logvar).exp())
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -59,8 +52,7 @@ class AutoencoderLoss:
         return to_model(torch.from_numpy(chosen)), torch.from_numpy(weights)
 
     def moments(self, x):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
-            mean, logvar = self.autoencoder.quant_conv(self.autoencoder.encoder(x)).float().chunk(2, dim=1)
+        mean, logvar = self.autoencoder.quant_conv(self.autoencoder.encoder(x)).float().chunk(2, dim=1)
         return mean, logvar.clamp(-20, 10)
 
     def decode(self, z):

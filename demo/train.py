@@ -20,7 +20,7 @@ from ..nodes.host import models as host
 from ..temporal.formats import video_ldm
 from ..temporal.formats.record import Base, Schedule
 from ..temporal.stack import TemporalStack, video_ldm_params
-from ..temporal.training.checkpoint import write_atomically
+from ..temporal.atomic import write_atomically
 from ..temporal.training.clips import Clips
 from ..temporal.training.diffusion import Diffusion
 from ..temporal.training.distributed import pick_device, rank
