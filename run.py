@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,7 @@ def main(argv):
     options, rest = parser.parse_known_args(argv)
     if rest and options.command in ("demo", "ui"):
         parser.error(f"{options.command} does not know {' '.join(rest)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)      # a stopped command stops its server too
     import_pack()
     from video_ldm.tools.hosts import HostError
     try:
