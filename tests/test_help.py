@@ -68,7 +68,7 @@ def test_every_help_page_belongs_to_a_node():
 
 @each_node
 def test_messages_quoted_in_a_help_page_are_in_the_code(schema):
-    """A quoted message is written as *... like this ...*, with dots for what varies; each of its parts must be found."""
+    """A quoted message is written as *... like this ...*, with dots for what varies; each part must be found."""
     code = squeezed(re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)))
     code = re.sub(r"\{[^{}]*\}", "...", code)
     parts = [part.strip(" .,:") for quoted in first_column(section(page_of(schema), "Common mistakes"))
