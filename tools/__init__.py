@@ -1,1 +1,1 @@
-"""What run.py and the host tests share: finding or setting up a ComfyUI, starting it, talking to it. Standard library."""
+"""What run.py and the host tests share: finding, setting up, starting and asking a ComfyUI. Standard library only."""

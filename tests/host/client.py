@@ -8,7 +8,6 @@
 """
 
 import io
-from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -86,11 +85,3 @@ class HostServer(Server):
         return [line for line in self.log_text().splitlines()
                 if any(word in line for word in PACK_WORDS) and any(sign in line.lower() for sign in signs)]
 
-
-def widgets(**inputs):
-    """Shorthand for the inputs of a node; a (node, slot) tuple becomes a link."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in inputs.items()}
-
-
-def path_of(file, server):
-    return Path(server.output_path(file))
