@@ -254,8 +254,8 @@ def test_a_temporal_prompt_of_another_length_and_a_negative_without_one_share_a_
 
 # Weights
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-@pytest.mark.parametrize("file", ["video.safetensors", "motion.safetensors"])
+@pytest.mark.parametrize("file, dtype", [("video.safetensors", torch.float16), ("motion.safetensors", torch.bfloat16),
+                                         ("video.safetensors", torch.float8_e4m3fn)])
 def test_weights_of_low_precision_give_what_their_rounded_values_give_in_float32(folder, state, file, dtype):
     rounded = {key: value.to(dtype).float() for key, value in state.items()}
     exact, stored = load_model(rounded), load_model(state, dtype)
@@ -289,6 +289,18 @@ def test_partly_loaded_models_give_what_fully_loaded_ones_give(state, folder, bu
         del patcher.partially_load
         patcher.unpatch_model(patcher.offload_device)
     assert relative_error(prediction(video), reference) < 1e-6
+
+
+def test_loaded_layers_do_not_change_with_their_file(image, folder):
+    path = folder / "rewritten.safetensors"
+    checkpoints.save(path, checkpoints.motion_state())
+    model = with_layers(image, "rewritten.safetensors")
+    before = prediction(model)
+    with open(path, "r+b") as file:
+        file.seek(-1000000, 2)
+        file.write(bytes(1000000))
+    assert torch.equal(prediction(model), before)
+    assert not torch.equal(prediction(with_layers(image, "rewritten.safetensors")), before)
 
 
 # Motion LoRA

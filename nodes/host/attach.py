@@ -129,7 +129,8 @@ def build_stack(params, tensors: dict, dtype: torch.dtype, cache_key=None) -> Te
         from comfy.ldm.modules import attention     # looked up per call: the user chooses the attention at start
         stack = TemporalStack(params, operations=layer_operations(), dtype=dtype, device="meta",
                               attention=lambda q, k, v, heads, mask=None: attention.optimized_attention(q, k, v, heads, mask=mask))
-        stack.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+        # Copies: safetensors' own are views of the file, which then can be neither replaced (Windows) nor rewritten.
+        stack.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
         stack.requires_grad_(False).eval()
         if cache_key is not None:
             _stacks[key] = stack
