@@ -94,13 +94,14 @@ def demo(options, rest):
     prompt = json.loads(path.read_text(encoding="utf-8"))
     graph = path.parent.parent / path.name      # goes into the video, so that dragging it into ComfyUI opens the graph
     shown = {"workflow": json.loads(graph.read_text(encoding="utf-8"))} if graph.is_file() else {}
+    extra_data = {"extra_pnginfo": shown}
     host, output, began = find_host(), ROOT / "output", time.monotonic()
     print("Starting ComfyUI ...", flush=True)
     with Server(host, ROOT / ".host" / "base", output=output, arguments=["--disable-api-nodes"]) as server:
         print(f"Running {path.name} on http://{server.address}", flush=True)
         progress = ProgressLine(prompt)
         try:
-            result = Client(server.address).run(prompt, progress, timeout=24 * 3600, extra_data={"extra_pnginfo": shown})
+            result = Client(server.address).run(prompt, progress, timeout=24 * 3600, extra_data=extra_data)
         except (NodeError, Interrupted) as error:
             progress.close()
             print(f"The workflow failed at {error}\nThe server's log: {server.log}", file=sys.stderr)
