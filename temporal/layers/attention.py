@@ -63,7 +63,7 @@ class FeedForward(nn.Module):
 
 
 class TemporalTransformerBlock(nn.Module):
-    """ff_in, self-attention over t, cross-attention to text, GEGLU; each residual, on `b t s c`."""
+    """ff_in, self-attention over t, cross-attention to text, GEGLU; each residual, on `b s t c`."""
 
     def __init__(self, dim: int, heads: int, context_dim: int, attention=attend, operations=nn, dtype=None, device=None):
         super().__init__()
@@ -78,13 +78,10 @@ class TemporalTransformerBlock(nn.Module):
         self.ff = FeedForward(dim, operations, **place)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x `b t s c`, text `b l d`: one text for a whole clip, so that all its tokens share keys and values."""
-        b, t, s, _ = x.shape
+        """x `b s t c`, text `b l d`: one text for a whole clip, so that all its tokens share keys and values."""
         x = x + self.ff_in(self.norm_in(x))
-        over_time = self.attn1(rearrange(self.norm1(x), "b t s c -> (b s) t c"), mask=mask)
-        x = x + rearrange(over_time, "(b s) t c -> b t s c", b=b)
-        to_text = self.attn2(rearrange(self.norm2(x), "b t s c -> b (t s) c"), context=text)
-        x = x + rearrange(to_text, "b (t s) c -> b t s c", t=t)
+        x = x + self.attn1(self.norm1(x).flatten(0, 1), mask=mask).view_as(x)
+        x = x + self.attn2(self.norm2(x).flatten(1, 2), context=text).view_as(x)
         return x + self.ff(self.norm3(x))
 
 
@@ -112,7 +109,7 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor, text: Tensor, frames: int, strength: float = 1.0,
                 max_distance: int | None = None) -> Tensor:
         """x `(b t) s c`, text `b l d`, frames t."""
-        clip = rearrange(x, "(b t) s c -> b t s c", t=frames) + self.positions(frames, x)[None, :, None]
+        clip = rearrange(x, "(b t) s c -> b s t c", t=frames).contiguous() + self.positions(frames, x)
         band = distance_band(frames, max_distance, x.device)
         temporal = self.time_stack[0](clip, text, band)
-        return self.time_mixer(x, rearrange(temporal, "b t s c -> (b t) s c"), frames, strength)
+        return self.time_mixer(x, rearrange(temporal, "b s t c -> (b t) s c"), frames, strength)

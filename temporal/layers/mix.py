@@ -22,5 +22,4 @@ class Mix(nn.Module):
         if len(share) > 1:
             share = share.repeat(spatial.shape[0] // frames)
             share = rearrange(share, "n -> n" + " 1" * (spatial.ndim - 1))
-        share = share.to(spatial.dtype)
-        return (1 - share) * spatial + share * temporal
+        return torch.lerp(spatial, temporal.to(spatial.dtype), share.to(spatial.dtype))     # one pass; exact at either end

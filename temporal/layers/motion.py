@@ -83,7 +83,8 @@ class TemporalTransformer3D(nn.Module):
     def forward(self, x: Tensor, frames: int, max_distance: int | None = None) -> Tensor:
         _, _, height, _ = x.shape
         band = distance_band(frames, max_distance, x.device)
-        h = self.proj_in(rearrange(self.normed(x, frames), "(b t) c h w -> (b h w) t c", t=frames))
+        h = rearrange(self.normed(x, frames), "(b t) c h w -> (b h w) t c", t=frames)
+        h = self.proj_in(h.contiguous())        # one copy here, or every linear layer makes its own
         for block in self.transformer_blocks:
             h = block(h, band)
         return rearrange(self.proj_out(h), "(b h w) t c -> (b t) c h w", b=len(x) // frames, h=height)
@@ -100,4 +101,4 @@ class MotionModule(nn.Module):
 
     def forward(self, x: Tensor, frames: int, strength: float = 1.0, max_distance: int | None = None) -> Tensor:
         """x `(b t) c h w`, frames t."""
-        return x + strength * self.temporal_transformer(x, frames, max_distance)
+        return torch.add(x, self.temporal_transformer(x, frames, max_distance), alpha=strength)
