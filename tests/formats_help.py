@@ -12,7 +12,7 @@ PUBLISHED = json.loads(lzma.decompress((Path(__file__).parent / "fixtures" / "pu
 
 
 def narrow(shapes: dict, factor: int = 10) -> dict:
-    """The same file at a tenth of the width: channels and all that follows from them, tables and kernels as they are."""
+    """The same file at a tenth of the width: channels and what follows from them; tables and kernels as they are."""
     return {key: tuple(size // factor if size >= 320 else size for size in shape) for key, shape in shapes.items()}
 
 

@@ -9,7 +9,8 @@ KINDS = {
     "ad_mm_sd_v15": "animatediff_v1", "ad_mm_sd_v15_v2": "animatediff_v2", "ad_v3_sd15_mm": "animatediff_v3",
     "animatelcm_sd15_t2v": "animatelcm", "motion_lora_v2": "motion_lora", "motion_lora_diffusers": "motion_lora",
     "ad_mm_sdxl_v10_beta": "animatediff_sdxl", "ad_v3_sd15_adapter": "v3_domain_adapter", "hotshotxl": "hotshot_xl",
-    "diffusers_motion_adapter_v1": "diffusers_motion_adapter", "diffusers_motion_adapter_v2": "diffusers_motion_adapter",
+    "diffusers_motion_adapter_v1": "diffusers_motion_adapter",
+    "diffusers_motion_adapter_v2": "diffusers_motion_adapter",
     "diffusers_motion_adapter_sdxl": "diffusers_motion_adapter_sdxl", "svd_unet": "svd_unet",
     "diffusers_svd_unet": "diffusers_svd_unet", "svd_temporal_decoder": "svd_temporal_decoder",
     "diffusers_vae_temporal_decoder": "diffusers_svd_temporal_decoder", "lavie_base": "lavie_base",
@@ -40,9 +41,10 @@ def test_every_published_file_is_told_by_its_keys(name, prefix):
 
 def test_an_artists_mistake_gets_a_sentence_with_the_file_what_it_is_and_where_it_belongs():
     sentence = str(identify_keys(PUBLISHED["lavie_base"]).refusal("lavie_base.pt"))
-    assert sentence == ("lavie_base.pt is LaVie's base text-to-video UNet, not a file of temporal layers that this pack takes. "
-                        "It is a whole UNet whose spatial layers were trained together with the temporal ones, so its "
-                        "temporal layers alone are not the published model. This version of the pack does not take it.")
+    assert sentence == (
+        "lavie_base.pt is LaVie's base text-to-video UNet, not a file of temporal layers that this pack takes. "
+        "It is a whole UNet whose spatial layers were trained together with the temporal ones, so its temporal layers "
+        "alone are not the published model. This version of the pack does not take it.")
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in TAKEN | LORAS])
@@ -85,8 +87,9 @@ VAE = {"decoder.conv_in.weight": (512, 4, 3, 3), "decoder.mid.block_1.norm1.weig
 
 
 def wide(unet: dict, width: int, conv_in: int = 4) -> dict:
-    return {key: (shape[0], width) if "attn2.to_k" in key else (shape[0], conv_in, 3, 3) if "blocks.0.0.w" in key else shape
-            for key, shape in unet.items()}
+    changed = {"input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, width),
+               "input_blocks.0.0.weight": (320, conv_in, 3, 3)}
+    return unet | changed
 
 
 def checkpoint(unet: dict, text: str = "cond_stage_model.transformer.text_model.embeddings.position_ids") -> dict:
@@ -104,10 +107,12 @@ OTHERS = {
     "vae ": {f"first_stage_model.{key}": shape for key, shape in VAE.items()},
     "diffusers_vae": {"decoder.conv_in.weight": (512, 4, 3, 3), "decoder.mid_block.resnets.0.norm1.weight": (512,)},
     "video_vae": {"encoder.conv1.weight": (96, 3, 3, 3, 3), "decoder.conv1.weight": (384, 16, 3, 3, 3)},
-    "controlnet": {"control_model.input_blocks.0.0.weight": (320, 4, 3, 3), "control_model.zero_convs.0.0.weight": (320,),
+    "controlnet": {"control_model.input_blocks.0.0.weight": (320, 4, 3, 3),
+                   "control_model.zero_convs.0.0.weight": (320,),
                    "control_model.input_hint_block.0.weight": (16, 3, 3, 3)},
     "controlnet ": {"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3), "conv_in.weight": (320, 4, 3, 3),
-                    "down_blocks.0.resnets.0.norm1.weight": (320,), "controlnet_down_blocks.0.weight": (320, 320, 1, 1)},
+                    "down_blocks.0.resnets.0.norm1.weight": (320,),
+                    "controlnet_down_blocks.0.weight": (320, 320, 1, 1)},
     "control_lora": {"lora_controlnet": (), "input_blocks.0.0.weight": (320, 4, 3, 3), "zero_convs.0.0.weight": (320,)},
     "t2i_adapter": {"body.0.block1.weight": (320, 320, 3, 3), "conv_in.weight": (320, 192, 3, 3)},
     "ip_adapter": {"image_proj.proj.weight": (3072, 1024), "ip_adapter.1.to_k_ip.weight": (320, 768)},

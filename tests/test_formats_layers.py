@@ -79,7 +79,8 @@ def test_a_published_file_maps_to_the_21_sites_of_stable_diffusion(tmp_path):
 
 def test_a_learned_table_of_positions_is_kept_and_ends_where_it_ends(tmp_path):
     tensors = motion_tensors(motion_shapes())
-    tensors["mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.pos_encoder.pe"] += 0.01
+    middle = "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0."
+    tensors[middle + "attention_blocks.1.pos_encoder.pe"] += 0.01
     file = load_temporal(saved(tmp_path, "learned.safetensors", tensors))
     assert file.params.table_length == 32 and "clips of at most 32 frames" in file.notes[-1]
     stack = TemporalStack(file.params)
@@ -99,14 +100,17 @@ FIRST = "down_blocks.0.motion_modules.0.temporal_transformer."
 
 @pytest.mark.parametrize("damage, sentence", [
     (lambda t: t.pop(FIRST + "proj_in.weight"), "1 of its 182 tensors are missing .*proj_in.weight.*incomplete"),
-    (lambda t: [t.pop(key) for key in list(t) if key.startswith("down_blocks.1.")], "lacks down_blocks.1.motion_modules.0"),
-    (lambda t: t.update({FIRST + "proj_in.weight": torch.zeros(64, 32)}), r"has shape \[64, 32\] where \[64, 64\] is due"),
+    (lambda t: [t.pop(key) for key in list(t) if key.startswith("down_blocks.1.")], "lacks "
+                                                                                    "down_blocks.1.motion_modules.0"),
+    (lambda t: t.update({FIRST + "proj_in.weight": torch.zeros(64, 32)}), r"has shape \[64, 32\] where \[64, 64\] is "
+                                                                           "due"),
     (lambda t: t.update({FIRST + "extra": torch.zeros(1)}), "1 tensors that such layers do not have .*extra"),
     (lambda t: t.update({FIRST + "proj_in.weight": torch.zeros(64, 64, dtype=torch.float16)}),
      "mixes types: .* is float32, .* is float16"),
     (lambda t: t.update({FIRST + "proj_in.weight": torch.zeros(64, 64, dtype=torch.int8)}), "as int8, .*Quantised"),
     (lambda t: t.update({FIRST + "transformer_blocks.0.attention_blocks.0.pos_encoder.pe": torch.zeros(1, 24, 64)}),
      r"positions have lengths \[24, 32\]"),
+    (lambda t: t.update({FIRST + "norm.weight": torch.zeros(40)}), "no layer has its sizes"),
     (lambda t: t.pop(FIRST + "norm.weight"), "no norm of a multiple of 8 channels"),
 ])
 def test_a_motion_module_that_is_not_whole_is_refused(tmp_path, damage, sentence):
@@ -122,7 +126,8 @@ TINY = dict(SMALL, model_channels=32)
 
 
 def tiny_stack(**options):
-    return randomise(TemporalStack(video_ldm_params(unet_model(TINY, device="meta"), 128, 768, lambda c: 8, 6, **options)))
+    params = video_ldm_params(unet_model(TINY, device="meta"), 128, 768, lambda channels: 8, 6, **options)
+    return randomise(TemporalStack(params))
 
 
 def written(folder, name="layers.safetensors", **options):
@@ -167,7 +172,7 @@ def test_layers_at_the_size_of_stable_diffusion_have_svds_names():
 
 def test_names_of_sites_in_deep_transformers_are_told_apart():
     for site in (Site("input", 4, "in_attn_post_ff", 1), Site("middle", 0, "in_attn_post_ff", 9),
-                 Site("middle", 0, "post_res", 1), Site("output", 3, "post_res", 0), Site("input", 4, "in_attn_post_ff")):
+                 Site("middle", 0, "post_res", 1), Site("output", 3, "post_res"), Site("input", 4, "in_attn_post_ff")):
         assert video_ldm.parse(f"{video_ldm.module_name(site)}.time_stack.0.x") == (site, "time_stack.0.x")
 
 
@@ -219,22 +224,26 @@ MIX = "input_blocks.1.0.time_mixer.mix_factor"
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda m, t: m.update(version="2"), "version 2 of the Video LDM layers format; this pack reads version 1.* Update"),
+    (lambda m, t: m.update(version="2"), "version 2 of the Video LDM layers format; this pack reads version 1.* "
+                                         "Update"),
     (lambda m, t: m.update(version="next"), "version next of the Video LDM layers format"),
     (lambda m, t: m.pop("frames"), "metadata lacks frames"),
     (lambda m, t: m.update(frames="many"), "metadata cannot be read"),
     (lambda m, t: m.update(frames="0"), "contradict each other: it says clips of 0 frames"),
     (lambda m, t: m.update(beta_schedule="cosine"), "metadata cannot be read .*cosine"),
     (lambda m, t: m.update(position_encoding="rotary"), "encodes frame positions as 'rotary'"),
-    (lambda m, t: m.update(heads='{"input_blocks.1.1": 8}'), "contradict each other: a layer lacks 'number of heads of mid"),
+    (lambda m, t: m.update(heads='{"input_blocks.1.1": 8}'), "contradict each other: a layer lacks "
+                                                             "'number of heads of mid"),
     (lambda m, t: m.update(heads=m["heads"].replace("8", "7")), "32 channels of .* do not divide into 7 heads"),
     (lambda m, t: m.update(heads="[8]"), "metadata cannot be read"),
     (lambda m, t: m.update(base_context_dim="1024"), "it says text of width 1024, and .* takes 768"),
     (lambda m, t: m.update(mix_length="6"), "it says a mix of length 6, and .* has 1"),
-    (lambda m, t: [t.pop(key) for key in list(t) if key.startswith("input_blocks.1.0.")], "it says 12 layers and holds 11"),
+    (lambda m, t: [t.pop(key) for key in list(t) if key.startswith("input_blocks.1.0.")], "it says 12 layers and "
+                                                                                          "holds 11"),
     (lambda m, t: t.pop("input_blocks.1.1.time_stack.0.norm1.bias"), "tensors are missing"),
     (lambda m, t: t.pop(MIX), "a layer lacks 'time_mixer.mix_factor'"),
-    (lambda m, t: t.update({"input_blocks.0.0.weight": torch.zeros(1)}), "input_blocks.0.0.weight is no temporal layer's"),
+    (lambda m, t: t.update({"input_blocks.0.0.weight": torch.zeros(1)}), "input_blocks.0.0.weight is no temporal "
+                                                                         "layer's"),
     (lambda m, t: t.update({"input_blocks.1.0.time_stack.in_layers.2.bias": torch.zeros(32).half()}), "mixes types"),
 ])
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, sentence):
@@ -251,12 +260,12 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, sentence):
 # Stable Video Diffusion
 
 SVD_FILES = ("svd_unet", "temporal part", "diffusers_svd_unet")
-TEMPORAL_PART = re.compile(r".*\.(time_stack|time_mixer|time_pos_embed|temporal_res_block|temporal_transformer_blocks)\.")
+TEMPORAL_PART = re.compile(r".*\.(time_(stack|mixer|pos_embed)|temporal_(res_block|transformer_blocks))\.")
 WHOLE = re.compile(r"(model\.diffusion_model\.)?(conv_in|input_blocks\.0\.0|label_emb|time_embed)\.")
 
 
 def svd_file(folder, which: str):
-    """A fifth as wide as published, text width as it is; each tensor holds its own number, most spatial ones left out."""
+    """A fifth as wide as published, text width as it is; each tensor holds its number, few spatial ones are kept."""
     shapes = PUBLISHED["svd_unet" if which == "temporal part" else which]
     kept = [key for key in shapes if TEMPORAL_PART.match(key) or (which != "temporal part" and WHOLE.match(key))]
     tensors = {}
@@ -289,7 +298,8 @@ def thin_unet(context_dim: int = 1024):
 @pytest.mark.parametrize("which", SVD_FILES)
 def test_svd_is_refused_on_an_image_model_and_taken_as_a_start_for_training(tmp_path, which):
     path = svd_file(tmp_path, which)
-    with pytest.raises(VideoLDMError, match="^svd.safetensors is .*Stable Video Diffusion.* silent garbage: they expect EDM"):
+    with pytest.raises(VideoLDMError, match="^svd.safetensors is .*Stable Video Diffusion.* silent garbage: they "
+                                            "expect EDM"):
         load_temporal(path)
     params = video_ldm_params(thin_unet(), 256, 1024, lambda channels: channels // 64, 14)
     start = load_svd_initialisation(path, params)

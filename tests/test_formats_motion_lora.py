@@ -18,8 +18,8 @@ def layers(tmp_path_factory):
     """Params of the motion modules of each version, by name."""
     folder = tmp_path_factory.mktemp("modules")
     made = {"v1": (False, 24), "v2": (True, 32), "v3": (False, 32)}
-    return {name: load_temporal(saved(folder, f"{name}.safetensors", motion_tensors(motion_shapes(CHANNELS, 1, middle, table))))
-            for name, (middle, table) in made.items()}
+    shapes = {name: motion_shapes(CHANNELS, 1, middle, table) for name, (middle, table) in made.items()}
+    return {name: load_temporal(saved(folder, f"{name}.ckpt", motion_tensors(keys))) for name, keys in shapes.items()}
 
 
 def lora(folder, name="zoom.ckpt", change=lambda tensors: tensors, **options):
@@ -65,7 +65,8 @@ def test_the_published_files_patch_168_weights_of_the_21_modules(tmp_path, name)
     file = load_motion_lora(saved(tmp_path, "pan.safetensors", random_tensors(narrow(PUBLISHED[name], 40))))
     patches = file.patches()
     assert len(patches) == 168 and file.rank == 64
-    up, down = patches["layers.output_11_post_attn_0.temporal_transformer.transformer_blocks.0.attention_blocks.1.to_out.0.weight"]
+    last = "layers.output_11_post_attn_0.temporal_transformer.transformer_blocks.0.attention_blocks.1."
+    up, down = patches[last + "to_out.0.weight"]
     assert (up.shape, down.shape) == ((8, 64), (64, 8))
 
 
@@ -90,12 +91,14 @@ def test_the_middle_module_is_left_out_where_the_layers_have_none(tmp_path, laye
 
 
 def test_a_lora_of_a_few_modules_finds_its_places(tmp_path, layers):
-    few = lora(tmp_path, change=lambda tensors: {k: t for k, t in tensors.items() if k.startswith("up_blocks.1.motion_modules.0.")})
+    few = lora(tmp_path, change=lambda tensors: {key: tensor for key, tensor in tensors.items()
+                                                 if key.startswith("up_blocks.1.motion_modules.0.")})
     assert {key.split(".")[1] for key in few.fitting(layers["v2"].params)} == {"output_2_post_attn_0"}
 
 
 @pytest.mark.parametrize("options, sentence", [
-    ({"channels": (64, 128)}, "patches 64 channels at input_1_post_attn_0, where the chosen AnimateDiff v2 layers have 32"),
+    ({"channels": (64, 128)}, "patches 64 channels at input_1_post_attn_0, where the chosen AnimateDiff v2 layers "
+                              "have 32"),
     ({"channels": (32, 64, 64)}, "fits the chosen AnimateDiff v2 layers only in part: they have no "),
     ({"channels": (32, 64), "resblocks": 2}, "only in part|patches"),
 ])
@@ -107,7 +110,8 @@ def test_a_lora_for_other_modules_is_refused(tmp_path, layers, options, sentence
 
 def test_a_lora_on_video_ldm_layers_is_refused(tmp_path):
     params = video_ldm_params(unet_model(SMALL, device="meta"), 256, 768, lambda channels: 8, 6)
-    with pytest.raises(VideoLDMError, match="patches AnimateDiff motion modules, and the chosen temporal layers are Video LDM"):
+    with pytest.raises(VideoLDMError, match="patches AnimateDiff motion modules, and the chosen temporal layers are "
+                                            "Video LDM"):
         lora(tmp_path).fitting(params)
 
 
@@ -119,16 +123,17 @@ def test_a_lora_of_the_middle_alone_is_refused_where_there_is_none(tmp_path, lay
 
 
 FIRST = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0."
+Q = FIRST + "attention_blocks.0.processor.to_q_lora."
+IMAGE_LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight"
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda t: t.pop(FIRST + "attention_blocks.0.processor.to_q_lora.up.weight"), "to_q_lora.down.weight has no counterpart"),
-    (lambda t: t.update({FIRST + "attention_blocks.0.processor.to_q_lora.up.weight": torch.zeros(32, 3)}), "do not multiply"),
-    (lambda t: t.update({FIRST + "attention_blocks.0.processor.to_q_lora.alpha": torch.zeros(())}), "with alpha entries"),
+    (lambda t: t.pop(Q + "up.weight"), "to_q_lora.down.weight has no counterpart"),
+    (lambda t: t.update({Q + "up.weight": torch.zeros(32, 3)}), "do not multiply"),
+    (lambda t: t.update({Q + "alpha": torch.zeros(())}), "with alpha entries"),
     (lambda t: t.update({FIRST + "ff.net.0.proj_lora.up.weight": torch.zeros(8, 8)}), "none of the attentions"),
-    (lambda t: t.update({"down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight":
-                         torch.zeros(8, 8)}), "patches the image model as well .* MotionDirector"),
-    (lambda t: t.update({FIRST + "attention_blocks.0.processor.to_q_lora.up.weight": torch.zeros(32, 4).half()}), "mixes types"),
+    (lambda t: t.update({IMAGE_LAYER: torch.zeros(8, 8)}), "patches the image model as well .* MotionDirector"),
+    (lambda t: t.update({Q + "up.weight": torch.zeros(32, 4).half()}), "mixes types"),
 ])
 def test_a_lora_that_is_damaged_or_of_another_trainer_is_refused(tmp_path, change, sentence):
     def changed(tensors):
@@ -140,10 +145,12 @@ def test_a_lora_that_is_damaged_or_of_another_trainer_is_refused(tmp_path, chang
 
 def test_each_loader_refuses_the_others_file_and_says_where_it_goes(tmp_path):
     path = saved(tmp_path, "zoom.ckpt", random_tensors(lora_shapes(CHANNELS)))
-    with pytest.raises(VideoLDMError, match="zoom.ckpt is a Motion LoRA, not a file of temporal layers .* the Motion LoRA node"):
+    with pytest.raises(VideoLDMError, match="zoom.ckpt is a Motion LoRA, not a file of temporal layers .* the Motion "
+                                            "LoRA node"):
         load_temporal(path)
     path = saved(tmp_path, "v2.ckpt", motion_tensors(motion_shapes(CHANNELS)))
-    with pytest.raises(VideoLDMError, match="v2.ckpt is an AnimateDiff v2 motion module, not a Motion LoRA. Load it with Load"):
+    with pytest.raises(VideoLDMError, match="v2.ckpt is an AnimateDiff v2 motion module, not a Motion LoRA. Load it "
+                                            "with Load"):
         load_motion_lora(path)
     path = saved(tmp_path, "style.safetensors", {"lora_unet_x.lora_down.weight": torch.zeros(4, 4)})
     with pytest.raises(VideoLDMError, match="style.safetensors is a LoRA for an image model .* core's Load LoRA"):

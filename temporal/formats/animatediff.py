@@ -51,8 +51,7 @@ VERSIONS = {
     "animatelcm": Version(
         "an AnimateLCM motion module", 16, UNSTATED, positions=64,
         hint=SamplerHint("lcm", "lcm", cfg=(1.0, 2.0), steps=(4, 8)),
-        notes=("A distilled module: sample with the lcm sampler and ModelSamplingDiscrete 'lcm', cfg 1 to 2, and "
-               "AnimateLCM's LoRA on the image model for 4 to 8 steps.",)),
+        notes=("A distilled module: those few steps need AnimateLCM's own LoRA on the image model too.",)),
 }
 
 
@@ -67,17 +66,17 @@ def detect(keys: Keys) -> Identified | None:
 
 
 def levels(keys: Keys) -> set[int]:
-    return {shape[0] for key, shape in keys.shapes.items()
+    return {sum(shape[:1]) for key, shape in keys.shapes.items()
             if key.startswith("down_blocks.") and key.endswith("temporal_transformer.norm.weight")}
 
 
 def version_of(keys: Keys) -> str:
-    table = keys.shape(r".*\.pos_encoder\.pe$")
+    length = sum(keys.shape(r".*\.pos_encoder\.pe$")[1:2])
     if keys.has(r"mid_block\."):
-        if not table:
+        if not length:
             return "animatelcm"
-        return "longanimatediff" if table[1] > 32 else "animatediff_v2"
-    return "animatediff_v1" if table and table[1] <= 24 else "animatediff_v3"
+        return "longanimatediff" if length > 32 else "animatediff_v2"
+    return "animatediff_v1" if 0 < length <= 24 else "animatediff_v3"
 
 
 # Sites and names
@@ -149,8 +148,8 @@ def check_levels(file: TensorFile, resblocks: int):
 
 
 def table_length(name: str, title: str, tables: Mapping[str, Tensor]) -> int:
-    lengths = {table.shape[1] for table in tables.values() if table.ndim == 3}
-    if len(lengths) > 1 or any(table.ndim != 3 for table in tables.values()):
+    lengths = {table.shape[1] if table.ndim == 3 and len(table) == 1 else 0 for table in tables.values()}
+    if len(lengths) > 1 or 0 in lengths:
         raise VideoLDMError(f"{name} looks like {title}, but its tables of frame positions have lengths "
                             f"{sorted(lengths)}. The file is damaged: download it again.")
     return lengths.pop() if lengths else 0
@@ -158,7 +157,7 @@ def table_length(name: str, title: str, tables: Mapping[str, Tensor]) -> int:
 
 def is_sinusoid(table: Tensor) -> bool:
     """Whether a table `1 l c` is the computed one within its rounding (at least half precision's)."""
-    if not table.dtype.is_floating_point:
+    if not table.dtype.is_floating_point or table.shape[2] % 2:
         return False
     rounding = max(torch.finfo(table.dtype).eps, torch.finfo(torch.float16).eps)
     computed = interleaved_sinusoid(table.shape[1], table.shape[2])
@@ -173,7 +172,7 @@ def params_of(file: TensorFile, resblocks: int, version: Version, length: int, l
     order = {"input": 0, "middle": 1, "output": 2}
     bricks = []
     for site in sorted(modules, key=lambda site: (order[site.part], site.index)):
-        channels = modules[site].get("temporal_transformer.norm.weight", (0,))[0]
+        channels = sum(modules[site].get("temporal_transformer.norm.weight", ())[:1])
         if not channels or channels % HEADS:
             raise VideoLDMError(f"{file.name} looks like {version.title}, but its module at {site.name} has no norm "
                                 f"of a multiple of {HEADS} channels. The file is damaged: download it again.")

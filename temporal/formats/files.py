@@ -110,27 +110,47 @@ def safetensors_header(path: Path) -> dict:
         header = file.read(length)
     if len(header) < length:
         raise VideoLDMError(damaged(path, f"has {size} bytes, fewer than its own header"))
-    try:
-        entries = json.loads(header)
-        due = 8 + length + max((e["data_offsets"][1] for k, e in entries.items() if k != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise VideoLDMError(damaged(path, "has a header that cannot be read")) from None
+    entries = parsed_header(header)
+    if entries is None:
+        raise VideoLDMError(damaged(path, "has a header that cannot be read"))
+    due = 8 + length + max((e["data_offsets"][1] for k, e in entries.items() if k != "__metadata__"), default=0)
     if size != due:
         raise VideoLDMError(damaged(path, f"has {size} bytes where its header announces {due}"))
     return entries
 
 
+def parsed_header(header: bytes) -> dict | None:
+    """The header's entries, None where they are not what the format says."""
+    try:
+        entries = json.loads(header)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entries, dict):
+        return None
+    tensors = [entry for key, entry in entries.items() if key != "__metadata__"]
+    metadata = entries.get("__metadata__", {})
+    plain = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    return entries if plain and all(map(describes_tensor, tensors)) else None
+
+
+def describes_tensor(entry) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not (isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
+        return False
+    return all(type(number) is int and number >= 0 for number in shape + offsets)
+
+
 def open_safetensors(path: Path) -> TensorFile:
     entries = safetensors_header(path)
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", {})
     names = bare_names(entries)
 
     def read(keys: Iterable[str]) -> dict[str, Tensor]:
         try:
             with safe_open(str(path), framework="pt", device="cpu") as file:
                 return {key: file.get_tensor(names[key]) for key in keys}
-        except VideoLDMError:
-            raise
         except Exception as error:      # safetensors raises its own class, which has moved between versions
             raise VideoLDMError(damaged(path, f"cannot be read ({error})")) from None
 
@@ -172,7 +192,7 @@ def check_archive(path: Path):
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
         raise VideoLDMError(damaged(path, "is an archive without an end")) from None
     if any(member.endswith("constants.pkl") for member in members):
         raise VideoLDMError(f"{path.name} is a TorchScript program, not a file of weights. This pack runs no code "

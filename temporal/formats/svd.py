@@ -90,11 +90,11 @@ class Initialisation:
 def params_of(file: TensorFile) -> StackParams:
     """Params of SVD's own temporal layers; frames by convention 14 (svd) for want of any trace in the tensors."""
     named = {name: file.shapes[key] for name, key in ldm_names(file.shapes).items()}
-    heads = {key.removesuffix(".time_pos_embed.0.weight"): shape[1] // HEAD_DIM
+    heads = {key.removesuffix(".time_pos_embed.0.weight"): sum(shape[1:2]) // HEAD_DIM
              for key, shape in named.items() if key.endswith("time_pos_embed.0.weight")}
     try:
         bricks = video_ldm.bricks_of(named, heads)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise VideoLDMError(f"{file.name} looks like Stable Video Diffusion, but a layer lacks {error}. The file is "
                             "incomplete: download it again.") from None
     return StackParams("Stable Video Diffusion", bricks, 14, None, pool_spatial_norms=False)

@@ -136,7 +136,8 @@ def load(file: TensorFile) -> TemporalFile:
 def check_metadata(file: TensorFile):
     version = file.metadata.get("version", str(VERSION))
     if version != str(VERSION):
-        raise VideoLDMError(f"{file.name} is written in version {version} of the Video LDM layers format; this pack reads "
+        raise VideoLDMError(f"{file.name} is written in version {version} of the Video LDM layers format; this pack "
+                            "reads "
                             f"version {VERSION}. Update the pack.")
     missing = [entry for entry in REQUIRED if entry not in file.metadata]
     if missing:
@@ -155,13 +156,14 @@ def rebuild(file: TensorFile) -> StackParams:
         frames, layers, mix_length = (int(metadata[entry]) for entry in ("frames", "layers", "mix_length"))
         positions = int(metadata["positions"]) if metadata.get("positions") else None
         context_dim = int(metadata["base_context_dim"]) if metadata.get("base_context_dim") else None
-        schedule_of(metadata), float(metadata.get("fps") or 0)
+        schedule_of(metadata)
+        float(metadata.get("fps") or 0)
     except (ValueError, AttributeError, TypeError) as error:
         raise VideoLDMError(f"{name} is {TITLE} whose metadata cannot be read ({error}). Write it again with this "
                             "pack.") from None
     try:
         bricks = bricks_of(file.shapes, heads)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise contradiction(name, f"a layer lacks {error}") from None
     if len(bricks) != layers:
         raise contradiction(name, f"it says {layers} layers and holds {len(bricks)}")
