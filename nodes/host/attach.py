@@ -5,6 +5,7 @@ model opens the call (`temporal.stack.open_call`): hooks are on the live network
 injections nor their bookkeeping are needed: `clone()` copies `is_injected`, and a dying clone ejects a live one's hooks.
 """
 
+import inspect
 import logging
 import math
 import uuid
@@ -103,8 +104,10 @@ def model_title(model) -> str:
     names = {"SD15": "Stable Diffusion 1.x", "SD20": "Stable Diffusion 2.x", "SD21UnclipL": "Stable Diffusion 2.1 unCLIP",
              "SD21UnclipH": "Stable Diffusion 2.1 unCLIP", "SDXL": "SDXL", "SDXLRefiner": "SDXL refiner", "SSD1B": "SSD-1B",
              "SD_X4Upscaler": "the Stable Diffusion x4 upscaler", "SVD_img2vid": "Stable Video Diffusion"}
-    config = type(getattr(model.model, "model_config", None)).__name__
-    return getattr(model.model.model_config, "title", None) or names.get(config, config)
+    config = model.model.model_config
+    kind = type(config).__name__
+    own = inspect.getattr_static(config, "title", None)     # asked plainly, core's configs log a warning for what they lack
+    return own or names.get(kind, kind)
 
 
 def context_dim(model) -> int | None:
