@@ -90,11 +90,12 @@ def test_strength_moves_alpha_linearly_towards_the_image_model():
     assert relative_error(half, (spatial + full) / 2) < 1e-6
 
 
-def test_all_alphas_at_1_give_the_image_model(unet):
+def test_all_alphas_at_1_give_the_image_model_even_with_nan_in_the_layers(unet):
     stack = small_stack(unet, T)
     for module in stack.modules():
         if isinstance(module, Mix):
             nn.init.constant_(module.mix_factor, 1e4)
+    nn.init.constant_(stack.layers["input_1_post_res_0"].time_stack.in_layers[2].weight, float("nan"))
     x, timesteps, context = batch(1, T)
     assert torch.equal(call(unet, [(stack, CallSettings(T))], x, timesteps, context), call(unet, [], x, timesteps, context))
 

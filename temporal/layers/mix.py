@@ -22,4 +22,6 @@ class Mix(nn.Module):
         if len(share) > 1:
             share = share.repeat(spatial.shape[0] // frames)
             share = rearrange(share, "n -> n" + " 1" * (spatial.ndim - 1))
-        return torch.lerp(spatial, temporal.to(spatial.dtype), share.to(spatial.dtype))     # one pass; exact at either end
+        share = share.to(spatial.dtype)
+        mixed = torch.lerp(spatial, temporal.to(spatial.dtype), share)      # one pass; exact at either end
+        return torch.where(share == 0, spatial, mixed)      # alpha 1 is a bypass: inf and NaN do not leak through 0 * x
