@@ -116,10 +116,12 @@ def demo(options, rest):
 
 def ui(options, rest):
     """Start ComfyUI with the pack and stay until Ctrl-C; the address opens the quickstart."""
-    from video_ldm.tools.server import Server, free_port, is_free, pack_folder_name
+    from video_ldm.tools.server import Server, free_port, is_free, pack_folder_name, skip_first_run_dialog
     host = find_host()
     port = options.port if is_free(options.port) else free_port()
     base, output = (ROOT / ".host" / "base", ROOT / "output") if host.own else (None, None)
+    if base is not None:
+        skip_first_run_dialog(base)
     print("Starting ComfyUI ...", flush=True)
     with Server(host, base, output=output, port=port) as server:
         url = f"http://{server.address}/?template=quickstart&source={pack_folder_name(server)}"

@@ -99,6 +99,14 @@ def guest_arguments(host):
     return ["--extra-model-paths-config", str(config)]
 
 
+def skip_first_run_dialog(base):
+    """Tell ComfyUI's page that its user is no newcomer: else its list of templates opens over the loaded workflow."""
+    settings = base / "user" / "default" / "comfy.settings.json"
+    if not settings.exists():
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text('{"Comfy.TutorialCompleted": true}', encoding="utf-8")
+
+
 def pack_folder_name(server):
     """The name under which the running ComfyUI knows this pack, which its template and help addresses contain."""
     if server.base is None:
