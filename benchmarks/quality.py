@@ -27,7 +27,7 @@ from ..temporal.metrics import frechet_distance, motion_ratio
 
 OUTPUT = train.ROOT / "output" / "quality"
 REAL, COUNT, BATCH = 512, 128, 4        # reference clips, clips per row, clips sampled together
-SAMPLER, SCHEDULER, STEPS, CFG = "dpmpp_2m", "normal", 20, 1.5
+SAMPLER, SCHEDULER, STEPS, CFG = "dpmpp_2m", "normal", 20, 1.0
 SHEET_CLIPS = 6
 MOTION_RANGE = (0.7, 1.4)
 SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuffled", "real, first frame frozen"
@@ -162,8 +162,8 @@ class Cascade:
 # What is shown
 
 def table(rows, arguments):
-    lines = [f"Frechet distance, in the features of the demo's own video network (not FVD), to {REAL} real held-out "
-             f"clips; {arguments.clips} clips a row;", f"{SAMPLER}, {arguments.steps} steps, cfg {arguments.cfg:g}.", "",
+    lines = [f"Frechet distance, in the features of the demo's own video network (not FVD), to {REAL} real held-out",
+             f"clips; {arguments.clips} clips a row; {SAMPLER}, {arguments.steps} steps, cfg {arguments.cfg:g}.", "",
              "| clips | Frechet distance | motion, ratio to real |", "|---|---|---|"]
     lines += [f"| {name} | {distance:.3f} | {ratio:.2f} |" for name, _, (distance, ratio) in rows]
     return "\n".join(lines) + "\n"
@@ -186,5 +186,6 @@ def verdict(figures):
 def contact_sheet(rows):
     """For the first held-out drives: real, image model alone, and the generated clips, one clip a row."""
     shown = [clips for name, clips, _ in rows if name in (SECOND, IMAGE, ATTENTION, FULL)]
-    strips = [np.concatenate(list(clips[number]), axis=1) for number in range(SHEET_CLIPS) for clips in shown]
+    count = min(SHEET_CLIPS, len(shown[0]))
+    strips = [np.concatenate(list(clips[number]), axis=1) for number in range(count) for clips in shown]
     return Image.fromarray(np.concatenate(strips, axis=0))

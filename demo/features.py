@@ -41,8 +41,8 @@ class VideoNetwork(nn.Module):
         self.body = nn.Sequential(
             Block(3, 24, (3, 5, 5), (1, 2, 2)), Block(24, 48, (3, 3, 3), (1, 2, 2)),
             Block(48, 64, (3, 3, 3), (1, 1, 1)), Block(64, 64, (3, 3, 3), (1, 2, 2)),
-            Block(64, 96, (3, 3, 3), (2, 1, 1)))
-        self.project = nn.Sequential(nn.Linear(2 * 96, 128), nn.SiLU(), nn.Linear(128, WIDTH))
+            Block(64, 64, (3, 3, 3), (2, 1, 1)))
+        self.project = nn.Sequential(nn.Linear(2 * 64, 128), nn.SiLU(), nn.Linear(128, WIDTH))
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, QUESTIONS + NUMBERS))
 
     def features(self, clips):

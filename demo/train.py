@@ -72,11 +72,15 @@ def train(stage, files, modules, loss, arguments):
 
 def weights_of(files, stage, name):
     """Averaged weights of one module of a finished stage."""
-    path = files.weights(stage)
+    weights, prefix = load_file(made(files.weights(stage), stage)), f"{name}."
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def made(path, stage):
+    """A file that a stage makes; a sentence if that stage is still to come."""
     if not path.exists():
-        raise SystemExit(f"The stage '{stage}' has not been trained yet: python run.py train-demo --stage {stage}")
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): value for key, value in load_file(path).items() if key.startswith(prefix)}
+        raise SystemExit(f"The stage '{stage}' has not been done yet: python run.py train-demo --stage {stage}")
+    return path
 
 
 def seeded(stage, build):
@@ -92,7 +96,7 @@ def frozen(network, weights):
 
 
 def train_autoencoder(files, arguments):
-    frames, boxes = np.load(files.frames, mmap_mode="r"), np.load(files.boxes)
+    frames, boxes = np.load(made(files.frames, "render"), mmap_mode="r"), np.load(made(files.boxes, "render"))
     network = seeded("autoencoder", lambda: host.build_autoencoder(models.AUTOENCODER))
     loss = AutoencoderLoss(network, frames, boxes, models.STAGES["autoencoder"].batch)
     return train("autoencoder", files, {"autoencoder": network}, loss, arguments)
@@ -113,7 +117,7 @@ def diffusion():
 def train_image(files, arguments):
     network = seeded("image", lambda: host.build_unet(models.UNET))
     batch = clips_of(files, "image", 1)
-    texts = load_file(files.texts)
+    texts = load_file(made(files.texts, "latents"))
     loss = ImageLoss(network, diffusion(), batch, texts["null"], models.DROPOUT)
     return train("image", files, {"unet": network}, loss, arguments)
 
@@ -121,7 +125,7 @@ def train_image(files, arguments):
 def train_temporal(files, arguments, stage="temporal"):
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
     stack = seeded(stage, lambda: TemporalStack(temporal_params(unet, convolution=stage == "temporal")))
-    texts = load_file(files.texts)
+    texts = load_file(made(files.texts, "latents"))
     loss = TemporalLoss(unet, stack, diffusion(), clips_of(files, stage, models.FRAMES), texts["null"], models.DROPOUT)
     return train(stage, files, loss.modules, loss, arguments)
 
@@ -137,14 +141,14 @@ def temporal_params(unet, convolution=True):
 
 
 def clips_of(files, stage, frames):
-    texts = load_file(files.texts)
-    return Clips(np.load(files.latents, mmap_mode="r"), frames, models.STAGES[stage].batch,
+    texts = load_file(made(files.texts, "latents"))
+    return Clips(np.load(made(files.latents, "latents"), mmap_mode="r"), frames, models.STAGES[stage].batch,
                  embeddings=texts["embeddings"], captions=texts["rows"].tolist())
 
 
 def train_features(files, arguments):
     network = seeded("features", VideoNetwork)
-    loss = FeatureLoss(network, np.load(files.frames, mmap_mode="r"), models.STAGES["features"].batch)
+    loss = FeatureLoss(network, np.load(made(files.frames, "render"), mmap_mode="r"), models.STAGES["features"].batch)
     return train("features", files, {"network": network}, loss, arguments)
 
 
@@ -166,8 +170,9 @@ def render(files, arguments):
 def make_latents(files, arguments):
     prepare(encode_all, files.latent_params, files)
     prepare(encode_texts, files.texts, files)
-    stored = json.loads(files.latent_params.read_text(encoding="utf-8"))
-    return f"scale {stored['scale_factor']:.4f}, {len(load_file(files.texts)['embeddings'])} captions"
+    stored = json.loads(made(files.latent_params, "latents").read_text(encoding="utf-8"))
+    captions = len(load_file(files.texts)["embeddings"])
+    return f"scale {stored['scale_factor']:.4f}, {captions} captions"
 
 
 def encode_all(files):
@@ -175,7 +180,7 @@ def encode_all(files):
     device = pick_device()
     weights = weights_of(files, "autoencoder", "autoencoder")
     network = frozen(host.build_autoencoder(models.AUTOENCODER), weights).to(device)
-    frames = np.load(files.frames, mmap_mode="r")
+    frames = np.load(made(files.frames, "render"), mmap_mode="r")
     flat = frames.reshape(-1, *frames.shape[2:])
     parts = []
     for start in range(0, len(flat), ENCODE_BATCH):
@@ -217,7 +222,7 @@ def encode_texts(files):
 
 def write_bundle(files, arguments):
     """Write the finished cascade as fp16 safetensors, each with everything that rebuilds it."""
-    latents = json.loads(files.latent_params.read_text(encoding="utf-8"))
+    latents = json.loads(made(files.latent_params, "latents").read_text(encoding="utf-8"))
     image = host.ImageParams(models.UNET, host.LatentParams(**latents), models.LINEAR_START, models.LINEAR_END,
                              models.PREDICTION)
     text = text_params()

@@ -1,0 +1,45 @@
+"""The whole training of the demo cascade, a step or two of each stage: it ends in files that the nodes load."""
+
+import dataclasses
+import json
+
+import pytest
+
+from video_ldm.demo import data, models, train
+from video_ldm.nodes.host import models as host
+from video_ldm.temporal.formats import load_temporal
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(models, "TRAIN_CLIPS", 3)
+    monkeypatch.setattr(data, "TRAIN_CLIPS", 3)
+    monkeypatch.setattr(models, "UNET", dataclasses.replace(models.UNET, model_channels=32, channel_mult=(1, 1, 1)))
+    for name, stage in models.STAGES.items():
+        loop = dataclasses.replace(stage.loop, steps=2, save_every=1, log_every=1)
+        monkeypatch.setitem(models.STAGES, name, dataclasses.replace(stage, batch=2, loop=loop))
+
+
+def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_path, capsys):
+    arguments = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path / "bundle")]
+    with pytest.raises(SystemExit, match="stopped at step 1 of 2; run again"):
+        train.main([*arguments, "--max-minutes", "0"])
+    train.main(arguments)
+    printed = capsys.readouterr().out
+    assert all(f"{name}: " in printed for name in train.STEPS)
+    bundle = tmp_path / "bundle"
+    model, clip, vae = host.load_demo(bundle)
+    assert load_temporal(bundle / train.LAYERS_FILE).params.frames == models.FRAMES
+    seconds = json.loads((tmp_path / "work" / "image" / "last.json").read_text())["seconds"]
+    train.main(arguments)               # everything is finished: nothing is trained again
+    assert json.loads((tmp_path / "work" / "image" / "last.json").read_text())["seconds"] == seconds
+
+
+@pytest.mark.parametrize("stage, missing", [
+    ("autoencoder", "render"), ("latents", "autoencoder"), ("image", "latents"), ("temporal", "image"),
+    ("features", "render"), ("bundle", "latents")])
+def test_a_stage_before_its_time_says_which_one_is_missing(small, tmp_path, stage, missing):
+    if stage == "latents":
+        train.main(["--folder", str(tmp_path), "--stage", "render"])
+    with pytest.raises(SystemExit, match=f"The stage '{missing}' has not been done yet"):
+        train.main(["--folder", str(tmp_path), "--output", str(tmp_path), "--stage", stage])
