@@ -65,7 +65,8 @@ class FeedForward(nn.Module):
 class TemporalTransformerBlock(nn.Module):
     """ff_in, self-attention over t, cross-attention to text, GEGLU; each residual, on `b s t c`."""
 
-    def __init__(self, dim: int, heads: int, context_dim: int, attention=attend, operations=nn, dtype=None, device=None):
+    def __init__(self, dim: int, heads: int, context_dim: int, attention=attend, operations=nn,
+                 dtype=None, device=None):
         super().__init__()
         place = {"dtype": dtype, "device": device}
         self.norm_in = operations.LayerNorm(dim, **place)
