@@ -1,0 +1,209 @@
+"""What temporal layers cost: `python run.py bench`.
+
+One step of a clip with temporal layers against the same batch of images without, on a UNet of Stable Diffusion 1.5's
+size with random weights: time, peak memory of the step beyond the weights, and FLOPs. Steps with and without layers
+alternate in one process and the ratio is the median over pairs, so that other load on the machine falls on both.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.ops
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..nodes.host.attach import build_stack
+from ..temporal.stack import (CallSettings, MotionParams, StackParams, TemporalStack, open_call, unet_sites,
+                              video_ldm_params)
+
+RUN = Path(__file__).resolve().parent.parent / "run.py"
+EMB_DIM, CONTEXT_DIM, HEADS, TOKENS = 1280, 768, 8, 77
+SD15 = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[2, 2, 2, 2],
+            channel_mult=(1, 2, 4, 4), transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+            transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1, num_heads=HEADS,
+            context_dim=CONTEXT_DIM, use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False)
+IMAGES, MOTION, VIDEO_LDM = "images", "AnimateDiff v2", "Video LDM"
+SETS = (MOTION, VIDEO_LDM)
+COLUMNS = ("layers", "step without", "step with", "time ratio", "FLOP ratio", "time / FLOPs",
+           "peak without", "peak with", "peak ratio")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where and in what precision a step runs; latents are `size` by `size`."""
+    device: str
+    dtype: torch.dtype
+    size: int
+    frames: int
+
+    @property
+    def title(self):
+        where = torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        return (f"{where}, {str(self.dtype).removeprefix('torch.')}, {self.frames} frames, "
+                f"latents {self.size}x{self.size} ({8 * self.size}x{8 * self.size} pixels)")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="run.py bench", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--size", type=int, default=16, help="height and width of the latents on the CPU (GPU: 64)")
+    parser.add_argument("--pairs", type=int, default=5, help="steps with and without layers, alternating")
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's own number by default")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, metavar="SET", help=f"of {SETS}")
+    parser.add_argument("--memory-of", choices=(IMAGES, *SETS), help=argparse.SUPPRESS)     # the child of `cpu_peaks`
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    case = Case("cpu", torch.float32, options.size, options.frames)
+    if options.memory_of:
+        print(json.dumps(resident_growth(case, options.memory_of)))
+        return 0
+    report(case, options, cpu_peaks(options))       # first: a child's high-water mark can begin at its parent's
+    if torch.cuda.is_available():
+        report(Case("cuda", torch.bfloat16, 64, options.frames), options, {})
+    return 0
+
+
+def report(case: Case, options, peaks: dict):
+    """Measure every set of layers in a case and print its table. peaks: bytes by name, measured here on a GPU."""
+    print(f"\n{case.title}, {options.pairs} pairs\n", flush=True)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    unet, inputs = build_unet(case), batch(case)
+    base_flops = flops(unet, None, inputs, case)
+    for name in options.sets:
+        stack = build_layers(unet, name, case)
+        flop_ratio = flops(unet, stack, inputs, case) / base_flops      # the warm-up too
+        pairs = [(seconds(unet, None, inputs, case), seconds(unet, stack, inputs, case)) for _ in range(options.pairs)]
+        if case.device == "cuda":
+            peaks = {IMAGES: allocated(unet, None, inputs, case), name: allocated(unet, stack, inputs, case)}
+        without, with_layers = (statistics.median(times) for times in zip(*pairs))
+        ratio = statistics.median(after / before for before, after in pairs)
+        row = (name, f"{without:.3f} s", f"{with_layers:.3f} s", f"{ratio:.2f}", f"{flop_ratio:.2f}",
+               f"{ratio / flop_ratio:.2f}", gigabytes(peaks[IMAGES]), gigabytes(peaks[name]),
+               f"{peaks[name] / peaks[IMAGES]:.2f}")
+        print(f"| {' | '.join(row)} |", flush=True)
+        del stack
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+# Networks
+
+def build_unet(case: Case):
+    """ComfyUI's own UNet at Stable Diffusion 1.5's size."""
+    unet = UNetModel(**SD15, dtype=case.dtype, device=case.device, operations=comfy.ops.disable_weight_init)
+    fill(unet.named_parameters())
+    return unet.requires_grad_(False).eval()
+
+
+def build_layers(unet, name: str, case: Case) -> TemporalStack:
+    """A set of temporal layers as Load Temporal Layers builds it, on ComfyUI's operations and attention."""
+    params = video_ldm_params(unet, EMB_DIM, CONTEXT_DIM, lambda channels: HEADS, case.frames)
+    if name == MOTION:
+        bricks = tuple((site, MotionParams(channels, HEADS, blocks=1, attentions=2, table_length=0, norm_pooled=False))
+                       for site, (_, channels) in unet_sites(unet).items() if site.slot == "post_attn")
+        params = StackParams(name, bricks, frames=16, positions=32, pool_spatial_norms=False)
+    tensors = {key: torch.empty(weight.shape, dtype=case.dtype)
+               for key, weight in TemporalStack(params, device="meta").state_dict().items()}
+    fill(tensors.items())
+    return build_stack(params, tensors, case.dtype).to(case.device)
+
+
+@torch.no_grad()
+def fill(weights):
+    """Random weights that keep activations finite, made in place so that building leaves no trace in peak memory."""
+    for name, weight in weights:
+        if weight.ndim > 1:
+            bound = (3 / weight[0].numel()) ** 0.5
+            weight.uniform_(-bound, bound)
+        else:
+            weight.fill_(float(name.endswith("weight")))
+
+
+def batch(case: Case):
+    """Latents, timesteps and text of one clip."""
+    place = {"device": case.device, "dtype": case.dtype}
+    x = torch.randn(case.frames, 4, case.size, case.size, **place)
+    context = torch.randn(1, TOKENS, CONTEXT_DIM, **place).repeat(case.frames, 1, 1)
+    return x, torch.full((case.frames,), 500.0, device=case.device), context
+
+
+# Measures of one step; stack None is the image model
+
+@torch.no_grad()
+def step(unet, stack, inputs, case: Case):
+    x, timesteps, context = inputs
+    layers = [(stack, CallSettings(case.frames))] if stack is not None else []
+    with open_call(unet, layers, context):
+        return unet(x, timesteps, context=context)
+
+
+def flops(unet, stack, inputs, case: Case) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step(unet, stack, inputs, case)
+    return counter.get_total_flops()
+
+
+def seconds(unet, stack, inputs, case: Case) -> float:
+    if case.device == "cpu":
+        began = time.perf_counter()
+        step(unet, stack, inputs, case)
+        return time.perf_counter() - began
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    torch.cuda.synchronize()
+    events[0].record()
+    step(unet, stack, inputs, case)
+    events[1].record()
+    torch.cuda.synchronize()
+    return events[0].elapsed_time(events[1]) / 1000
+
+
+def allocated(unet, stack, inputs, case: Case) -> int:
+    """Bytes of GPU memory that a step takes beyond the weights, at its peak."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(unet, stack, inputs, case)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def cpu_peaks(options) -> dict:
+    """Bytes that a step takes beyond the weights, by name, each in a process of its own that runs nothing before it."""
+    peaks = {}
+    for name in (IMAGES, *options.sets):
+        print(f"peak memory: {name} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, str(RUN), "_inside", "benchmarks.speed", "--memory-of", name,
+                   "--size", str(options.size), "--frames", str(options.frames),
+                   "--threads", str(torch.get_num_threads())]
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        peaks[name] = json.loads(answer.splitlines()[-1])
+    return peaks
+
+
+def resident_growth(case: Case, name: str) -> int:
+    """By how many bytes one step raises this process's high-water mark of resident memory."""
+    unet, inputs = build_unet(case), batch(case)
+    stack = build_layers(unet, name, case) if name != IMAGES else None
+    before = high_water_mark()
+    step(unet, stack, inputs, case)
+    return high_water_mark() - before
+
+
+def high_water_mark() -> int:
+    """Bytes of resident memory that this process had at most."""
+    try:
+        import resource
+    except ImportError:         # Windows
+        import psutil           # ComfyUI requires it
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
