@@ -1,0 +1,28 @@
+"""The first thing that anybody runs: the quickstart workflow on the bundled models, in a real server."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_quickstart_leaves_a_playable_clip_that_carries_its_workflow(server, client):
+    prompt = json.loads((ROOT / "workflows" / "api" / "quickstart.json").read_text(encoding="utf-8"))
+    graph = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
+    sampler = next(node["inputs"] for node in prompt.values() if node["class_type"] == "VideoLDMSampler")
+    result = client.run(prompt, extra_data={"extra_pnginfo": {"workflow": graph}})
+    paths = [server.output_path(file) for file in result.files()]
+    video, = [path for path in paths if path.suffix == ".mp4"]
+    sheet, = [path for path in paths if path.suffix == ".png"]
+    with av.open(str(video)) as container:
+        assert json.loads(container.metadata["workflow"]) == graph
+        assert container.streams.video[0].codec_context.name == "h264"
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float)
+    assert frames.shape == (sampler["frames"], sampler["height"], sampler["width"], 3)
+    assert frames.std() > 10                                             # a picture, not a flat colour
+    assert 0 < abs(frames[1:] - frames[:-1]).mean() < frames.std()       # that moves, and is no slide show of noise
+    assert Image.open(sheet).size[0] >= sampler["width"]
