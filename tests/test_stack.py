@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.layers import Mix, MotionModule, TemporalResBlock, TemporalTransformer
+from video_ldm.temporal.layers import Mix, MotionModule, TemporalResBlock, TemporalTransformer, motion
 from video_ldm.temporal.stack import (CallSettings, MotionParams, Site, StackParams, TemporalStack, open_call, unet_sites,
                                       video_ldm_params)
 
-from video_ldm.tests.small import (EMB_DIM, SD15_SIZE, SMALL, batch, randomise, relative_error, small_stack, small_unet, unet_model)
+from video_ldm.tests.small import (EMB_DIM, SD15_SIZE, SMALL, batch, randomise, relative_error, small_stack, small_unet,
+                                   unet_model)
 
 T = 4
 
@@ -288,3 +289,13 @@ def test_pooled_spatial_norms_see_the_whole_clip_and_one_frame_clips_stay_as_the
                           call(unet, [(bare, CallSettings(T))], x, timesteps, context)) > 1e-3
     one, many = (call(unet, [(layers, CallSettings(1))], x, timesteps, context) for layers in (bare, pooled))
     assert relative_error(many, one) < 1e-6
+
+
+def test_places_run_in_slices_as_they_run_together(monkeypatch):
+    brick = randomise(MotionModule(64, 8))
+    x = torch.randn(2 * T, 64, 5, 6)
+    with torch.no_grad():
+        monkeypatch.setattr(motion, "CACHED", 1 << 30)
+        together = brick(x, T)
+        monkeypatch.setattr(motion, "CACHED", 7 * T * 64)
+        assert relative_error(brick(x, T), together) < 1e-6
