@@ -11,7 +11,7 @@ from video_ldm.temporal.layers import Mix, MotionModule, TemporalResBlock, Tempo
 from video_ldm.temporal.stack import (CallSettings, MotionParams, Site, StackParams, TemporalStack, open_call, unet_sites,
                                       video_ldm_params)
 
-from video_ldm.tests.small import (EMB_DIM, SD15_SIZE, SMALL, batch, randomise, relative_error, small_stack, small_unet,
+from video_ldm.tests.small import (SD15_SIZE, batch, randomise, relative_error, small_stack, small_unet,
                                    unet_model)
 
 T = 4

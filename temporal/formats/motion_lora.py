@@ -6,7 +6,6 @@ AnimateDiff's own layout, and diffusers' (with `processor.to_q_lora.down` or, fr
 
 import re
 from dataclasses import dataclass
-from typing import Mapping
 
 from torch import Tensor
 
