@@ -1,4 +1,4 @@
-"""What run.py does before there is a server: which ComfyUI it takes, how its set-up survives a failure, its websocket."""
+"""What run.py does before there is a server: which ComfyUI it takes, a set-up that survives failures, its websocket."""
 
 import socket
 import struct
