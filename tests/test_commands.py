@@ -1,5 +1,6 @@
 """What run.py does before there is a server: which ComfyUI it takes, a set-up that survives failures, its websocket."""
 
+import queue
 import socket
 import struct
 import sys
@@ -169,7 +170,7 @@ def frame(payload, opcode, final=True):
 def serve():
     """serve(data): the address of a server that accepts one websocket, sends `data`, and gives what it then reads."""
     listener = socket.create_server(("127.0.0.1", 0))
-    received = []
+    received = queue.Queue()
 
     def answer(data):
         def run():
@@ -178,7 +179,7 @@ def serve():
             while b"\r\n\r\n" not in request:
                 request += connection.recv(4096)
             connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + data)
-            received.append(connection.recv(4096))
+            received.put(connection.recv(4096))
             connection.close()
         threading.Thread(target=run, daemon=True).start()
         return f"127.0.0.1:{listener.getsockname()[1]}"
@@ -199,7 +200,7 @@ def test_messages_of_every_size_arrive_whole_and_pings_are_answered(serve):
     with pytest.raises(ConnectionError):
         client.receive(10)
     client.close()
-    pong = received[0]
+    pong = received.get(timeout=10)
     assert pong[0] == 0x80 | websocket.PONG and bytes(b ^ pong[2 + i] for i, b in enumerate(pong[6:8])) == b"hi"
 
 
