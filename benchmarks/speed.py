@@ -10,11 +10,13 @@ import json
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.ops
+import psutil           # ComfyUI requires it
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch.utils.flop_counter import FlopCounterMode
@@ -190,20 +192,22 @@ def cpu_peaks(options) -> dict:
 
 
 def resident_growth(case: Case, name: str) -> int:
-    """By how many bytes one step raises this process's high-water mark of resident memory."""
+    """Bytes of resident memory that one step takes at most, beyond what the process holds before it.
+
+    The high-water mark that the system keeps would not do: building the layers raises it above what a step needs.
+    """
     unet, inputs = build_unet(case), batch(case)
     stack = build_layers(unet, name, case) if name != IMAGES else None
-    before = high_water_mark()
+    process, finished = psutil.Process(), threading.Event()
+    before = most = process.memory_info().rss
+
+    def watch():
+        nonlocal most
+        while not finished.wait(0.002):
+            most = max(most, process.memory_info().rss)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     step(unet, stack, inputs, case)
-    return high_water_mark() - before
-
-
-def high_water_mark() -> int:
-    """Bytes of resident memory that this process had at most."""
-    try:
-        import resource
-    except ImportError:         # Windows
-        import psutil           # ComfyUI requires it
-        return psutil.Process().memory_info().peak_wset
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    finished.set()
+    watcher.join()
+    return most - before
