@@ -100,8 +100,7 @@ class TemporalFile:
                 raise VideoLDMError(f"{made_for}, which has no place for the layer {site.name}. {advice}")
             if brick.channels != channels[site]:
                 raise VideoLDMError(f"{made_for}, which has {channels[site]} channels instead of {brick.channels} at "
-                                    "the "
-                                    f"layer {site.name}. {advice}")
+                                    f"the layer {site.name}. {advice}")
 
 
 def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):
@@ -110,8 +109,7 @@ def require_complete(name: str, title: str, params: StackParams, tensors: Mappin
         wanted = {key: tuple(tensor.shape) for key, tensor in TemporalStack(params, device="meta").state_dict().items()}
     except (ValueError, RuntimeError, TypeError) as error:     # channels that do not divide into groups, and the like
         raise VideoLDMError(f"{name} looks like {title}, but no layer has its sizes ({error}). The file is damaged "
-                            "or from "
-                            "an unknown variant.") from None
+                            "or from an unknown variant.") from None
     missing = [key for key in wanted if key not in tensors]
     if missing:
         raise VideoLDMError(f"{name} looks like {title}, but {len(missing)} of its {len(wanted)} tensors are "
