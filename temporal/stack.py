@@ -8,29 +8,17 @@ in the module tree, in LoRA keys, in saved checkpoints, or to any other call of 
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from .errors import VideoLDMError
-from .layers import MotionModule, TemporalResBlock, TemporalTransformer, attend
+from .layers import ContextDownsampler, FpsToken, MotionModule, TemporalResBlock, TemporalTransformer, attend
+from .sites import Site, spatial_norms, unet_levels, unet_sites
 
-PARTS = ("input", "middle", "output")
-SLOTS = ("post_res", "in_attn_post_ff", "post_attn")
-
-
-class Site(NamedTuple):
-    """A place in the spatial network: part, LDM block index, slot (what the brick follows) and its ordinal there."""
-
-    part: str
-    index: int
-    slot: str
-    n: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.part}_{self.index}_{self.slot}_{self.n}"
+FIRST_FRAMES = ((), (0,), (0, 1))       # of prediction layers: no, one or two first frames (section 3.2)
+BOTH_ENDS = ((0, -1),)                  # of interpolation layers: the two key frames (section 3.3)
 
 
 @dataclass(frozen=True)
@@ -40,6 +28,7 @@ class ResBlockParams:
     channels: int
     emb_dim: int
     mix_length: int
+    context_channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +53,22 @@ class MotionParams:
     norm_pooled: bool
 
 
+@dataclass(frozen=True)
+class ContextParams:
+    """The input for known frames of prediction and interpolation layers: c_S has `latent_channels` + 1 channels, and
+    each ResBlock receives `channels` more. positions: the sets of known frames that the layers were trained for, frame
+    numbers from 0, from the end where negative; the empty set is a clip from noise alone."""
+
+    channels: int
+    latent_channels: int
+    levels: int
+    positions: tuple[tuple[int, ...], ...]
+
+    @property
+    def from_noise(self) -> bool:
+        return () in self.positions
+
+
 BrickParams = ResBlockParams | TransformerParams | MotionParams
 
 
@@ -73,7 +78,8 @@ class StackParams:
 
     frames: the clip length it was trained on. positions: how many frames its position table was made for, None where
     positions are computed without a table. pool_spatial_norms: the spatial GroupNorms see all frames of a clip
-    together (formats.md, trap 2).
+    together (formats.md, trap 2). context: the input for known frames, None without one. fps_width: width of the token
+    that tells the frame rate, 0 without one.
     """
 
     family: str
@@ -81,6 +87,8 @@ class StackParams:
     frames: int
     positions: int | None
     pool_spatial_norms: bool
+    context: ContextParams | None = None
+    fps_width: int = 0
 
     @property
     def mix_length(self) -> int:
@@ -94,7 +102,8 @@ class StackParams:
 
 
 class TemporalStack(nn.Module):
-    """A set of temporal layers. State-dict keys: `layers.<site name>.<published suffix>`."""
+    """A set of temporal layers. State-dict keys: `layers.<site name>.<published suffix>`, `context_downsampler.*` and
+    `fps_token.*` where it has them."""
 
     def __init__(self, params: StackParams, operations=nn, dtype=None, device=None, attention=attend):
         super().__init__()
@@ -103,6 +112,11 @@ class TemporalStack(nn.Module):
         place = {"operations": operations, "dtype": dtype, "device": device}
         for site, brick in params.bricks:
             self.layers[site.name] = build_brick(brick, attention, place)
+        known = params.context
+        if known is not None:
+            self.context_downsampler = ContextDownsampler(known.latent_channels + 1, known.channels, known.levels, **place)
+        if params.fps_width:
+            self.fps_token = FpsToken(params.fps_width, **place)
 
     def check_frames(self, frames: int) -> str | None:
         """Refuse a clip length that the layers cannot run; return a warning for one they were not made for."""
@@ -125,7 +139,7 @@ class TemporalStack(nn.Module):
 def build_brick(params: BrickParams, attention, place: dict) -> nn.Module:
     match params:
         case ResBlockParams():
-            return TemporalResBlock(params.channels, params.emb_dim, params.mix_length, **place)
+            return TemporalResBlock(params.channels, params.emb_dim, params.mix_length, params.context_channels, **place)
         case TransformerParams():
             return TemporalTransformer(params.channels, params.heads, params.context_dim, params.mix_length,
                                        attention=attention, **place)
@@ -135,62 +149,20 @@ def build_brick(params: BrickParams, attention, place: dict) -> nn.Module:
     raise TypeError(f"no brick is built from {type(params).__name__}")
 
 
-# The spatial network, told by shape rather than by class so that no host is imported here.
-
-def is_resblock(module: nn.Module) -> bool:
-    return hasattr(module, "in_layers") and hasattr(module, "out_layers")
-
-
-def is_transformer(module: nn.Module) -> bool:
-    return hasattr(module, "transformer_blocks") and hasattr(module, "proj_out")
-
-
-def unet_blocks(unet: nn.Module):
-    """Yield (part, index, layers) for every block of an LDM UNet, in the order they run."""
-    yield from (("input", i, list(block)) for i, block in enumerate(unet.input_blocks))
-    if unet.middle_block is not None:
-        yield "middle", 0, list(unet.middle_block)
-    yield from (("output", i, list(block)) for i, block in enumerate(unet.output_blocks))
-
-
-def unet_sites(unet: nn.Module) -> dict[Site, tuple[nn.Module, int]]:
-    """Every site of an LDM UNet: the spatial module whose output a brick there acts on, and its channels."""
-    sites = {}
-    for part, index, layers in unet_blocks(unet):
-        resblocks = [layer for layer in layers if is_resblock(layer)]
-        transformers = [layer for layer in layers if is_transformer(layer)]
-        for n, layer in enumerate(resblocks):
-            sites[Site(part, index, "post_res", n)] = (layer, layer.out_channels)
-        for layer in transformers:
-            for n, block in enumerate(layer.transformer_blocks):
-                sites[Site(part, index, "in_attn_post_ff", n)] = (block, layer.in_channels)
-        followed = (transformers or resblocks)[-1:]
-        for layer in followed:
-            channels = layer.in_channels if is_transformer(layer) else layer.out_channels
-            sites[Site(part, index, "post_attn", 0)] = (layer, channels)
-    return sites
-
-
-def spatial_norms(unet: nn.Module):
-    """The GroupNorms of the ResBlocks and of the output, which some families pool over the frames of a clip."""
-    for _, _, layers in unet_blocks(unet):
-        for layer in filter(is_resblock, layers):
-            yield layer.in_layers[0]
-            yield layer.out_layers[0]
-    yield unet.out[0]
-
-
 # One call of the network
 
 @dataclass
 class CallSettings:
     """What a set of layers is told per call: frames per clip, strength (0 is the image model, 1 as trained), the text
-    of the temporal layers `(b t) l d` where it is not the spatial one, and the attention band of convolution in time."""
+    of the temporal layers `(b t) l d` where it is not the spatial one, the attention band of convolution in time, the
+    known frames c_S `(b t) c+1 h w` (none: an all-zero mask), and the frame rate to make, one number or `b` of them."""
 
     frames: int
     strength: float = 1.0
     text: Tensor | None = None
     max_distance: int | None = None
+    known: Tensor | None = None
+    fps: Tensor | float | None = None
 
 
 @dataclass(eq=False)
@@ -201,20 +173,48 @@ class Call:
     settings: CallSettings
     context: Tensor | None
     reached: set = field(default_factory=set)
+    levels: dict = field(default_factory=dict)      # (part, index) of a block -> its resolution
+    maps: list | None = None                        # context channels of each resolution, made at the first ResBlock
 
     def clip_text(self) -> Tensor:
-        """Text of each clip: that of its first frame, `b l d`."""
+        """Text of each clip: that of its first frame, `b l d`; behind it the frame rate, where the layers hear it."""
         text = self.settings.text if self.settings.text is not None else self.context
         if text is None:
             raise VideoLDMError(f"These {self.stack.params.family} layers attend to text, and the model was called "
                                 "without any. Connect a CONDITIONING made by CLIP Text Encode.")
-        return text[:: self.settings.frames]
+        text = text[:: self.settings.frames]
+        if not self.stack.params.fps_width:
+            return text
+        fps = self.settings.fps
+        if fps is None:
+            raise VideoLDMError(f"These {self.stack.params.family} layers are told the frame rate to make, and the model "
+                                "was called without one. Sample with Latent Interpolate x4.")
+        fps = torch.as_tensor(fps, dtype=torch.float32).reshape(-1).expand(len(text))
+        return torch.cat([text, self.stack.fps_token(fps, text)], dim=1)
+
+    def context_maps(self, site: Site, x: Tensor) -> Tensor | None:
+        """Context channels of a ResBlock, `(b t) k h w`; the latents' own resolution is that of the first ResBlock."""
+        if self.stack.params.context is None:
+            return None
+        if self.maps is None:
+            self.maps = self.stack.context_downsampler(self.known_frames(x))
+        return self.maps[self.levels[site.part, site.index]]
+
+    def known_frames(self, x: Tensor) -> Tensor:
+        known, params = self.settings.known, self.stack.params.context
+        wanted = (len(x), params.latent_channels + 1, *x.shape[2:])
+        if known is None:
+            return x.new_zeros(wanted)
+        if known.shape != wanted:
+            raise VideoLDMError(f"The known frames are {tuple(known.shape)} (frames, channels with the mask, height, "
+                                f"width) where the clip takes {wanted}. Give context frames of the clip's own size.")
+        return known.to(x)
 
     def run(self, site: Site, args: tuple, x: Tensor) -> Tensor:
         self.reached.add(site)
         brick, settings = self.stack.layers[site.name], self.settings
         if isinstance(brick, TemporalResBlock):
-            return brick(x, args[1], settings.frames, settings.strength)
+            return brick(x, args[1], settings.frames, settings.strength, self.context_maps(site, x))
         if isinstance(brick, TemporalTransformer):
             return brick(x, self.clip_text(), settings.frames, settings.strength, settings.max_distance)
         return brick(x, settings.frames, settings.strength, settings.max_distance)
@@ -269,6 +269,11 @@ def attach(unet: nn.Module, call: Call) -> list:
     if missing:
         raise VideoLDMError(f"The model has no place for the temporal layer {missing[0]} of these {params.family} "
                             "layers: they were made for another kind of model.")
+    call.levels = unet_levels(unet)
+    if params.context is not None and max(call.levels.values()) >= params.context.levels:
+        raise VideoLDMError(f"The model halves its latents {max(call.levels.values())} times, and the context input of "
+                            f"these {params.family} layers was made for a model that does so "
+                            f"{params.context.levels - 1} times.")
     handles = [sites[site][0].register_forward_hook(site_hook(call, site)) for site, _ in params.bricks]
     if params.pool_spatial_norms:
         for norm in spatial_norms(unet):

@@ -41,7 +41,7 @@ def videos(request, tmp_path):
 
 def test_a_window_is_every_stride_th_frame_of_one_video_with_its_text(videos):
     texts = torch.arange(N, dtype=torch.float32).reshape(N, 1, 1).expand(N, 2, 3)
-    latents, context = Clips(videos, frames=4, batch=64, stride=3, embeddings=texts)(step())
+    latents, context = Clips(videos, frames=4, batch=64, stride=3, embeddings=texts)(step())[:2]
     assert latents.shape == (64, 4, 4, 2, 3) and latents.dtype == torch.float32 and context.shape == (64, 2, 3)
     video, frame = latents[:, :, 0, 0, 0].div(100, rounding_mode="floor"), latents[:, :, 0, 0, 0] % 100
     assert torch.all(video == video[:, :1]) and torch.equal(video[:, 0], context[:, 0, 0])
@@ -60,7 +60,7 @@ def test_windows_depend_on_step_and_rank_alone(videos):
 def test_captions_point_into_the_texts_and_single_frames_are_images():
     texts = torch.tensor([10.0, 20.0]).reshape(2, 1, 1)
     clips = Clips(numbered_videos(), 4, 4, embeddings=texts, captions=[0, 1, 0, 1, 1])
-    images, context = clips.images(32)(step())
+    images, context = clips.images(32)(step())[:2]
     assert images.shape == (32, 4, 2, 3)
     expected = [[10.0, 20.0, 10.0, 20.0, 20.0][int(value) // 100] for value in images[:, 0, 0, 0]]
     assert context[:, 0, 0].tolist() == expected
@@ -76,7 +76,7 @@ def test_pixels_become_minus_one_to_one_and_half_floats_float32():
 
 def test_frames_of_clips_as_images_keep_the_text_of_their_clip():
     batch = Batch(torch.arange(6.0).reshape(2, 3, 1, 1, 1), torch.tensor([5.0, 6.0]).reshape(2, 1, 1))
-    images, context = frames_as_images(batch)
+    images, context = frames_as_images(batch)[:2]
     assert images.flatten().tolist() == [0, 1, 2, 3, 4, 5] and context.flatten().tolist() == [5, 5, 5, 6, 6, 6]
     assert frames_as_images(Batch(images, context)).latents is images
 

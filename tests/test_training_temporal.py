@@ -130,7 +130,7 @@ def test_spatial_fine_tuning_takes_every_frame_as_an_image_with_its_own_tau():
     from_clips = ImageLoss(unet, DIFFUSION, clips)(step())["loss"]
 
     def as_images(step):
-        latents, context = clips(step)
+        latents, context = clips(step)[:2]
         return Batch(latents.flatten(0, 1), context.repeat_interleave(FRAMES, 0))
     assert torch.equal(from_clips, ImageLoss(unet, DIFFUSION, as_images)(step())["loss"])
     from_clips.backward()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..errors import VideoLDMError
 from ..layers import interleaved_sinusoid
-from ..stack import MotionParams, Site, StackParams
+from ..sites import Site
+from ..stack import MotionParams, StackParams
 from .files import TensorFile
 from .keys import Keys
 from .record import Base, Identified, SamplerHint, Schedule, TemporalFile, require_complete, require_one_dtype

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import VideoLDMError
-from ..stack import Site, StackParams, TemporalStack, TransformerParams
+from ..sites import Site
+from ..stack import StackParams, TemporalStack, TransformerParams
 
 
 @dataclass(frozen=True)

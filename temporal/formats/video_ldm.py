@@ -8,9 +8,11 @@ then `time_stack`, `time_pos_embed`, `time_mixer`. The metadata rebuilds everyth
     base_family, base_context_dim, frames, fps, licence
     beta_schedule, linear_start, linear_end, prediction         the noise schedule, in ComfyUI's names
     position_encoding, positions, heads {module: heads}, mix_length, pool_spatial_norms
+    context_positions           version 2: the sets of known frames the layers were trained for, a list of lists of frame
+                                numbers, from the end where negative; the empty list is a clip from noise alone
 
-Version 1 has no context frames; their channels and positions are to come with version 2. Other entries of the metadata
-are kept as they are.
+Layers with an input for known frames are version 2, with `context_downsampler.steps.N` for c_S and, where they hear the
+frame rate, `fps_token.embed`; all others are version 1. Other entries of the metadata are kept as they are.
 """
 
 import json
@@ -24,20 +26,22 @@ from torch import Tensor, nn
 
 from ..atomic import write_atomically
 from ..errors import VideoLDMError
-from ..stack import PARTS, SLOTS, ResBlockParams, Site, StackParams, TransformerParams
+from ..sites import PARTS, SLOTS, Site
+from ..stack import ContextParams, ResBlockParams, StackParams, TransformerParams
 from .files import TensorFile
 from .keys import Keys
 from .record import Base, Identified, Schedule, TemporalFile, require_complete, require_one_dtype
 
 FORMAT = "video_ldm_temporal_layers"
-VERSION = 1
+VERSION, CONTEXT_VERSION = 1, 2
 TITLE = "a file of Video LDM temporal layers"
 POSITION_ENCODING = "timestep sinusoid through an MLP"
 RESERVED = ("format", "version", "family", "layers", "base_family", "base_context_dim", "frames", "fps", "licence",
             "beta_schedule", "linear_start", "linear_end", "prediction", "position_encoding", "positions", "heads",
-            "mix_length", "pool_spatial_norms")
+            "mix_length", "pool_spatial_norms", "context_positions")
 REQUIRED = ("version", "family", "layers", "base_family", "frames", "beta_schedule", "linear_start", "linear_end",
             "position_encoding", "heads", "mix_length", "pool_spatial_norms")
+EXTRAS = ("context_downsampler.", "fps_token.")     # modules of the whole set, not of a site
 KEY = re.compile(r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)\.(?P<sub>[01])|middle_block\.(?P<mid>[012]))"
                  r"(?:\.transformer_blocks\.(?P<block>\d+))?\.(?P<suffix>time_(?:stack|pos_embed|mixer)\..+)")
 
@@ -77,7 +81,8 @@ def parse(key: str) -> tuple[Site, str] | None:
 def stack_keys(shapes) -> dict[str, str]:
     """{stack key: file key} of the temporal tensors among a file's keys."""
     found = {key: parse(key) for key in shapes}
-    return {f"layers.{place[0].name}.{place[1]}": key for key, place in found.items() if place}
+    names = {f"layers.{place[0].name}.{place[1]}": key for key, place in found.items() if place}
+    return names | {key: key for key in shapes if key.startswith(EXTRAS)}
 
 
 def run_order(site: Site) -> tuple:
@@ -99,7 +104,8 @@ def bricks_of(shapes: Mapping[str, tuple], heads: Mapping[str, int]) -> tuple:
         mix_length = layer["time_mixer.mix_factor"][0]
         if site.slot == "post_res":
             channels, emb_dim = layer["time_stack.emb_layers.1.weight"]
-            bricks.append((site, ResBlockParams(channels, emb_dim, mix_length)))
+            known = layer["time_stack.in_layers.2.weight"][1] - channels
+            bricks.append((site, ResBlockParams(channels, emb_dim, mix_length, known)))
         else:
             channels, context_dim = layer["time_stack.0.attn2.to_k.weight"]
             module = module_name(site)
@@ -115,7 +121,7 @@ def load(file: TensorFile) -> TemporalFile:
     """The layers of a file that carries this format's metadata."""
     metadata = file.metadata
     check_metadata(file)
-    surplus = [key for key in file.shapes if parse(key) is None]
+    surplus = [key for key in file.shapes if parse(key) is None and not key.startswith(EXTRAS)]
     if surplus:
         raise contradiction(file.name, f"{surplus[0]} is no temporal layer's")
     params = rebuild(file)
@@ -135,10 +141,9 @@ def load(file: TensorFile) -> TemporalFile:
 
 def check_metadata(file: TensorFile):
     version = file.metadata.get("version", str(VERSION))
-    if version != str(VERSION):
+    if version not in (str(VERSION), str(CONTEXT_VERSION)):
         raise VideoLDMError(f"{file.name} is written in version {version} of the Video LDM layers format; this pack "
-                            "reads "
-                            f"version {VERSION}. Update the pack.")
+                            f"reads versions {VERSION} and {CONTEXT_VERSION}. Update the pack.")
     missing = [entry for entry in REQUIRED if entry not in file.metadata]
     if missing:
         raise VideoLDMError(f"{file.name} is {TITLE} whose metadata lacks {', '.join(missing)}, without which the "
@@ -165,9 +170,14 @@ def rebuild(file: TensorFile) -> StackParams:
         bricks = bricks_of(file.shapes, heads)
     except (KeyError, ValueError, IndexError) as error:
         raise contradiction(name, f"a layer lacks {error}") from None
+    context, fps_width = context_of(file)
     if len(bricks) != layers:
         raise contradiction(name, f"it says {layers} layers and holds {len(bricks)}")
     for site, brick in bricks:
+        known = getattr(brick, "context_channels", 0)
+        if isinstance(brick, ResBlockParams) and known != (context.channels if context else 0):
+            raise contradiction(name, f"{site.name} has {known} channels for context frames, and the file's own input "
+                                      f"for them gives {context.channels if context else 0}")
         if brick.mix_length != mix_length:
             raise contradiction(name, f"it says a mix of length {mix_length}, and {site.name} has {brick.mix_length}")
         if isinstance(brick, TransformerParams):
@@ -179,7 +189,29 @@ def rebuild(file: TensorFile) -> StackParams:
                                           f"{brick.context_dim}")
     if frames < 1 or (mix_length > 1 and frames != mix_length):
         raise contradiction(name, f"it says clips of {frames} frames and a mix over {mix_length}")
-    return StackParams(metadata["family"], bricks, frames, positions, metadata["pool_spatial_norms"] == "true")
+    return StackParams(metadata["family"], bricks, frames, positions, metadata["pool_spatial_norms"] == "true",
+                       context, fps_width)
+
+
+def context_of(file: TensorFile) -> tuple[ContextParams | None, int]:
+    """The input for known frames, and the width of the frame-rate token, of a file that has them."""
+    steps = {key: shape for key, shape in file.shapes.items() if re.fullmatch(r"context_downsampler\.steps\.\d+\.weight", key)}
+    width = file.shapes.get("fps_token.embed.0.weight", (0,))[0]
+    told = file.metadata.get("context_positions")
+    if not steps and told is None:
+        return None, width
+    if not steps or told is None:
+        raise contradiction(file.name, "its context frames lack " + ("the downsampler" if told else "their positions"))
+    first = steps.get("context_downsampler.steps.0.weight", ())
+    try:
+        positions = tuple(tuple(int(p) for p in known) for known in json.loads(told))
+        channels, inputs = first[:2]
+    except (ValueError, TypeError):
+        raise contradiction(file.name, f"its context positions '{told}' are no list of lists of frame numbers, or the "
+                                       "downsampler is incomplete") from None
+    if not positions:
+        raise contradiction(file.name, "it was trained for no set of context frames at all")
+    return ContextParams(channels, inputs - 1, len(steps), positions), width
 
 
 def contradiction(name: str, what: str) -> VideoLDMError:
@@ -198,6 +230,9 @@ def notes_of(params: StackParams) -> list[str]:
     notes = []
     if params.mix_length > 1:
         notes.append(f"The mix is a vector over time: these layers run clips of exactly {params.mix_length} frames.")
+    if params.context is not None:
+        sets = [("none" if not known else ", ".join(map(str, known))) for known in params.context.positions]
+        notes.append(f"Takes context frames: {' | '.join(sets)} (numbers from 0, from the end where negative).")
     if params.pool_spatial_norms:
         notes.append("The image model's norms see all frames of a clip together.")
     return notes
@@ -225,7 +260,13 @@ def write(path, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *
     write_atomically(path, lambda temporary: save_file(named, temporary, metadata=header))
 
 
+def version_of(params: StackParams) -> int:
+    return VERSION if params.context is None and not params.fps_width else CONTEXT_VERSION
+
+
 def file_key(params: StackParams, key: str) -> str:
+    if key.startswith(EXTRAS):
+        return key
     _, name, suffix = key.split(".", 2)
     site = next(site for site, _ in params.bricks if site.name == name)
     return f"{module_name(site)}.{suffix}"
@@ -243,7 +284,7 @@ def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | 
     if len(mixes) != 1:
         raise ValueError(f"one set of layers has mixes of one length, not {sorted(mixes)}")
     header = {
-        "format": FORMAT, "version": str(VERSION), "family": params.family, "layers": str(len(params.bricks)),
+        "format": FORMAT, "version": str(version_of(params)), "family": params.family, "layers": str(len(params.bricks)),
         "base_family": base.family, "frames": str(params.frames), "licence": licence,
         "beta_schedule": schedule.beta_schedule, "linear_start": repr(float(schedule.linear_start)),
         "linear_end": repr(float(schedule.linear_end)), "position_encoding": POSITION_ENCODING,
@@ -252,5 +293,7 @@ def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | 
     }
     optional = {"base_context_dim": base.context_dim, "fps": fps, "prediction": schedule.prediction,
                 "positions": params.positions}
+    if params.context is not None:
+        optional["context_positions"] = json.dumps(params.context.positions)
     header.update({entry: str(value) for entry, value in optional.items() if value is not None})
     return header

@@ -1,5 +1,6 @@
 """The temporal residual block of 3-D convolutions (Video LDM, section 3.1; SVD's `VideoResBlock.time_stack`)."""
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -9,15 +10,19 @@ KERNEL = (3, 1, 1)      # over time alone: a pixel sees only its own place in ne
 
 
 class TimeStack(nn.Module):
-    """`x + conv2(SiLU(GN(conv1(SiLU(GN(x))) + emb)))` on `b c t h w`; its norms pool over t, h and w."""
+    """`x + conv2(SiLU(GN(conv1(SiLU(GN(x)), known) + emb)))` on `b c t h w`; its norms pool over t, h and w.
 
-    def __init__(self, channels: int, emb_dim: int, operations=nn, dtype=None, device=None):
+    known: context channels, concatenated to the input of the first convolution (section 3.2) behind norm and SiLU, so
+    that norm and skip keep the width of layers without them.
+    """
+
+    def __init__(self, channels: int, emb_dim: int, context_channels: int = 0, operations=nn, dtype=None, device=None):
         super().__init__()
         place = {"dtype": dtype, "device": device}
         self.in_layers = nn.Sequential(
             operations.GroupNorm(32, channels, **place),
             nn.SiLU(),
-            operations.Conv3d(channels, channels, KERNEL, padding=(1, 0, 0), **place),
+            operations.Conv3d(channels + context_channels, channels, KERNEL, padding=(1, 0, 0), **place),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(emb_dim, channels, **place))
         self.out_layers = nn.Sequential(
@@ -29,9 +34,11 @@ class TimeStack(nn.Module):
         nn.init.zeros_(self.out_layers[3].weight)       # a fresh block is the identity
         nn.init.zeros_(self.out_layers[3].bias)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x `b c t h w`, emb `b t e` (the spatial block's timestep embedding)."""
-        h = self.in_layers(x)
+    def forward(self, x: Tensor, emb: Tensor, known: Tensor | None = None) -> Tensor:
+        """x `b c t h w`, emb `b t e` (the spatial block's timestep embedding), known `b k t h w`."""
+        norm, act, conv = self.in_layers
+        h = act(norm(x))
+        h = conv(h if known is None else torch.cat([h, known.to(h.dtype)], dim=1))
         h = h + rearrange(self.emb_layers(emb).to(h.dtype), "b t c -> b c t 1 1")
         return x + self.out_layers(h)
 
@@ -39,13 +46,16 @@ class TimeStack(nn.Module):
 class TemporalResBlock(nn.Module):
     """Slot `post_res`: acts on what the spatial ResBlock gave out, then mixes."""
 
-    def __init__(self, channels: int, emb_dim: int, mix_length: int = 1, operations=nn, dtype=None, device=None):
+    def __init__(self, channels: int, emb_dim: int, mix_length: int = 1, context_channels: int = 0, operations=nn,
+                 dtype=None, device=None):
         super().__init__()
-        self.time_stack = TimeStack(channels, emb_dim, operations, dtype, device)
+        self.time_stack = TimeStack(channels, emb_dim, context_channels, operations, dtype, device)
         self.time_mixer = Mix(mix_length, dtype, device)
 
-    def forward(self, x: Tensor, emb: Tensor, frames: int, strength: float = 1.0) -> Tensor:
-        """x `(b t) c h w`, emb `(b t) e`, frames t."""
+    def forward(self, x: Tensor, emb: Tensor, frames: int, strength: float = 1.0, known: Tensor | None = None) -> Tensor:
+        """x `(b t) c h w`, emb `(b t) e`, frames t, known `(b t) k h w`."""
         clip = rearrange(x, "(b t) c h w -> b c t h w", t=frames)
-        temporal = self.time_stack(clip, rearrange(emb, "(b t) e -> b t e", t=frames))
+        if known is not None:
+            known = rearrange(known, "(b t) k h w -> b k t h w", t=frames)
+        temporal = self.time_stack(clip, rearrange(emb, "(b t) e -> b t e", t=frames), known)
         return self.time_mixer(x, rearrange(temporal, "b c t h w -> (b t) c h w"), frames, strength)

@@ -9,10 +9,12 @@ from ..errors import VideoLDMError
 
 
 class Batch(NamedTuple):
-    """latents: clips (b t c h w) or images (n c h w), float32. context: a text per clip or image (n l d), or None."""
+    """latents: clips (b t c h w) or images (n c h w), float32. context: a text per clip or image (n l d), or None.
+    fps: the frame rate of each clip (n), for layers that are told it."""
 
     latents: Tensor
     context: Tensor | None = None
+    fps: Tensor | None = None
 
 
 def as_clips(latents, frames=None):

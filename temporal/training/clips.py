@@ -70,12 +70,12 @@ class Clips:
     videos: sequence of arrays or tensors (T, c, h, w) of any floating type, or uint8 frames (T, h, w, c), which become
     -1..1. frames, stride: a window is every stride-th of (frames - 1) * stride + 1 neighbouring frames. batch: clips
     per step over all processes. embeddings: texts (k, l, d); captions: for each video its row there, by default its
-    own number.
+    own number. fps: frames per second of each video, for layers that are told the rate of their window.
     """
 
-    def __init__(self, videos, frames, batch, stride=1, embeddings=None, captions=None):
+    def __init__(self, videos, frames, batch, stride=1, embeddings=None, captions=None, fps=None):
         self.videos, self.frames, self.batch, self.stride = videos, frames, batch, stride
-        self.embeddings, self.captions = embeddings, captions
+        self.embeddings, self.captions, self.fps = embeddings, captions, fps
         self.span = (frames - 1) * stride + 1
         if min(frames, batch, stride) < 1:
             raise VideoLDMError(f"Frames, batch and stride must be 1 or more, not {frames}, {batch} and {stride}.")
@@ -87,6 +87,8 @@ class Clips:
                                 f"{len(short)} of {len(videos)} are shorter (number {short[0][0]} has {short[0][1]}). "
                                 "Use shorter clips, a smaller stride, or leave those videos out.")
         self._check_captions()
+        if fps is not None and (len(fps) != len(videos) or min(map(float, fps)) <= 0):
+            raise VideoLDMError(f"{len(videos)} videos came with {len(fps)} frame rates; each needs one above 0.")
 
     def __call__(self, step):
         """Batch of clips (b t c h w) on the step's device, b being this process's share."""
@@ -97,15 +99,16 @@ class Clips:
             start = self._draw(len(video) - self.span + 1, step)
             windows.append(as_frames(video[start:start + self.span:self.stride]))
             texts.append(index)
-        return Batch(torch.stack(windows).to(step.device), self._context(texts, step))
+        fps = None if self.fps is None else torch.tensor([float(self.fps[index]) / self.stride for index in texts])
+        return Batch(torch.stack(windows).to(step.device), self._context(texts, step), fps)
 
     def images(self, batch):
         """Another sampler of the same videos: `batch` single frames per step, as images (n c h w)."""
         clips = Clips(self.videos, 1, batch, 1, self.embeddings, self.captions)
 
         def draw(step):
-            frames, context = clips(step)
-            return Batch(frames.flatten(0, 1), context)
+            drawn = clips(step)
+            return Batch(drawn.latents.flatten(0, 1), drawn.context)
         return draw
 
     def _draw(self, count, step):

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from ..conditioning import context_input, context_mask
 from ..errors import VideoLDMError
 from ..stack import CallSettings, TemporalStack, open_call
 from .batch import Batch, as_clips, check_null_context, drop_context, per_frame
@@ -16,6 +18,14 @@ def freeze(module):
     """Take every parameter of a module out of training and put the module in eval mode."""
     module.requires_grad_(False)
     module.eval()
+
+
+def draw_known(positions, clips: Tensor, generator: torch.Generator) -> Tensor:
+    """c_S `(b t) c+1 h w` of clean clips `b t c h w`, their known frames drawn from the sets of positions (section 3.2:
+    p_S is categorical over 0, 1 or 2 first frames; equally likely here, the paper gives no odds)."""
+    masks = torch.stack([context_mask(known, clips.shape[1]) for known in positions])
+    chosen = torch.randint(0, len(masks), (len(clips),), generator=generator)
+    return context_input(clips, masks[chosen].to(clips.device))
 
 
 def check_trained(backbone, stack, train_spatial):
@@ -39,6 +49,9 @@ class TemporalLoss:
     All frames of a clip share one tau; their noise is independent. The backbone is frozen here, once, unless
     `train_spatial` (interpolation models, joint training). `images` adds `image_weight` times the loss of a batch of
     images, each with its own text, for which the temporal layers are bypassed: they learn nothing from it.
+
+    Layers with an input for known frames learn with frames from `draw_known`; those that hear a frame rate take it from the
+    batch.
 
     clips, images: StepContext -> Batch of this process. frames: cuts a flat batch of frames into clips.
     null_context (l d) and dropout: as in ImageLoss, drawn per clip. checkpointing: less memory, one more forward.
@@ -90,5 +103,8 @@ class TemporalLoss:
         context = drop_context(batch.context, self.null_context, self.dropout, generator)
         context = per_frame(context, frames)
         tau = per_frame(self.diffusion.random_tau(count, generator, clips.device), frames)
-        with self.open_call(self.backbone, [(self.stack, CallSettings(frames=frames))], context=context):
+        takes = self.stack.params.context
+        known = draw_known(takes.positions, clips, generator) if takes is not None else None
+        settings = CallSettings(frames=frames, known=known, fps=batch.fps)
+        with self.open_call(self.backbone, [(self.stack, settings)], context=context):
             return denoising_loss(self.backbone, self.diffusion, clips.flatten(0, 1), tau, context, generator)

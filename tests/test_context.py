@@ -1,0 +1,214 @@
+"""Known frames of prediction and interpolation layers: papers.md D.1, statements 9, 11, 12."""
+
+import copy
+
+import pytest
+import torch
+from video_ldm.tests.small import EMB_DIM, batch, randomise, small_stack, small_unet
+
+from video_ldm.temporal.conditioning import (context_input, context_mask, initialise, known_input, resolve_positions,
+                                             with_context)
+from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.formats import Base, Schedule, load_temporal, video_ldm
+from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES, CallSettings, TemporalStack, open_call, video_ldm_params
+from video_ldm.temporal.sites import unet_levels, unet_sites
+
+FRAMES = 5
+
+
+def run(unet, stack, x, t, context, **settings):
+    with torch.no_grad(), open_call(unet, [(stack, CallSettings(frames=FRAMES, **settings))], context=context):
+        return unet(x, t, context=context)
+
+
+def context_stack(unet, positions=FIRST_FRAMES, seed=3, **options):
+    params = with_context(small_stack(unet, FRAMES).params, levels=2, positions=positions, channels=16, **options)
+    return randomise(TemporalStack(params), seed)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return small_unet()
+
+
+def test_the_context_input_is_the_masked_latents_and_the_mask():
+    z = torch.randn(2, FRAMES, 4, 3, 2)
+    c = context_input(z, context_mask((0, -1), FRAMES).expand(2, -1)).unflatten(0, (2, FRAMES))
+    assert c.shape == (2, FRAMES, 5, 3, 2)
+    assert torch.equal(c[:, [0, 4], :4], z[:, [0, 4]]) and (c[:, 1:4] == 0).all()
+    assert (c[:, [0, 4], 4] == 1).all()
+
+
+def test_what_stands_in_unknown_frames_does_not_matter():
+    z = torch.randn(1, FRAMES, 4, 3, 2)
+    poisoned = z.clone()
+    poisoned[:, 1:] = torch.nan
+    mask = context_mask((0,), FRAMES)[None]
+    assert torch.equal(context_input(z, mask), context_input(poisoned, mask))
+
+
+def test_known_frames_alone_give_the_same_input_as_the_whole_clip():
+    z = torch.randn(3, FRAMES, 4, 3, 2)
+    whole = context_input(z, context_mask((0, 1), FRAMES).expand(3, -1))
+    assert torch.equal(known_input(z[:, :2].flatten(0, 1), (0, 1), FRAMES, 3), whole)
+    one = known_input(z[0, :2], (0, 1), FRAMES, 3).unflatten(0, (3, FRAMES))
+    assert torch.equal(one[0], one[2]) and torch.equal(one[0], whole[:FRAMES])
+
+
+@pytest.mark.parametrize("positions, frames, sentence", [
+    ((5,), 5, "Context frame 5 lies outside the clip, whose frames are 0 to 4"),
+    ((-6,), 5, "Context frame -6 lies outside"),
+    ((0, -5), 5, "name the same frame twice"),
+    ((0, 1), 2, "All 2 frames of the clip are context frames"),
+    ((0,), 1, "All 1 frames")])
+def test_positions_that_make_no_sense_are_refused(positions, frames, sentence):
+    with pytest.raises(VideoLDMError, match=sentence):
+        resolve_positions(positions, frames)
+
+
+def test_context_for_another_number_of_clips_is_refused():
+    with pytest.raises(VideoLDMError, match="given for 2 clips, and 3 clips are sampled"):
+        known_input(torch.zeros(2, 4, 3, 2), (0,), FRAMES, 3)
+
+
+def test_every_resblock_takes_the_context_channels_of_its_own_resolution(unet):
+    levels = unet_levels(unet)
+    shapes = {}
+    handles = [module.register_forward_hook(lambda m, a, out, key=(site.part, site.index): shapes.update({key: out.shape[2:]}))
+               for site, (module, _) in unet_sites(unet).items() if site.slot == "post_res"]
+    x, t, context = batch(1, 1, height=9, width=12)        # odd: the downsampler must round as the network does
+    with torch.no_grad():
+        unet(x, t, context=context)
+    for handle in handles:
+        handle.remove()
+    stack = context_stack(unet)
+    maps = stack.context_downsampler(torch.zeros(1, 5, 9, 12))
+    assert {level: set(shapes[key] for key in shapes if levels[key] == level) for level in (0, 1)} == {
+        0: {maps[0].shape[2:]}, 1: {maps[1].shape[2:]}}
+
+
+def test_context_changes_the_output_and_no_context_is_the_all_zero_mask(unet):
+    stack = context_stack(unet)
+    x, t, context = batch(2, FRAMES)
+    known = known_input(torch.randn(2, 4, *x.shape[2:]), (0,), FRAMES, 2)
+    without = run(unet, stack, x, t, context)
+    assert torch.equal(without, run(unet, stack, x, t, context, known=torch.zeros_like(known)))
+    assert (run(unet, stack, x, t, context, known=known) - without).abs().max() > 1e-3 * without.abs().max()
+
+
+def test_context_acts_through_the_temporal_convolutions_alone(unet):
+    stack = context_stack(unet)
+    x, t, context = batch(1, FRAMES)
+    known = known_input(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
+    for site, _ in stack.params.bricks:      # alpha 1 at the convolutions; attention stays at work
+        if site.slot == "post_res":
+            stack.layers[site.name].time_mixer.mix_factor.data.fill_(float("inf"))
+    assert torch.equal(run(unet, stack, x, t, context, known=known), run(unet, stack, x, t, context))
+    plain = unet(x, t, context=context)
+    assert torch.equal(run(unet, stack, x, t, context, known=known, strength=0), plain)
+
+
+def test_layers_without_context_extend_losslessly(unet):
+    plain = small_stack(unet, FRAMES)
+    params = with_context(plain.params, levels=2, positions=FIRST_FRAMES, channels=16, fps_width=768)
+    assert all(brick.context_channels in (0, 16) for _, brick in params.bricks if hasattr(brick, "context_channels"))
+    stack = TemporalStack(params)
+    initialise(stack, plain.state_dict())
+    for name, weight in stack.state_dict().items():
+        if name.endswith("in_layers.2.weight"):
+            channels = weight.shape[0]
+            assert weight.shape[1] == channels + 16 and (weight[:, channels:] == 0).all()
+    bare = TemporalStack(with_context(plain.params, levels=2, positions=FIRST_FRAMES, channels=16))
+    initialise(bare, plain.state_dict())
+    x, t, context = batch(1, FRAMES)
+    known = known_input(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
+    expected = run(unet, plain, x, t, context)
+    ours = run(unet, bare, x, t, context, known=known)
+    assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()      # a wider convolution sums in another order
+
+
+def test_the_new_columns_learn_from_the_first_step(unet):
+    plain = small_stack(unet, FRAMES)
+    stack = TemporalStack(with_context(plain.params, levels=2, positions=FIRST_FRAMES, channels=16))
+    initialise(stack, plain.state_dict())
+    x, t, context = batch(1, FRAMES)
+    known = known_input(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
+    with open_call(unet, [(stack, CallSettings(frames=FRAMES, known=known))], context=context):
+        unet(x, t, context=context).square().mean().backward()
+    columns = stack.layers["input_1_post_res_0"].time_stack.in_layers[2].weight.grad[:, -16:]
+    assert columns.abs().max() > 0
+    unet.zero_grad(set_to_none=True)
+
+
+def test_the_frame_rate_is_the_only_difference_between_two_steps(unet):
+    stack = context_stack(unet, BOTH_ENDS, fps_width=768)
+    x, t, context = batch(2, FRAMES)
+    slow, fast = run(unet, stack, x, t, context, fps=7.5), run(unet, stack, x, t, context, fps=30.0)
+    assert (slow - fast).abs().max() > 1e-4 * slow.abs().max()
+    both = run(unet, stack, x, t, context, fps=torch.tensor([7.5, 30.0])).unflatten(0, (2, FRAMES))
+    assert (both[0] - slow[:FRAMES]).abs().max() < 1e-5 * slow.abs().max()
+    assert (both[1] - fast[FRAMES:]).abs().max() < 1e-5 * fast.abs().max()
+    with pytest.raises(VideoLDMError, match="are told the frame rate to make"):
+        run(unet, stack, x, t, context)
+
+
+def test_known_frames_of_another_size_are_refused(unet):
+    x, t, context = batch(1, FRAMES)
+    with pytest.raises(VideoLDMError, match="where the clip takes"):
+        run(unet, context_stack(unet), x, t, context, known=torch.zeros(FRAMES, 5, 4, 4))
+
+
+def test_layers_without_convolutions_take_no_context(unet):
+    params = video_ldm_params(unet, EMB_DIM, 768, lambda channels: 8, FRAMES, convolution=False)
+    with pytest.raises(VideoLDMError, match="have no temporal convolutions"):
+        with_context(params, 2, FIRST_FRAMES)
+
+
+def test_layers_for_a_shallower_network_are_refused(unet):
+    stack = randomise(TemporalStack(with_context(small_stack(unet, FRAMES).params, 1, FIRST_FRAMES, channels=16)))
+    with pytest.raises(VideoLDMError, match="halves its latents 1 times"):
+        run(unet, stack, *batch(1, FRAMES))
+
+
+# Files
+
+def written(tmp_path, unet, **options):
+    stack = context_stack(unet, **options)
+    path = tmp_path / "layers.safetensors"
+    video_ldm.write(path, stack, stack.params, schedule=Schedule("linear", 0.0015, 0.0195, "v"), base=Base("tiny", 768))
+    return stack, path
+
+
+@pytest.mark.parametrize("positions, fps_width", [(FIRST_FRAMES, 0), (BOTH_ENDS, 768)])
+def test_a_file_of_context_layers_comes_back_whole(tmp_path, unet, positions, fps_width):
+    stack, path = written(tmp_path, unet, positions=positions, fps_width=fps_width)
+    layers = load_temporal(path)
+    assert layers.params == stack.params and layers.metadata["version"] == "2"
+    assert all(torch.equal(layers.tensors[key], value) for key, value in stack.state_dict().items())
+    assert any("Takes context frames" in note for note in layers.notes)
+
+
+def test_layers_without_context_stay_in_version_1(tmp_path, unet):
+    stack, path = small_stack(unet, FRAMES), tmp_path / "plain.safetensors"
+    video_ldm.write(path, stack, stack.params, schedule=Schedule("linear", 0.0015, 0.0195, "v"), base=Base("tiny", 768))
+    assert load_temporal(path).metadata["version"] == "1"
+
+
+@pytest.mark.parametrize("damage, sentence", [
+    (lambda m, t: m.pop("context_positions"), "its context frames lack their positions"),
+    (lambda m, t: m.update(context_positions="first"), "no list of lists"),
+    (lambda m, t: m.update(context_positions="[]"), "no set of context frames at all"),
+    (lambda m, t: [t.pop(key) for key in list(t) if key.startswith("context_downsampler")], "lack the downsampler"),
+    (lambda m, t: t.pop("context_downsampler.steps.1.bias"), "incomplete")])
+def test_a_damaged_file_of_context_layers_is_refused(tmp_path, unet, damage, sentence):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+    _, path = written(tmp_path, unet)
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    tensors = copy.copy(load_file(path))
+    damage(metadata, tensors)
+    bad = tmp_path / "bad.safetensors"
+    save_file(tensors, bad, metadata=metadata)
+    with pytest.raises(VideoLDMError, match=sentence):
+        load_temporal(bad)
