@@ -1,8 +1,9 @@
-"""A small video network, trained to tell the labels of a clip of the driving world.
+"""A small video network, trained to tell the labels of a clip of the driving world and whether its frames are in order.
 
 Its features give the Frechet distance of the quality figures. They are this world's own: the distance is not FVD, whose
-network knows human actions. To tell the ego speed, the bend and the cars' own speeds the network has to measure motion,
-which is what makes the distance notice clips that do not cohere.
+network knows human actions. To tell the ego speed, the bend and the cars' own speeds the network has to measure motion.
+Labels alone left it nearly blind to frames in the wrong order (real clips shuffled scored 13.3, in order 7.1): a
+network that has only ever seen coherent clips need not represent coherence. Hence the question about the order.
 """
 
 from pathlib import Path
@@ -43,7 +44,7 @@ class VideoNetwork(nn.Module):
             Block(48, 64, (3, 3, 3), (1, 1, 1)), Block(64, 64, (3, 3, 3), (1, 2, 2)),
             Block(64, 64, (3, 3, 3), (2, 1, 1)))
         self.project = nn.Sequential(nn.Linear(2 * 64, 128), nn.SiLU(), nn.Linear(128, WIDTH))
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, QUESTIONS + NUMBERS))
+        self.head = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, QUESTIONS + NUMBERS + 1))
 
     def features(self, clips):
         x = self.body(avg_pool3d(clips, (1, 2, 2))).float()
@@ -74,8 +75,20 @@ def to_clips(frames):
     return torch.as_tensor(frames).permute(0, 4, 1, 2, 3).contiguous().float() / 127.5 - 1
 
 
+def reordered(clips, generator):
+    """Each clip (b 3 t h w) with its frames in another order, never the original one."""
+    frames = clips.shape[2]
+    orders = torch.stack([torch.randperm(frames, generator=generator) for _ in clips])
+    same = (orders == torch.arange(frames)).all(dim=1)
+    orders[same] = torch.arange(frames).roll(1)
+    return torch.stack([clip[:, order] for clip, order in zip(clips, orders.to(clips.device))])
+
+
 class FeatureLoss:
-    """`loss(step)` for the Loop; frames: uint8 (n t h w 3) of training seeds 0..n-1."""
+    """`loss(step)` for the Loop; frames: uint8 (n t h w 3) of training seeds 0..n-1.
+
+    Labels are asked of clips in order alone; the order, of each clip and of a copy with its frames reordered.
+    """
 
     def __init__(self, network, frames, batch):
         self.network, self.frames, self.batch = network, frames, batch
@@ -85,11 +98,16 @@ class FeatureLoss:
         clips = to_clips(np.stack([self.frames[index] for index in chosen])).to(step.device)
         told = [answers(world.scene(world.train_seed(index))) for index in chosen]
         questions, numbers, known = (torch.tensor(part, dtype=torch.float32, device=step.device) for part in zip(*told))
-        out = self.network(clips).float()
+        both = self.network(torch.cat([clips, reordered(clips, step.generator)])).float()
+        out, disorder = both[:len(clips), :-1], both[:, -1]
+        mixed = (torch.arange(len(both), device=step.device) >= len(clips)).float()
+        order = binary_cross_entropy_with_logits(disorder, mixed)
         asked = binary_cross_entropy_with_logits(out[:, :QUESTIONS], questions)
         measured = mse_loss(out[:, QUESTIONS:] * known, numbers * known)
         right = ((out[:, :QUESTIONS] > 0) == (questions > 0.5)).float().mean()
-        return {"loss": asked + measured, "right": right, "squared_error": measured.detach()}
+        told_order = ((disorder > 0) == (mixed > 0.5)).float().mean()
+        return {"loss": asked + measured + order, "right": right, "squared_error": measured.detach(),
+                "order_right": told_order}
 
 
 @torch.no_grad()

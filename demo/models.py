@@ -33,9 +33,9 @@ STAGES = {
     "image": Stage("image LDM", 32, LoopParams(
         steps=4500, lr=8e-4, lr_end=1e-5, warmup=150, ema_decay=0.998, precision="bfloat16", seed=13)),
     "temporal": Stage("temporal layers", 4, LoopParams(
-        steps=3600, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
+        steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
     "temporal-attention": Stage("temporal layers, attention only", 4, LoopParams(
-        steps=3600, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
+        steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
     "features": Stage("video network of the metric", 16, LoopParams(
         steps=1200, lr=1e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", seed=15)),
 }
