@@ -24,6 +24,7 @@ KINDS = {
 }
 TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "animatelcm_sd15_t2v"}
 LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
+DECODERS = {"svd_temporal_decoder", "diffusers_vae_temporal_decoder"}
 
 
 def test_there_is_an_expectation_for_every_published_file():
@@ -36,7 +37,8 @@ def test_every_published_file_is_told_by_its_keys(name, prefix):
     shapes = PUBLISHED[name]
     found = identify_keys({prefix + key: shape for key, shape in shapes.items()})
     assert found.kind == KINDS[name]
-    assert found.takes == ("temporal" if name in TAKEN else "motion_lora" if name in LORAS else None)
+    kinds = {"temporal": TAKEN, "motion_lora": LORAS, "decoder": DECODERS}
+    assert found.takes == next((kind for kind, names in kinds.items() if name in names), None)
 
 
 def test_an_artists_mistake_gets_a_sentence_with_the_file_what_it_is_and_where_it_belongs():

@@ -2,15 +2,18 @@
 
     identify(path) -> Identified            load_temporal(path) -> TemporalFile
     load_motion_lora(path) -> MotionLora    load_svd_initialisation(path, params) -> Initialisation
-    video_ldm.write(path, layers, params, ...)
+    load_decoder(path) -> DecoderFile
+    video_ldm.write(path, layers, params, ...)          decoder.write(path, tensors, params, ...)
 
 One file per family; others.py names everything that is refused.
 """
 
 from typing import Mapping
 
+from ..errors import VideoLDMError
 from ..stack import StackParams
-from . import animatediff, motion_lora, others, svd, video_ldm
+from . import animatediff, decoder, motion_lora, others, svd, video_ldm
+from .decoder import DecoderFile
 from .files import TensorFile, open_file
 from .keys import Keys
 from .motion_lora import MotionLora
@@ -18,8 +21,9 @@ from .record import Base, Identified, SamplerHint, Schedule, TemporalFile
 from .svd import Initialisation
 
 __all__ = [
-    "Base", "Identified", "Initialisation", "MotionLora", "SamplerHint", "Schedule", "TemporalFile", "identify",
-    "identify_keys", "load_motion_lora", "load_svd_initialisation", "load_temporal", "video_ldm",
+    "Base", "DecoderFile", "Identified", "Initialisation", "MotionLora", "SamplerHint", "Schedule", "TemporalFile",
+    "decoder", "identify", "identify_keys", "load_decoder", "load_motion_lora", "load_svd_initialisation",
+    "load_temporal", "video_ldm",
 ]
 
 
@@ -27,7 +31,7 @@ def identify_keys(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | Non
     """What a file is, from the names and shapes of its tensors and its safetensors metadata."""
     keys, metadata = Keys(shapes), metadata or {}
     return (video_ldm.detect(keys, metadata) or motion_lora.detect(keys) or animatediff.detect(keys) or svd.detect(keys)
-            or others.identify(keys, metadata))
+            or decoder.detect(keys, metadata) or others.identify(keys, metadata))
 
 
 def identify_file(file: TensorFile) -> Identified:
@@ -55,6 +59,20 @@ def load_motion_lora(path) -> MotionLora:
     if found.takes != "motion_lora":
         raise found.refusal(file.name, wanted="a Motion LoRA")
     return motion_lora.load(file)
+
+
+def load_decoder(path) -> DecoderFile:
+    """A temporal decoder, alone or within a whole checkpoint; raises VideoLDMError, naming the file, for anything else."""
+    file = open_file(path)
+    found = decoder.detect(Keys(file.raw_shapes), file.metadata)
+    if found is not None:
+        return decoder.load(file, found)
+    other = identify_file(file)
+    if decoder.prefix_of(file.shapes) is not None and other.kind in ("svd_unet", "sv3d", "vae", "diffusers_vae"):
+        raise VideoLDMError(f"{file.name} is {other.title} with an image decoder: it has no temporal layers. Choose "
+                            "svd.safetensors or svd_xt.safetensors, the VAE of one of them, or a decoder trained with "
+                            "this pack.")
+    raise other.refusal(file.name, wanted="a temporal decoder")
 
 
 def load_svd_initialisation(path, params: StackParams) -> Initialisation:

@@ -1,0 +1,278 @@
+"""Temporal decoders: Stable Video Diffusion's in every form it is published in, and those trained here.
+
+Internally, and in files of this pack, names are those of the public SVD decoder behind `decoder.`: `mid.block_1.conv1`,
+`mid.block_1.time_stack.in_layers.2`, `mid.block_1.mix_factor`, `conv_out.time_mix_conv` (formats.md, b). A file holds the
+whole decoder, spatial layers too, since they are fine-tuned with the temporal ones; and `post_quant_conv` where it was
+trained behind one (SVD's was not). Sizes are told by shapes. The metadata of a file of this pack:
+
+    format, version         what this is; another version than VERSION is refused
+    latents                 the image model whose latents it decodes
+    frames, fps, licence    the clips it was trained on
+
+Other entries of the metadata are kept as they are.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Mapping
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..atomic import write_atomically
+from ..decoder import GROUPS, KERNELS, DecoderParams
+from ..errors import VideoLDMError
+from .files import TensorFile
+from .keys import Keys
+from .record import Identified, require_one_dtype
+
+FORMAT = "video_ldm_temporal_decoder"
+VERSION = 1
+TITLE = "a temporal decoder written by this pack"
+SVD = "the temporal decoder of Stable Video Diffusion (a VAE)"
+SVD_LATENTS = "Stable Diffusion 1.x and 2.x"
+SVD_LICENCE = "Stability AI's community licence"
+SVD_FRAMES = 14         # decoded together in its authors' scripts
+RESERVED = ("format", "version", "latents", "frames", "fps", "licence")
+REQUIRED = ("version", "latents", "frames")
+PREFIXES = ("first_stage_model.", "vae.", "")       # of a VAE within a checkpoint, or alone
+PLACE = "Load it with Load Temporal Decoder."
+
+
+@dataclass
+class DecoderFile:
+    """A temporal decoder: tensors by the names of `TemporalDecoder`; post_quant: weight and bias of the convolution in
+    front of it, empty where it takes latents as they are. frames, fps: of the clips it was trained on."""
+
+    name: str
+    kind: str
+    title: str
+    params: DecoderParams
+    tensors: dict[str, Tensor]
+    post_quant: dict[str, Tensor]
+    latents: str
+    frames: int
+    fps: float | None = None
+    licence: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensors["conv_in.weight"].dtype
+
+    def check_vae(self, channels: int, factor: int, title: str):
+        """Refuse a VAE whose latents this decoder cannot read: their channels, and pixels per latent."""
+        for what, own, other in (("channels", self.params.latent_channels, channels),
+                                 ("pixels per latent", self.params.factor, factor)):
+            if own != other:
+                raise VideoLDMError(f"{self.name} is {self.title} for latents of {own} {what}, and the connected VAE "
+                                    f"({title}) has {other}. Connect a VAE for {self.latents}, or choose another file.")
+
+
+# Names
+
+RESBLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+DIFFUSERS_TOP = {"conv_norm_out": "norm_out", "time_conv_out": "conv_out.time_mix_conv"}
+
+
+def ldm_name(key: str, levels: int) -> str:
+    """LDM's name of a decoder's key in diffusers' naming, whose up_blocks.0 is the coarsest level; others unchanged."""
+    if match := re.fullmatch(r"mid_block\.attentions\.0\.(.+)\.(weight|bias)", key):
+        return f"mid.attn_1.{ATTENTION.get(match[1], match[1])}.{match[2]}"
+    if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.(.+)", key):
+        return f"up.{levels - 1 - int(match[1])}.upsample.{match[2]}"
+    if match := re.fullmatch(r"(?:up_blocks\.(\d+)|mid_block)\.resnets\.(\d+)\.(.+)", key):
+        block = f"mid.block_{int(match[2]) + 1}" if match[1] is None else \
+            f"up.{levels - 1 - int(match[1])}.block.{match[2]}"
+        return f"{block}.{resblock_name(match[3])}"
+    top, _, end = key.rpartition(".")
+    return f"{DIFFUSERS_TOP.get(top, top)}.{end}"
+
+
+def resblock_name(rest: str) -> str:
+    rest = rest.replace("conv_shortcut", "nin_shortcut").removeprefix("spatial_res_block.")
+    rest = rest.removeprefix("time_mixer.")
+    match = re.fullmatch(r"temporal_res_block\.(\w+)\.(\w+)", rest)
+    return f"time_stack.{RESBLOCK.get(match[1], match[1])}.{match[2]}" if match else rest
+
+
+def prefix_of(keys) -> str | None:
+    """What stands in front of `decoder.` in a file, None where there is no decoder."""
+    return next((p for p in PREFIXES if any(key.startswith(f"{p}decoder.") for key in keys)), None)
+
+
+def names_of(shapes) -> tuple[dict[str, str], dict[str, str]]:
+    """{name: file key} of the decoder's tensors, and of post_quant_conv's."""
+    prefix = prefix_of(shapes) or ""
+    inside = {key.removeprefix(f"{prefix}decoder."): key for key in shapes if key.startswith(f"{prefix}decoder.")}
+    if any(name.startswith("mid_block.") for name in inside):
+        levels = 1 + max((int(m[1]) for m in (re.match(r"up_blocks\.(\d+)\.", name) for name in inside) if m), default=0)
+        inside = {ldm_name(name, levels): key for name, key in inside.items()}
+    inside = {re.sub(r"^time_mix_conv\.", "conv_out.time_mix_conv.", name): key for name, key in inside.items()}
+    quant = {part: f"{prefix}post_quant_conv.{part}" for part in ("weight", "bias")}
+    return inside, {part: key for part, key in quant.items() if key in shapes}
+
+
+def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    """A temporal decoder in a file, whatever else the file holds."""
+    if metadata.get("format") == FORMAT:
+        return Identified("video_ldm_decoder", TITLE, PLACE, takes="decoder")
+    if keys.has(r"(?:first_stage_model\.|vae\.)?decoder\.mid\.block_1\.(?:mix_factor|time_stack\.)"):
+        return Identified("svd_temporal_decoder", SVD, PLACE, takes="decoder")
+    if keys.has(r"(?:first_stage_model\.|vae\.)?decoder\.mid_block\.resnets\.0\.temporal_res_block\."):
+        return Identified("diffusers_svd_temporal_decoder", f"{SVD} in diffusers' naming", PLACE, takes="decoder")
+    return None
+
+
+# Sizes
+
+def params_of(name: str, title: str, shapes: Mapping[str, tuple]) -> DecoderParams:
+    """Params by shapes; a sentence where they make no decoder."""
+    try:
+        levels = 1 + max(int(m[1]) for m in (re.match(r"up\.(\d+)\.block\.", key) for key in shapes) if m)
+        widths = [shapes[f"up.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+        blocks = sum(bool(re.fullmatch(r"up\.0\.block\.\d+\.conv1\.weight", key)) for key in shapes)
+        kernel = tuple(shapes["mid.block_1.time_stack.in_layers.2.weight"][2:])
+        latent_channels, channels = shapes["conv_in.weight"][1], math.gcd(*widths)
+    except (KeyError, ValueError, IndexError) as error:
+        raise VideoLDMError(f"{name} looks like {title}, but lacks {error}. The file is incomplete: download or write "
+                            "it again.") from None
+    if kernel not in KERNELS:
+        raise VideoLDMError(f"{name} looks like {title}, but its kernel over time is {kernel}; this pack knows "
+                            f"{' and '.join(map(str, KERNELS))}.")
+    if any(width % GROUPS for width in widths):
+        raise VideoLDMError(f"{name} looks like {title}, but its levels have {widths} channels, which do not divide into "
+                            f"{GROUPS} groups. The file is damaged or from an unknown variant.")
+    return DecoderParams(latent_channels, channels, tuple(width // channels for width in widths), blocks - 1, kernel)
+
+
+def shapes_of(params: DecoderParams) -> dict[str, tuple]:
+    """Names and shapes of all tensors of a temporal decoder."""
+    widths = [params.channels * mult for mult in params.channel_mult]
+    shapes, width = {}, widths[-1]
+
+    def layer(name: str, *weight: int):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = weight, weight[:1]
+
+    def block(name: str, before: int, after: int):
+        for part, size in (("norm1", before), ("norm2", after)):
+            layer(f"{name}.{part}", size)
+        layer(f"{name}.conv1", after, before, 3, 3)
+        layer(f"{name}.conv2", after, after, 3, 3)
+        if before != after:
+            layer(f"{name}.nin_shortcut", after, before, 1, 1)
+        for part in ("in_layers", "out_layers"):
+            layer(f"{name}.time_stack.{part}.0", after)
+            layer(f"{name}.time_stack.{part}.{2 if part == 'in_layers' else 3}", after, after, *params.kernel)
+        shapes[f"{name}.mix_factor"] = (1,)
+
+    layer("conv_in", width, params.latent_channels, 3, 3)
+    for number in (1, 2):
+        block(f"mid.block_{number}", width, width)
+    layer("mid.attn_1.norm", width)
+    for part in ("q", "k", "v", "proj_out"):
+        layer(f"mid.attn_1.{part}", width, width, 1, 1)
+    for level in reversed(range(len(widths))):
+        for number in range(params.num_res_blocks + 1):
+            block(f"up.{level}.block.{number}", width, widths[level])
+            width = widths[level]
+        if level:
+            layer(f"up.{level}.upsample.conv", width, width, 3, 3)
+    layer("norm_out", width)
+    layer("conv_out", 3, width, 3, 3)
+    layer("conv_out.time_mix_conv", 3, 3, *params.kernel)
+    return shapes
+
+
+# Reading
+
+def load(file: TensorFile, found: Identified) -> DecoderFile:
+    """The decoder of a file in which `detect` has found one."""
+    own = found.kind == "video_ldm_decoder"
+    if own:
+        check_metadata(file)
+    names, quant = names_of(file.shapes)
+    params = params_of(file.name, found.title, {name: file.shapes[key] for name, key in names.items()})
+    read = file.read([*names.values(), *quant.values()])
+    tensors = fitted(file.name, found.title, params, {name: read[key] for name, key in names.items()})
+    post_quant = {part: read[key] for part, key in quant.items()} if own else {}
+    channels = params.latent_channels
+    if post_quant and {part: tuple(tensor.shape) for part, tensor in post_quant.items()} != {
+            "weight": (channels, channels, 1, 1), "bias": (channels,)}:
+        raise VideoLDMError(f"{file.name} looks like {found.title}, but its post_quant_conv does not fit its latents of "
+                            f"{channels} channels. The file is damaged: download or write it again.")
+    require_one_dtype(file.name, {**tensors, **{f"post_quant_conv.{part}": value for part, value in post_quant.items()}})
+    metadata = file.metadata
+    if not own:
+        return DecoderFile(file.name, found.kind, found.title, params, tensors, {}, SVD_LATENTS, SVD_FRAMES,
+                           licence=SVD_LICENCE, metadata=dict(metadata))
+    return DecoderFile(file.name, found.kind, found.title, params, tensors, post_quant, metadata["latents"],
+                       int(metadata["frames"]), float(metadata["fps"]) if metadata.get("fps") else None,
+                       metadata.get("licence", ""), dict(metadata))
+
+
+def check_metadata(file: TensorFile):
+    metadata, name = file.metadata, file.name
+    missing = [entry for entry in REQUIRED if entry not in metadata]
+    if missing:
+        raise VideoLDMError(f"{name} is {TITLE} whose metadata lacks {', '.join(missing)}. Write it again with this pack.")
+    if metadata["version"] != str(VERSION):
+        raise VideoLDMError(f"{name} is written in version {metadata['version']} of the format of temporal decoders; this "
+                            f"pack reads version {VERSION}. Update the pack.")
+    try:
+        readable = int(metadata["frames"]) >= 1 and float(metadata.get("fps") or 1) > 0
+    except ValueError:
+        readable = False
+    if not readable:
+        raise VideoLDMError(f"{name} is {TITLE} whose metadata cannot be read: it says {metadata['frames']} frames at "
+                            f"{metadata.get('fps') or 'no'} fps. Write it again with this pack.")
+
+
+def fitted(name: str, title: str, params: DecoderParams, tensors: dict) -> dict:
+    """The tensors if they are exactly a decoder's; diffusers' attention has linear layers where LDM's has 1x1 kernels."""
+    wanted = shapes_of(params)
+    missing, surplus = [key for key in wanted if key not in tensors], [key for key in tensors if key not in wanted]
+    if missing:
+        raise VideoLDMError(f"{name} looks like {title}, but {len(missing)} of its {len(wanted)} tensors are missing (the "
+                            f"first: {missing[0]}). The file is incomplete: download or write it again.")
+    if surplus:
+        raise VideoLDMError(f"{name} looks like {title}, but holds {len(surplus)} tensors that such a decoder does not "
+                            f"have (the first: {surplus[0]}). It comes from a variant that this pack does not know.")
+    result = {}
+    for key, shape in wanted.items():
+        tensor = tensors[key]
+        if len(shape) == 4 and shape[2:] == (1, 1) and tuple(tensor.shape) == shape[:2]:
+            tensor = tensor[..., None, None]
+        if tuple(tensor.shape) != shape:
+            raise VideoLDMError(f"{name} looks like {title}, but {key} has shape {list(tensor.shape)} where {list(shape)} "
+                                "is due. The file is damaged or from an unknown variant.")
+        result[key] = tensor
+    return result
+
+
+# Writing
+
+def write(path, tensors: Mapping[str, Tensor], params: DecoderParams, *, latents: str, frames: int,
+          post_quant: Mapping[str, Tensor] | None = None, fps: float | None = None, licence: str = "",
+          metadata: Mapping[str, str] | None = None):
+    """Write a decoder (the state dict of a TemporalDecoder) to `path`, whole or not at all, in the tensors' own types.
+
+    latents: the image model whose latents it decodes. metadata: further entries, text to text. Raises VideoLDMError for
+    an incomplete set and ValueError for an entry of the format's own name.
+    """
+    fitted(Path(path).name, TITLE, params, dict(tensors))
+    header = {"format": FORMAT, "version": str(VERSION), "latents": latents, "frames": str(frames), "licence": licence}
+    if fps is not None:
+        header["fps"] = str(fps)
+    for entry, value in (metadata or {}).items():
+        if entry in RESERVED:
+            raise ValueError(f"metadata entry '{entry}' is the format's own: give it by its argument")
+        header[entry] = str(value)
+    named = {f"decoder.{key}": tensor for key, tensor in tensors.items()}
+    named |= {f"post_quant_conv.{part}": tensor for part, tensor in (post_quant or {}).items()}
+    named = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in named.items()}
+    write_atomically(path, lambda temporary: save_file(named, temporary, metadata=header))
