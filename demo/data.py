@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from . import world
-from .models import FPS, FRAMES, HEIGHT, TRAIN_CLIPS, WIDTH
+from .models import FPS, FRAMES, HEIGHT, INTERPOLATED_FRAMES, RATES, TRAIN_CLIPS, WIDTH
 
 CAR_WEIGHT = 3.0                        # a pixel of a car counts 1 + this in the autoencoder's error
 
@@ -20,12 +20,24 @@ class Files:
         self.frames = self.folder / "frames.npy"            # uint8 (n t h w 3)
         self.boxes = self.folder / "boxes.npy"              # float32 (n t 3 4), fractions of the picture, 0 if absent
         self.latents = self.folder / "latents.npy"          # float32 (n t c h/8 w/8), scaled to unit deviation
+        self.interpolation = self.folder / "interpolation.npy"     # the same of interpolation_clip(0), (1), ...
         self.latent_params = self.folder / "latents.json"
         self.texts = self.folder / "texts.safetensors"      # embeddings of the different captions, and each clip's row
 
     def weights(self, stage):
         """Averaged weights of a finished stage."""
         return self.folder / f"{stage}.safetensors"
+
+
+def rate_of(index):
+    """Frame rate of an interpolation clip: every second one is for the second step."""
+    return RATES[index % len(RATES)]
+
+
+def interpolation_clip(index):
+    """Frames of a short clip at the rate that interpolation makes, from some moment of the training drive."""
+    start = (index * 0.6180339887) % 1 * (FRAMES - 1) / FPS
+    return world.clip(world.train_seed(index), INTERPOLATED_FRAMES, HEIGHT, WIDTH, rate_of(index), start).frames
 
 
 def render_training_set(files):

@@ -9,6 +9,8 @@ HEIGHT, WIDTH, FRAMES, FPS = 64, 128, 8, 4.0
 TRAIN_CLIPS = 4000                      # rendered once, seeds 0..3999
 LINEAR_START, LINEAR_END, PREDICTION = 0.0015, 0.0195, "v"      # the paper's driving model, Table 6
 DROPOUT = 0.1                           # of the text, for classifier-free guidance
+CONTEXT_CHANNELS = 64                   # the paper's 128, at this UNet's width
+INTERPOLATED_FRAMES, RATES = 5, (4 * FPS, 16 * FPS)    # windows of the interpolation layers, and what they make
 LICENCE = "Apache-2.0"
 
 AUTOENCODER = AutoencoderParams(latent_channels=4, channels=32, channel_mult=(1, 1, 2, 3), num_res_blocks=1)
@@ -36,6 +38,10 @@ STAGES = {
         steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
     "temporal-attention": Stage("temporal layers, attention only", 4, LoopParams(
         steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
+    "prediction": Stage("prediction layers", 4, LoopParams(
+        steps=2400, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
+    "interpolation": Stage("interpolation layers", 6, LoopParams(
+        steps=3000, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
     "features": Stage("video network of the metric", 16, LoopParams(
         steps=1200, lr=1e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", seed=15)),
 }

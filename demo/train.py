@@ -10,6 +10,7 @@ than one process with two threads.
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from ..nodes.host import models as host
 from ..temporal.formats import video_ldm
 from ..temporal.formats.record import Base, Schedule
-from ..temporal.stack import TemporalStack, video_ldm_params
 from ..temporal.atomic import write_atomically
+from ..temporal.conditioning import initialise, with_context
+from ..temporal.stack import BOTH_ENDS, FIRST_FRAMES, TemporalStack, video_ldm_params
 from ..temporal.training.clips import Clips
 from ..temporal.training.diffusion import Diffusion
 from ..temporal.training.distributed import pick_device, rank
@@ -34,8 +36,8 @@ from .text import TextLoss, encode_ids, text_params, token_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK, BUNDLE = ROOT / ".train", ROOT / "models" / "demo"
-LAYERS_FILE = "video_ldm_driving.safetensors"
-ENCODE_BATCH = 64
+LAYERS_FILE, INTERPOLATION_FILE = "video_ldm_driving.safetensors", "video_ldm_driving_x4.safetensors"
+ENCODE_BATCH, CLIP_BATCH = 64, 16       # pictures, short clips
 
 
 def main(argv=None):
@@ -134,6 +136,42 @@ def train_attention_only(files, arguments):
     return train_temporal(files, arguments, "temporal-attention")
 
 
+def train_prediction(files, arguments):
+    """The key-frame layers learn to go on from 0, 1 or 2 first frames."""
+    clips = clips_of(files, "prediction", models.FRAMES)
+    return train_with_context(files, arguments, "prediction", prediction_params, clips)
+
+
+def train_interpolation(files, arguments):
+    """Layers for the three frames between two key frames, at both rates, begun from the key-frame layers."""
+    texts = load_file(made(files.texts, "latents"))
+    latents = np.load(made(files.interpolation, "interpolation-data"), mmap_mode="r")
+    clips = Clips(latents, models.INTERPOLATED_FRAMES, models.STAGES["interpolation"].batch,
+                  embeddings=texts["embeddings"], captions=texts["rows"].tolist(),
+                  fps=[data.rate_of(index) for index in range(len(latents))])
+    return train_with_context(files, arguments, "interpolation", interpolation_params, clips)
+
+
+def train_with_context(files, arguments, stage, params, clips):
+    unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
+    stack = seeded(stage, lambda: TemporalStack(params(unet)))
+    initialise(stack, weights_of(files, "temporal", "temporal"))
+    texts = load_file(made(files.texts, "latents"))
+    loss = TemporalLoss(unet, stack, diffusion(), clips, texts["null"], models.DROPOUT)
+    return train(stage, files, loss.modules, loss, arguments)
+
+
+def prediction_params(unet):
+    return with_context(temporal_params(unet), len(models.UNET.channel_mult), FIRST_FRAMES,
+                        channels=models.CONTEXT_CHANNELS)
+
+
+def interpolation_params(unet):
+    params = replace(temporal_params(unet), frames=models.INTERPOLATED_FRAMES)
+    return with_context(params, len(models.UNET.channel_mult), BOTH_ENDS, channels=models.CONTEXT_CHANNELS,
+                        fps_width=models.UNET.context_dim)
+
+
 def temporal_params(unet, convolution=True):
     return video_ldm_params(unet, models.UNET.emb_dim, models.UNET.context_dim,
                             lambda channels: channels // models.UNET.head_channels, models.FRAMES,
@@ -193,6 +231,33 @@ def encode_all(files):
     data.write_json(files.latent_params, {"scale_factor": scale, "rgb_factors": factors, "rgb_bias": bias})
 
 
+def make_interpolation_data(files, arguments):
+    prepare(encode_interpolation, files.interpolation, files)
+    slow, fast = models.RATES
+    return f"{models.TRAIN_CLIPS} clips of {models.INTERPOLATED_FRAMES} frames at {slow:g} and {fast:g} fps"
+
+
+def encode_interpolation(files):
+    """Latents of short clips at the rates that interpolation makes, by the scale of the key frames' own."""
+    scale = json.loads(made(files.latent_params, "latents").read_text(encoding="utf-8"))["scale_factor"]
+    network = frozen(host.build_autoencoder(models.AUTOENCODER), weights_of(files, "autoencoder", "autoencoder"))
+    device = pick_device()
+    network.to(device)
+    parts = []
+    for first in range(0, models.TRAIN_CLIPS, CLIP_BATCH):
+        frames = np.concatenate([data.interpolation_clip(index) for index in
+                                 range(first, min(first + CLIP_BATCH, models.TRAIN_CLIPS))])
+        with torch.autocast(device.type, torch.bfloat16):
+            parts.append(encode(network, torch.from_numpy(frames).to(device)).float().cpu() * scale)
+    latents = torch.cat(parts).unflatten(0, (-1, models.INTERPOLATED_FRAMES)).numpy()
+    write_atomically(files.interpolation, lambda temporary: save_array(temporary, latents))
+
+
+def save_array(path, array):
+    with open(path, "wb") as file:      # np.save would append .npy to the temporary name
+        np.save(file, array)
+
+
 def preview_map(latents, frames):
     """Least squares from latents (n c h w) to colours -1..1 of the frames averaged over each latent's pixels."""
     factor = frames.shape[1] // latents.shape[-2]
@@ -234,7 +299,8 @@ def write_bundle(files, arguments):
     if rank() != 0:
         return "written by the first process"
     sizes = [write_part(arguments.output, part, *content) for part, content in parts.items()]
-    sizes.append(write_layers(files, arguments.output / LAYERS_FILE))
+    sizes.append(write_layers(files, arguments.output / LAYERS_FILE, "prediction", prediction_params, models.FPS))
+    sizes.append(write_layers(files, arguments.output / INTERPOLATION_FILE, "interpolation", interpolation_params))
     sizes.append(write_tensors(arguments.output / "features.safetensors", weights_of(files, "features", "network"),
                                {"format": "video_ldm_demo_features", **notes("features")}))
     return f"{sum(sizes) / 1e6:.1f} MB in '{arguments.output}'"
@@ -257,12 +323,12 @@ def write_tensors(path, tensors, metadata):
     return path.stat().st_size
 
 
-def write_layers(files, path):
-    unet = host.build_unet(models.UNET)
-    half = {key: value.to(torch.float16) for key, value in weights_of(files, "temporal", "temporal").items()}
-    video_ldm.write(path, half, temporal_params(unet), base=Base("Video LDM demo", models.UNET.context_dim),
+def write_layers(files, path, stage, params, fps=None):
+    half = {key: value.to(torch.float16) for key, value in weights_of(files, stage, "temporal").items()}
+    params = params(host.build_unet(models.UNET))
+    video_ldm.write(path, half, params, base=Base("Video LDM demo", models.UNET.context_dim),
                     schedule=Schedule("linear", models.LINEAR_START, models.LINEAR_END, models.PREDICTION),
-                    fps=models.FPS, licence=models.LICENCE, metadata=notes("temporal"))
+                    fps=fps, licence=models.LICENCE, metadata=notes(stage))
     return path.stat().st_size
 
 
@@ -277,4 +343,6 @@ def notes(stage):
 
 STEPS = {"render": render, "autoencoder": train_autoencoder, "text": train_text, "latents": make_latents,
          "image": train_image, "temporal": train_temporal, "temporal-attention": train_attention_only,
+         "prediction": train_prediction,
+         "interpolation-data": make_interpolation_data, "interpolation": train_interpolation,
          "features": train_features, "bundle": write_bundle}

@@ -73,10 +73,10 @@ def with_context(params: StackParams, levels: int, positions, latent_channels: i
 
 @torch.no_grad()
 def initialise(stack: TemporalStack, tensors: dict[str, Tensor]):
-    """Give a stack the weights of one without context, or with fewer inputs: it then does exactly what that one does.
+    """Give a stack the weights of one without an input for known frames: it then does what that one does.
 
-    The new columns of the convolutions and the frame-rate token's last layer are zero; the downsampler keeps its own
-    initial values, through which the columns learn.
+    The new columns of the convolutions are zero; the downsampler, through which they learn, and the frame-rate token,
+    which is one more thing to attend to from the start, keep their own initial values.
     """
     wanted = stack.state_dict()
     surplus = [key for key in tensors if key not in wanted]

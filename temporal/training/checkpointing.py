@@ -13,7 +13,8 @@ from threading import get_ident
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..stack import attached, is_resblock, is_transformer, open_call, unet_blocks
+from ..sites import is_resblock, is_transformer, unet_blocks
+from ..stack import attached, open_call
 
 
 @contextmanager
