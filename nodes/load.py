@@ -62,7 +62,9 @@ class LoadTemporalLayers(io.ComfyNode):
         # With a LoRA the weights are patched in place: such layers are shared with no other MODEL, nor within one.
         shared = None if loras else (path, *files.fingerprint(file))
         stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype), cache_key=shared)
-        settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title}
+        settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title,
+                    "context": layers.params.context and layers.params.context.positions,
+                    "takes_fps": bool(layers.params.fps_width)}
         pairs = [(lora.fitting(layers.params), lora_strength) for lora, lora_strength in loras]
         out = attach.attach_layers(model, stack, settings, pairs, frames_per_clip)
         if schedule == AS_TRAINED:

@@ -7,12 +7,57 @@ from .host.api import io
 FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
 
 
+def sampler_inputs():
+    """The inputs that every sampler of the pack has, in this order; a function, for a schema owns its inputs."""
+    return [
+        io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
+        io.Conditioning.Input("positive", tooltip="What the video shows."),
+        io.Conditioning.Input("negative", tooltip="What it should not show."),
+        io.Int.Input("frames", default=16, min=1, max=4096,
+                     tooltip="Frames of one clip. Best is the number the temporal layers were trained on: the report of "
+                             "Load Temporal Layers says it."),
+        io.Int.Input("width", default=512, min=16, max=8192, step=8,
+                     tooltip="Width in pixels. Not used where a latent is connected."),
+        io.Int.Input("height", default=512, min=16, max=8192, step=8,
+                     tooltip="Height in pixels. Not used where a latent is connected."),
+        io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
+                     tooltip="The random noise to begin with; the same seed gives the same video."),
+        io.Int.Input("steps", default=25, min=1, max=10000,
+                     tooltip="Denoising steps. More is slower and finer; the paper used 250."),
+        io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                       tooltip="How strictly the text is followed. The paper used 8; AnimateLCM wants 1 to 2."),
+        io.Combo.Input("sampler", options=sampling.SAMPLERS, default="euler_ancestral",
+                       tooltip="Core's samplers. euler_ancestral is the paper's DDIM with eta 1."),
+        io.Combo.Input("scheduler", options=sampling.SCHEDULERS, default="ddim_uniform",
+                       tooltip="How the noise levels are spaced. ddim_uniform is the paper's."),
+    ]
+
+
+def require_layers(model) -> list[dict]:
+    """Settings of the temporal layers on a MODEL; refused where it has none."""
+    sets = attach.sets_of_layers(model)
+    if not sets:
+        raise VideoLDMError("The connected MODEL has no temporal layers, so its frames would be unrelated images. "
+                            "Connect the MODEL of Load Temporal Layers.")
+    return sets
+
+
+def fps_of(sets: list[dict]) -> float:
+    """Frames per second that the layers make, from the last set that says."""
+    return next((layers["fps"] for layers in reversed(sets) if layers["fps"]), FALLBACK_FPS)
+
+
+def temporal_texts(temporal_prompt) -> dict | None:
+    return None if temporal_prompt is None else {0: temporal_prompt[0][0]}
+
+
 class VideoLDMSampler(io.ComfyNode):
     """The paper's text-to-video preset is DDIM with eta 1, 250 steps, guidance 8 (Table 6): in core's terms the
     ancestral Euler sampler, which is the same step, on the DDIM's uniform steps."""
 
     @classmethod
     def define_schema(cls):
+        before = sampler_inputs()
         return io.Schema(
             node_id="VideoLDMSampler",
             display_name="Video LDM Sampler",
@@ -21,29 +66,11 @@ class VideoLDMSampler(io.ComfyNode):
                         "the same seed, one independent frame after another. KSampler and SamplerCustomAdvanced work with "
                         "the same MODEL; this node makes the latents, counts the clips and passes the frame rate on.",
             inputs=[
-                io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
-                io.Conditioning.Input("positive", tooltip="What the video shows."),
-                io.Conditioning.Input("negative", tooltip="What it should not show."),
-                io.Int.Input("frames", default=16, min=1, max=4096,
-                             tooltip="Frames of one clip. Best is the number the temporal layers were trained on: the "
-                                     "report of Load Temporal Layers says it."),
-                io.Int.Input("width", default=512, min=16, max=8192, step=8,
-                             tooltip="Width in pixels. Not used where a latent is connected."),
-                io.Int.Input("height", default=512, min=16, max=8192, step=8,
-                             tooltip="Height in pixels. Not used where a latent is connected."),
+                *before[:6],
                 io.Int.Input("clips", default=1, min=1, max=256,
                              tooltip="How many clips to make at once, each with noise of its own. Not used where a latent "
                                      "is connected."),
-                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="The random noise to begin with; the same seed gives the same video."),
-                io.Int.Input("steps", default=25, min=1, max=10000,
-                             tooltip="Denoising steps. More is slower and finer; the paper used 250."),
-                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="How strictly the text is followed. The paper used 8; AnimateLCM wants 1 to 2."),
-                io.Combo.Input("sampler", options=sampling.SAMPLERS, default="euler_ancestral",
-                               tooltip="Core's samplers. euler_ancestral is the paper's DDIM with eta 1."),
-                io.Combo.Input("scheduler", options=sampling.SCHEDULERS, default="ddim_uniform",
-                               tooltip="How the noise levels are spaced. ddim_uniform is the paper's."),
+                *before[6:],
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="1 starts from noise alone; lower keeps more of the connected latent."),
                 io.Latent.Input("latent", optional=True,
@@ -63,14 +90,10 @@ class VideoLDMSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, frames, width, height, clips, seed, steps, cfg, sampler, scheduler,
                 denoise, latent=None, temporal_prompt=None) -> io.NodeOutput:
-        sets = attach.sets_of_layers(model)
-        if not sets:
-            raise VideoLDMError("The connected MODEL has no temporal layers, so its frames would be unrelated images. "
-                                "Connect the MODEL of Load Temporal Layers.")
+        sets = require_layers(model)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
-        texts = None if temporal_prompt is None else {0: temporal_prompt[0][0]}
-        clip_model = attach.with_clip_options(model, frames, texts)
-        fps = next((layers["fps"] for layers in reversed(sets) if layers["fps"]), FALLBACK_FPS)
+        fps = fps_of(sets)
+        clip_model = attach.with_clip_options(model, frames, temporal_texts(temporal_prompt), fps)
         samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise)
         return io.NodeOutput({**latent, "samples": samples, "frame_rate": fps}, fps)
 

@@ -15,14 +15,19 @@ from types import SimpleNamespace
 import comfy.lora
 import comfy.model_sampling
 import torch
+from comfy.ldm.modules import attention
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
+from ...temporal.conditioning import known_input
 from ...temporal.errors import VideoLDMError
+from ...temporal.layers import attend
 from ...temporal.stack import CallSettings, TemporalStack, open_call
-from .compat import layer_operations, layer_patcher
+from .compat import layer_operations, layer_patcher, refuse_core_windows
 
 FRAMES = "video_ldm_frames"     # transformer_options: frames per clip; absent: the whole batch is one clip
 TEXT = "video_ldm_text"         # transformer_options: {index in cond_or_uncond: text of the temporal layers, 1 l d}
+KNOWN = "video_ldm_known"       # transformer_options: the KnownFrames of context.py; None or absent: no context frames
+FPS = "video_ldm_fps"           # transformer_options: the frame rate to make, for layers that are told it
 PREFIX = "video_ldm/"           # keys of sets of temporal layers
 COMPILED = "torch.compile"      # core's key for a compiled model
 ACTIVATIONS = 1.5               # memory of a clip with temporal layers, in units of the same batch without
@@ -42,6 +47,8 @@ class TemporalLayersWrapper:
             strength=options.get("strength", 1.0),
             text=temporal_text(context, transformer_options),
             max_distance=options.get("max_distance"),
+            known=known_frames(self.stack, len(x), transformer_options),
+            fps=transformer_options.get(FPS),
         )
         self.warn(settings)
         with open_call(executor.class_obj, [(self.stack, settings)], context):
@@ -64,6 +71,28 @@ def frames_per_clip(batch: int, transformer_options: dict) -> int:
     return frames
 
 
+def known_frames(stack: TemporalStack, batch: int, transformer_options: dict):
+    """c_S `(b t) c+1 h w` of layers with an input for known frames, else None; the same for every condition."""
+    takes, known = stack.params.context, transformer_options.get(KNOWN)
+    if takes is None:
+        return None
+    if known is None:
+        # A key that is there and None: context guidance asks for the prediction without.
+        if not takes.from_noise and KNOWN not in transformer_options:
+            raise VideoLDMError("These temporal layers make the frames between known ones, and no context frames are "
+                                "connected. Sample with Latent Interpolate x4, or connect Context Frames.")
+        return None
+    frames, chunks = frames_per_clip(batch, transformer_options), len(transformer_options.get("cond_or_uncond") or [0])
+    window = transformer_options.get("context_window")
+    places = list(range(known.frames or frames)) if window is None else list(window.index_list)
+    inside = [n for n, position in enumerate(known.positions) if position in places]
+    if not inside:
+        return None
+    latents = known.scaled.unflatten(0, (-1, len(known.positions)))[:, inside].flatten(0, 1)
+    positions = [places.index(known.positions[n]) for n in inside]
+    return known_input(latents, positions, frames, batch // chunks // frames).repeat(chunks, 1, 1, 1)
+
+
 def temporal_text(context, transformer_options: dict):
     """The text of the temporal layers, `(b t) l d`, where it is not the spatial one (papers.md A.8), else None."""
     texts = transformer_options.get(TEXT)
@@ -78,9 +107,20 @@ def temporal_text(context, transformer_options: dict):
 
 
 def reserve_memory(executor, model, noise_shape, *args, **kwargs):
-    """Tell core what a clip with temporal layers takes, before it decides what stays in memory."""
-    shape = [math.ceil(noise_shape[0] * ACTIVATIONS), *noise_shape[1:]]
-    return executor(model, shape, *args, **kwargs)
+    """Tell core what a clip with temporal layers takes, or a window of it, before it decides what stays in memory."""
+    images, options = noise_shape[0], kwargs.get("model_options") or {}
+    handler = options.get("context_handler")
+    if hasattr(handler, "images_per_call"):
+        images = handler.images_per_call(images, options.get("transformer_options", {}))
+    return executor(model, [math.ceil(images * ACTIVATIONS), *noise_shape[1:]], *args, **kwargs)
+
+
+def refuse_windows(executor, noise, *args, **kwargs):
+    """Around a sampling: core's own context windows must not be wrong in silence."""
+    guider = executor.class_obj
+    refuse_core_windows(guider.model_options, guider.conds, len(noise),
+                        guider.model_options.get("transformer_options", {}).get(FRAMES))
+    return executor(noise, *args, **kwargs)
 
 
 def refuse_compiled(patcher):
@@ -121,6 +161,14 @@ def layer_dtype(model, stored: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else stored
 
 
+def host_attention(q, k, v, heads: int, mask=None):
+    """The attention that the user chose for ComfyUI; on a CPU torch's own, since core's choice there saves memory that
+    attention over the frames of a clip does not take, and costs time."""
+    if q.device.type == "cpu":
+        return attend(q, k, v, heads, mask)
+    return attention.optimized_attention(q, k, v, heads, mask=mask)     # looked up per call: chosen at start
+
+
 _stacks = weakref.WeakValueDictionary()
 
 
@@ -129,9 +177,7 @@ def build_stack(params, tensors: dict, dtype: torch.dtype, cache_key=None) -> Te
     key = (cache_key, dtype)
     stack = _stacks.get(key) if cache_key is not None else None
     if stack is None:
-        from comfy.ldm.modules import attention     # looked up per call: the user chooses the attention at start
-        stack = TemporalStack(params, operations=layer_operations(), dtype=dtype, device="meta",
-                              attention=lambda q, k, v, heads, mask=None: attention.optimized_attention(q, k, v, heads, mask=mask))
+        stack = TemporalStack(params, operations=layer_operations(), dtype=dtype, device="meta", attention=host_attention)
         # Copies: safetensors' own are views of the file, which then can be neither replaced (Windows) nor rewritten.
         stack.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
         stack.requires_grad_(False).eval()
@@ -173,6 +219,8 @@ def attach_layers(model, stack: TemporalStack, settings: dict, loras=(), frames:
     m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, TemporalLayersWrapper(key, stack))
     m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, PREFIX)     # once, however many sets are chained
     m.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, PREFIX, reserve_memory)
+    m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, PREFIX)
+    m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PREFIX, refuse_windows)
     m.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, PREFIX)
     m.add_callback_with_key(CallbacksMP.ON_PRE_RUN, PREFIX, refuse_compiled)
     options = transformer_options(m)
@@ -195,13 +243,16 @@ def sets_of_layers(model) -> list[dict]:
     return [value for key, value in options.items() if key.startswith(PREFIX)]
 
 
-def with_clip_options(model, frames: int, texts: dict | None = None):
-    """A clone that runs clips of `frames` frames, its temporal layers hearing `texts` ({0: positive, 1: negative})."""
+def with_clip_options(model, frames: int, texts: dict | None = None, fps: float | None = None):
+    """A clone that runs clips of `frames` frames, its temporal layers hearing `texts` ({0: positive, 1: negative}) and,
+    where they are told it, the frame rate to make."""
     m = model.clone()
     options = transformer_options(m)
     options[FRAMES] = frames
     if texts:
         options[TEXT] = texts
+    if fps is not None:
+        options[FPS] = fps
     return m
 
 

@@ -1,10 +1,16 @@
 """What differs between ComfyUI versions, decided in one place."""
 
+import contextlib
 import copy
+import inspect
 
+import comfy.context_windows
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import torch
+
+from ...temporal.errors import VideoLDMError
 
 
 def layer_operations():
@@ -27,3 +33,107 @@ def layer_patcher(stack):
 
 def copied_patcher(stack, disable_dynamic=False):
     return layer_patcher(copy.deepcopy(stack))
+
+
+def decoder_operations():
+    """Layers of a VAE: unlike others they run as they are, the VAE's weights and input being of one type and place."""
+    return comfy.ops.disable_weight_init
+
+
+# What the hosts leave on the modules of a loaded model; the paged ones (0.16 and later) tie a module to their memory.
+MARKS = ("_v", "_v_signature", "_v_weight", "_v_bias", "_pin_state", "seed_key", "comfy_cast_weights",
+         "prev_comfy_cast_weights", "comfy_force_cast_weights", "comfy_patched_weights", "weight_function", "bias_function",
+         "dynamic_vbars", "dynamic_pins", "dynamic_patchers", "model_lowvram", "lowvram_patch_counter",
+         "model_loaded_weight_memory", "model_offload_buffer_memory", "current_weight_patches_uuid")
+MARK_ENDINGS = ("_lowvram_function", "_comfy_model_dtype")
+
+
+def own_copy(module, dtype):
+    """A module of the same classes with weights of its own on the CPU, as if it had never been loaded anywhere.
+
+    Not deepcopy: it would follow what a host that pages weights keeps on a module into that host's memory.
+    """
+    copied = module.__new__(type(module))
+    copied.__dict__ = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()
+                       if name not in MARKS and not name.endswith(MARK_ENDINGS)}
+    for name, weight in module._parameters.items():
+        if weight is not None:
+            copied._parameters[name] = torch.nn.Parameter(own_tensor(weight, dtype), requires_grad=False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            copied._buffers[name] = own_tensor(buffer, dtype)
+    for name, child in module._modules.items():
+        if child is not None:
+            copied._modules[name] = own_copy(child, dtype)
+    return copied
+
+
+def own_tensor(tensor, dtype):
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def vae_patcher(first_stage, like):
+    """A VAE's network under ComfyUI's memory management, on the devices of the patcher `like`; plain as layer_patcher."""
+    patcher = comfy.model_patcher.ModelPatcher(first_stage, load_device=like.load_device,
+                                               offload_device=like.offload_device)
+    patcher.cached_patcher_init = (copied_vae_patcher, (first_stage, like))
+    return patcher
+
+
+def copied_vae_patcher(first_stage, like, disable_dynamic=False):
+    return vae_patcher(copy.deepcopy(first_stage), like)
+
+
+def is_out_of_memory(error) -> bool:
+    """Whether an exception says that memory has run out, on a GPU or in main memory."""
+    asked = getattr(comfy.model_management, "is_oom", None)
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (asked is not None and asked(error)):
+        return True
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+
+
+def on_device(device):
+    """The context in which the host runs a network that lives on one of several GPUs."""
+    context = getattr(comfy.model_management, "cuda_device_context", None)
+    return contextlib.nullcontext() if context is None else context(device)
+
+
+# Context windows
+
+SLICING_WINDOWS = hasattr(comfy.context_windows, "slice_cond")      # 0.18: conditioning goes with a window at dim 0
+
+
+def window_size(images: int) -> dict:
+    """What a window is told about the whole batch."""
+    known = inspect.signature(comfy.context_windows.IndexListContextWindow).parameters
+    return {"total_frames": images} if "total_frames" in known else {}
+
+
+def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: int | None):
+    """Refuse core's own context windows over frames (dim 0) where they would fail, or be wrong in silence.
+
+    conds: as core prepares them; images: of the batch; frames: per clip, None where the whole batch is one clip.
+    """
+    handler = model_options.get("context_handler")
+    idle = getattr(handler, "dim", None) != 0 or images <= handler.context_length
+    if idle or hasattr(handler, "images_per_call"):      # this pack's own has that
+        return
+    if not SLICING_WINDOWS:
+        reason = "fail in this version of ComfyUI"
+    elif frames is not None:
+        reason = "know nothing of clips"
+    elif any(follows_frames(cond.get("control")) for batch in conds.values() for cond in batch):
+        reason = "show the first pictures of a ControlNet to every window"
+    else:
+        return
+    raise VideoLDMError(f"ComfyUI's own Context Windows over frames (dim 0) {reason}. Use Frame Windows instead.")
+
+
+def follows_frames(control) -> bool:
+    """Whether a ControlNet, or one before it, has a picture for each frame."""
+    while control is not None:
+        hint = control.cond_hint_original
+        if hint is not None and len(hint) > 1:
+            return True
+        control = control.previous_controlnet
+    return False

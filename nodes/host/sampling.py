@@ -1,10 +1,14 @@
 """ComfyUI's own sampling, as KSampler runs it: noise, preview, progress and cancel are core's."""
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from PIL import Image
+
+from .attach import ACTIVATIONS
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -16,11 +20,73 @@ def empty_latent(model, images: int, width: int, height: int) -> torch.Tensor:
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 
-def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent: dict, denoise: float) -> torch.Tensor:
-    """KSampler: the same initial noise for the same seed, live preview, progress bar, cancel."""
+def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent: dict, denoise: float,
+            noise=None, callback=None) -> torch.Tensor:
+    """KSampler: the same initial noise for the same seed, live preview, progress bar, cancel. noise, callback: others
+    than KSampler's."""
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    if noise is None:
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     return comfy.sample.sample(
         model, noise, steps, cfg, sampler, scheduler, positive, negative, samples, denoise=denoise,
-        noise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
+        noise_mask=latent.get("noise_mask"), callback=callback or latent_preview.prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+
+
+def noise_like(latent: torch.Tensor, seed: int) -> torch.Tensor:
+    """KSampler's initial noise for a latent."""
+    return comfy.sample.prepare_noise(latent, seed)
+
+
+class RolloutProgress:
+    """Progress of a video that is sampled clip after clip: one bar over all clips, and as its preview the frames of the
+    last finished clip with the frame in progress behind them."""
+
+    def __init__(self, model, clips: int, steps: int):
+        self.previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
+        self.steps, self.done = steps, 0
+        self.bar = comfy.utils.ProgressBar(clips * steps)
+        self.strip = []
+
+    def callback(self, step, x0, x, total_steps):
+        """Of core's samplers, which may take other steps than they were asked for."""
+        value = self.done + min(step + 1, self.steps)
+        live = self.pictures(x0[:1]) if self.previewer else []
+        self.show(value, self.strip + live)
+
+    def finish(self, frames: torch.Tensor):
+        """frames `t c h w`, as the model has latents."""
+        self.strip = self.pictures(frames) if self.previewer else []
+        self.advance()
+
+    def advance(self, clips: int = 1):
+        self.done += clips * self.steps
+        self.show(self.done, self.strip)
+
+    def pictures(self, frames):
+        return [self.previewer.decode_latent_to_preview(frame[None]) for frame in frames]
+
+    def show(self, value, pictures):
+        preview = None
+        if pictures:
+            width, height = pictures[0].size
+            sheet = Image.new("RGB", (width * len(pictures), height))
+            for number, picture in enumerate(pictures):
+                sheet.paste(picture.convert("RGB"), (width * number, 0))
+            preview = ("JPEG", sheet, latent_preview.MAX_PREVIEW_RESOLUTION * 2)
+        self.bar.update_absolute(value, preview=preview)
+
+
+def process_latent_in(model, latents: torch.Tensor) -> torch.Tensor:
+    return model.model.process_latent_in(latents)
+
+
+Cancelled = comfy.model_management.InterruptProcessingException
+
+
+def batch_that_fits(model, items: int, shape) -> int:
+    """How many items of latents `(n c h w)` one call takes by core's own estimate, both conditions together."""
+    device = model.load_device
+    free = comfy.model_management.get_free_memory(device)
+    needed = model.model.memory_required([2 * shape[0], *shape[1:]]) * ACTIVATIONS * 1.5
+    return max(1, min(items, int(free // max(needed, 1))))

@@ -5,13 +5,16 @@ both families for it, and what an artist combines them with. Every function give
 """
 
 import pickle
+from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
 
+from video_ldm.temporal.conditioning import with_context
 from video_ldm.temporal.formats import Base, Schedule, video_ldm
 from video_ldm.temporal.layers import interleaved_sinusoid
-from video_ldm.temporal.stack import MotionParams, StackParams, TemporalStack, unet_sites, video_ldm_params
+from video_ldm.temporal.sites import unet_sites
+from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES, MotionParams, StackParams, TemporalStack, video_ldm_params
 from video_ldm.tests.small import SD15, randomise, unet_model
 
 UNET = dict(SD15, model_channels=320, num_res_blocks=[1], channel_mult=(1,), transformer_depth=[1],
@@ -104,6 +107,18 @@ def video_layers(seed: int = 1, mix_length: int = 1) -> TemporalStack:
 def write_video_layers(path, seed: int = 1, mix_length: int = 1, dtype: torch.dtype = torch.float32):
     stack = video_layers(seed, mix_length).to(dtype)
     video_ldm.write(path, stack, stack.params, schedule=SCHEDULE, base=SD1, fps=4.0)
+
+
+def write_context_layers(path, positions=FIRST_FRAMES, frames: int = FRAMES, fps_width: int = 0, seed: int = 8,
+                         dtype: torch.dtype = torch.float32):
+    """Prediction layers for UNET; with BOTH_ENDS, 5 frames and TEXT as fps_width, interpolation layers."""
+    params = with_context(replace(video_layers().params, frames=frames), 1, positions, channels=16, fps_width=fps_width)
+    stack = randomise(TemporalStack(params), seed).to(dtype)
+    video_ldm.write(path, stack, params, schedule=SCHEDULE, base=SD1, fps=None if fps_width else 4.0)
+
+
+def write_interpolation_layers(path, **options):
+    write_context_layers(path, BOTH_ENDS, 5, TEXT, **options)
 
 
 def motion_layers(seed: int = 2, table_length: int = 0, pool: bool = False) -> TemporalStack:

@@ -1,0 +1,139 @@
+"""Known frames on a MODEL: through the layers' own input where they have one, else through ComfyUI's noise mask.
+
+Everything rides on the clone: which frames are known in its transformer_options, writing them back around the sampling,
+context guidance around the evaluation of the conditions. So core's samplers and guiders drive it as well as ours.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...temporal.conditioning import resolve_positions
+from ...temporal.errors import VideoLDMError
+from .attach import KNOWN, frames_per_clip, sets_of_layers, transformer_options
+
+KEY = "video_ldm_context"       # of the wrappers
+
+
+@dataclass(frozen=True)
+class KnownFrames:
+    """latents `(k n) c h w` as a LATENT has them; scaled: the same as the model has them; n positions; k clips or one
+    for all. frames: of the clip, once it is being sampled and the positions count from its start."""
+
+    latents: Tensor
+    scaled: Tensor
+    positions: tuple[int, ...]
+    frames: int | None = None
+
+
+def takes_context(model) -> bool:
+    """Whether temporal layers on the MODEL have an input for known frames."""
+    return any(layers.get("context") for layers in sets_of_layers(model))
+
+
+def check_trained(model, positions: tuple[int, ...]):
+    """Refuse positions that none of the layers with an input for known frames was trained for."""
+    for layers in sets_of_layers(model):
+        trained = layers.get("context")
+        if not trained:
+            continue
+        frames = layers["frames"]
+        known = set(resolve_positions(positions, frames))
+        if not any(known == {p % frames for p in candidate} for candidate in trained):
+            sets = "; ".join(", ".join(map(str, candidate)) or "none" for candidate in trained)
+            raise VideoLDMError(f"The temporal layers ({layers['title']}) were trained for the context frames {sets}, not "
+                                f"for {', '.join(map(str, positions))}. Numbers count from 0, and from the end where "
+                                "negative. Choose one of these sets.")
+
+
+def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0):
+    """A clone that samples clips in which the frames at `positions` are the given latents `(k n) c h w`."""
+    positions = tuple(positions)
+    if latents.ndim != 4:
+        raise VideoLDMError(f"The context frames have {latents.ndim} dimensions; frames of Stable Diffusion have 4 (frames, "
+                            "channels, height, width). They come from another kind of video model.")
+    if not positions or len(latents) % len(positions):
+        raise VideoLDMError(f"{len(latents)} context frames were given for {len(positions)} positions. Give one frame for "
+                            "each position.")
+    channels = model.get_model_object("latent_format").latent_channels
+    if latents.shape[1] != channels:
+        raise VideoLDMError(f"The context frames have {latents.shape[1]} latent channels, and this model's have {channels}. "
+                            "Encode them with the VAE that belongs to the model.")
+    m = model.clone()
+    known = KnownFrames(latents, m.model.process_latent_in(latents), positions)
+    transformer_options(m)[KNOWN] = known
+    m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    m.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
+    if takes_context(m):
+        check_trained(m, positions)
+        m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_with_context)
+        if guidance != 1:
+            m.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, ContextGuidance(guidance))
+    else:
+        m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_with_noise_mask)
+    return m
+
+
+def fitted(guider, noise: Tensor) -> KnownFrames:
+    """The known frames of this sampling, their positions within its clips; refused where they do not fit."""
+    options = guider.model_options["transformer_options"]
+    known, frames = options[KNOWN], frames_per_clip(len(noise), options)
+    if known.latents.shape[2:] != noise.shape[2:]:
+        given, wanted = (f"{shape[-1] * 8}x{shape[-2] * 8}" for shape in (known.latents.shape, noise.shape))
+        raise VideoLDMError(f"The context frames are {given} pixels and the clip is {wanted}. Resize one of them: context "
+                            "frames have the clip's own size.")
+    positions = resolve_positions(known.positions, frames)
+    clips, sets = len(noise) // frames, len(known.latents) // len(positions)
+    if sets not in (1, clips):
+        raise VideoLDMError(f"Context frames were given for {sets} clips, and {clips} clips are sampled. Give one set for "
+                            "all clips, or one for each.")
+    # The guider's options are its own for the length of one sampling.
+    options[KNOWN] = replace(known, positions=positions, frames=frames)
+    return options[KNOWN]
+
+
+def write(samples: Tensor, known: KnownFrames) -> Tensor:
+    """A copy of frames `(b t) ...` in which the known ones stand in their places."""
+    clips = samples.clone().unflatten(0, (-1, known.frames))
+    given = known.latents.to(samples).unflatten(0, (-1, len(known.positions)))
+    clips[:, list(known.positions)] = given.expand(len(clips), *given.shape[1:])
+    return clips.flatten(0, 1)
+
+
+def sample_with_context(executor, noise, *args, **kwargs):
+    """The layers see the known frames; the samples get them back exactly."""
+    known = fitted(executor.class_obj, noise)
+    return write(executor(noise, *args, **kwargs), known)
+
+
+def sample_with_noise_mask(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+    """For layers that take no known frames: they are the latent to start from, and are masked from denoising."""
+    known = fitted(executor.class_obj, noise)
+    mask = torch.ones(len(noise), 1, *noise.shape[2:], device=noise.device)
+    if denoise_mask is not None:
+        given = denoise_mask.reshape(-1, 1, *denoise_mask.shape[-2:]).to(mask)
+        given = torch.nn.functional.interpolate(given, size=noise.shape[2:], mode="bilinear")
+        mask = mask * given.repeat(-(-len(mask) // len(given)), 1, 1, 1)[:len(mask)]
+    mask.unflatten(0, (-1, known.frames))[:, list(known.positions)] = 0
+    return write(executor(noise, write(latent_image, known), sampler, sigmas, mask, *args, **kwargs), known)
+
+
+class ContextGuidance:
+    """`e = e(c, neg) + s_t (e(c, pos) - e(c, neg)) + (s_c - 1)(e(c, pos) - e(0, pos))`: Video LDM's context guidance
+    (section 3.2) beside that of the text. Linear in the denoised prediction as in the noise, so that adding the last
+    term to every condition's prediction adds it to what the guider makes of them."""
+
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def __call__(self, executor, model, conds, x_in, timestep, model_options):
+        predictions = executor(model, conds, x_in, timestep, model_options)
+        if not conds or conds[0] is None:
+            return predictions
+        options = {**model_options["transformer_options"]}
+        options[KNOWN] = None
+        without, = executor(model, conds[:1], x_in, timestep, {**model_options, "transformer_options": options})
+        term = (self.scale - 1) * (predictions[0] - without)
+        return [p if cond is None else p + term for p, cond in zip(predictions, conds)]

@@ -1,0 +1,191 @@
+"""Longer video: Context Frames, with which a clip goes on from known frames, and Extend Video, clip after clip."""
+
+import re
+
+import torch
+
+from ..temporal.errors import VideoLDMError
+from ..temporal.rollout import OVERLAP, plan
+from .host import attach, context, sampling
+from .host.api import io
+from .sample import fps_of, require_layers, sampler_inputs, temporal_texts
+
+STOP, KEEP = "stop", "keep finished clips"
+
+
+class ContextFrames(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMContextFrames",
+            display_name="Context Frames",
+            category="video ldm/sample",
+            description="Gives a video model frames of the clip that are known already: the model makes the others to go "
+                        "with them. Temporal layers trained with context frames see them at every step; with others, such "
+                        "as AnimateDiff, the known frames are held in place by a noise mask. Works with any sampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
+                io.String.Input("frames", default="0",
+                                tooltip="Which frames of the clip are known, one number for each picture: 0 is the first, "
+                                        "-1 the last. '0' starts from a picture, '0, 1' goes on from two frames, '0, -1' "
+                                        "makes what lies between. Layers trained with context frames take the sets they "
+                                        "were trained for: the report of Load Temporal Layers names them."),
+                io.Float.Input("guidance", default=1.0, min=0.0, max=20.0, step=0.1, round=0.01,
+                               tooltip="Context guidance: above 1 the clip keeps more strictly to the known frames, at one "
+                                       "more model call a step. 1 is off. Only for layers trained with context frames."),
+                io.Latent.Input("latent", optional=True, tooltip="The known frames as latents, one per batch item."),
+                io.Image.Input("image", optional=True, tooltip="The known frames as pictures; needs the VAE."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
+            ],
+            outputs=[
+                io.Model.Output("model_out", display_name="MODEL", tooltip="The model that knows these frames."),
+                io.String.Output("report", display_name="report", tooltip="How the frames enter the model, in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, frames, guidance, latent=None, image=None, vae=None) -> io.NodeOutput:
+        require_layers(model)
+        positions = positions_of(frames)
+        known = known_latents(latent, image, vae)
+        if known is None:
+            raise VideoLDMError("No known frames are connected. Connect a LATENT, or an IMAGE and its VAE.")
+        out = context.with_context_frames(model, known, positions, guidance)
+        return io.NodeOutput(out, report_of(model, positions, guidance))
+
+
+def positions_of(text: str) -> tuple[int, ...]:
+    parts = [part for part in re.split(r"[,\s]+", text.strip()) if part]
+    if not parts or not all(re.fullmatch(r"[+-]?\d{1,6}", part) for part in parts):
+        raise VideoLDMError(f"'{text}' is no list of frame numbers. Write numbers with commas between them, such as 0, 1 or "
+                            "0, -1.")
+    return tuple(int(part) for part in parts)
+
+
+def known_latents(latent, image, vae):
+    """Latents of the known frames from what is connected, None where nothing is."""
+    if latent is not None and image is not None:
+        raise VideoLDMError("Both a LATENT and an IMAGE of known frames are connected. Keep one of them.")
+    if latent is not None:
+        return latent["samples"]
+    if image is None:
+        return None
+    if vae is None:
+        raise VideoLDMError("An IMAGE of known frames is connected, and no VAE to encode it. Connect the VAE.")
+    return vae.encode(image[:, :, :, :3])
+
+
+def report_of(model, positions, guidance) -> str:
+    frames = "Frame" if len(positions) == 1 else "Frames"
+    numbers = ", ".join(map(str, positions))
+    if context.takes_context(model):
+        guided = f" Context guidance {guidance:g}." if guidance != 1 else ""
+        return f"{frames} {numbers}: seen by the temporal layers, which were trained with context frames.{guided}"
+    ignored = " Context guidance does nothing there." if guidance != 1 else ""
+    return (f"{frames} {numbers}: held in place by ComfyUI's noise mask, for these temporal layers were not trained with "
+            f"context frames.{ignored}")
+
+
+class ExtendVideo(io.ComfyNode):
+    """Section 3.2: a first call with one context frame, further ones with the last two."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMExtend",
+            display_name="Extend Video",
+            category="video ldm/sample",
+            description="Makes a video of any length, clip after clip: each goes on from the last frames of the one before. "
+                        "Starts from a picture, from a video, or from noise. With temporal layers trained with context "
+                        "frames the layers see them; with others, such as AnimateDiff, a noise mask holds them.",
+            inputs=[
+                *sampler_inputs(),
+                io.Int.Input("length", default=48, min=2, max=100000,
+                             tooltip="Frames of the whole video, those given to start from included."),
+                io.Float.Input("context_guidance", default=1.0, min=0.0, max=20.0, step=0.1, round=0.01,
+                               tooltip="Above 1 each clip keeps more strictly to the frames it goes on from, at one more "
+                                       "model call a step. 1 is off."),
+                io.Int.Input("overlap", default=OVERLAP, min=1, max=64,
+                             tooltip="How many frames each clip takes over from the one before. The layers trained here "
+                                     "take 2, the direction of motion; AnimateDiff often joins better with 4 to 8."),
+                io.Combo.Input("on_cancel", options=[STOP, KEEP], default=STOP,
+                               tooltip="What cancelling does: stop the graph as always, or go on with the clips that are "
+                                       "finished."),
+                io.Latent.Input("latent", optional=True, tooltip="The frames to start from, as latents: one picture, or a "
+                                                                 "video to go on with."),
+                io.Image.Input("image", optional=True, tooltip="The frames to start from, as pictures; needs the VAE."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
+                io.Conditioning.Input("temporal_prompt", optional=True,
+                                      tooltip="Another positive text for the temporal layers alone, as on Video LDM Sampler."),
+            ],
+            outputs=[
+                io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, for Temporal VAE Decode, VAE "
+                                                                              "Decode or Latent Interpolate x4."),
+                io.Float.Output("fps", display_name="fps", tooltip="Frames per second, for Save Video File."),
+                io.String.Output("report", display_name="report", tooltip="What was done, in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, frames, width, height, seed, steps, cfg, sampler, scheduler, length,
+                context_guidance, overlap, on_cancel, latent=None, image=None, vae=None,
+                temporal_prompt=None) -> io.NodeOutput:
+        sets = require_layers(model)
+        given = known_latents(latent, image, vae)
+        calls = plan(length, frames, 0 if given is None else len(given), overlap)
+        for known in sorted({call.known for call in calls} - {0}):
+            context.check_trained(model, tuple(range(known)))
+        fps = fps_of(sets)
+        video, clip_model = empty_video(model, given, length, width, height), attach.with_clip_options(
+            model, frames, temporal_texts(temporal_prompt), fps)
+        progress = sampling.RolloutProgress(model, len(calls), steps)
+        settings = (steps, cfg, sampler, scheduler, positive, negative)
+        done = 0 if given is None else len(given)
+        try:
+            for number, call in enumerate(calls):
+                clip = sample_clip(clip_model, video, call, frames, context_guidance, seed + number, settings, progress)
+                end = min(call.start + frames, length)
+                video[call.start + call.known:end] = clip[call.known:end - call.start]
+                done = end
+        except sampling.Cancelled:
+            if on_cancel == STOP or done == (0 if given is None else len(given)):
+                raise
+        kept = {key: value for key, value in (latent or {}).items() if key not in ("noise_mask", "batch_index")}
+        out = {**kept, "samples": video[:done], "frame_rate": fps}
+        return io.NodeOutput(out, fps, rollout_report(model, calls, done, length))
+
+
+def empty_video(model, given, length: int, width: int, height: int) -> torch.Tensor:
+    """Room for all frames on the CPU, those that are given in their place."""
+    if given is None:
+        return sampling.empty_latent(model, length, width, height)
+    if given.ndim != 4:
+        raise VideoLDMError(f"The frames to start from have {given.ndim} dimensions; frames of Stable Diffusion have 4 "
+                            "(frames, channels, height, width). They come from another kind of video model.")
+    video = torch.zeros(length, *given.shape[1:])
+    video[:len(given)] = given
+    return video
+
+
+def sample_clip(model, video, call, frames, guidance, seed, settings, progress) -> torch.Tensor:
+    """The clip of one call, its known frames taken from the video."""
+    if call.known:
+        known = video[call.start:call.start + call.known]
+        model = context.with_context_frames(model, known, range(call.known), guidance)
+    latent = {"samples": torch.zeros(frames, *video.shape[1:])}
+    steps, cfg, sampler, scheduler, positive, negative = settings
+    clip = sampling.ksample(model, seed % 2**64, steps, cfg, sampler, scheduler, positive, negative, latent, 1.0,
+                            callback=progress.callback)
+    progress.finish(sampling.process_latent_in(model, clip))
+    return clip
+
+
+def rollout_report(model, calls, done, length) -> str:
+    way = "seen by the temporal layers" if context.takes_context(model) else "held in place by a noise mask"
+    lines = [f"{len(calls)} clips; the frames each goes on from are {way}."]
+    if done < length:
+        lines.append(f"Cancelled: {done} of {length} frames are finished and kept.")
+    return " ".join(lines)
+
+
+NODES = [ContextFrames, ExtendVideo]
