@@ -87,8 +87,9 @@ class TemporalTransformer3D(nn.Module):
         _, _, height, _ = x.shape
         band = distance_band(frames, max_distance, x.device)
         h = rearrange(self.normed(x, frames), "(b t) c h w -> (b h w) t c", t=frames)
-        h = torch.cat([self.over_time(places, band) for places in h.split(slice_length(h))])
-        return rearrange(h, "(b h w) t c -> (b t) c h w", b=len(x) // frames, h=height)
+        slices = [self.over_time(places, band) for places in h.split(slice_length(h))]
+        h = torch.cat([rearrange(places, "s t c -> t s c") for places in slices], dim=1)   # frames whole again in memory
+        return rearrange(h, "t (b h w) c -> (b t) c h w", b=len(x) // frames, h=height)
 
     def over_time(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x `s t c`: some places of the clips, each for itself."""
