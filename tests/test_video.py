@@ -1,49 +1,23 @@
-"""Video files: what is written comes back, at its rate, whole or not at all; bad files are refused in a sentence."""
+"""Video files: what is written comes back, at its rate, whole or not at all, with the workflow in it."""
 
-import io
 import json
-import struct
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+
 from video_ldm.temporal.atomic import replaced
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import Sheet, open_video, read_audio, write_sheet, write_video
 from video_ldm.temporal.video.sheet import GAP, columns, grid, thumbnail
-from video_ldm.temporal.video.timing import as_rate, even_clock
+from video_ldm.temporal.video.timing import as_rate
 from video_ldm.temporal.video.write import even_size
+from video_ldm.tests.video_help import clip, numbered, numbers, psnr
 
 WORKFLOW = {"prompt": {"1": {"class_type": "X", "inputs": {"text": "a } brace, {and \" one\u00e9"}}},
             "workflow": {"nodes": [{"id": 1}], "extra": {"ds": [1, 2.5]}}}
-
-
-def clip(count=12, height=64, width=96):
-    """Smooth colours that differ in every frame."""
-    across = np.tile(np.linspace(20, 230, width), (height, 1))
-    down = np.tile(np.linspace(230, 30, height)[:, None], (1, width))
-    return [np.stack([np.full_like(across, 40 + 180 * k / count), across, down], -1).astype(np.uint8)
-            for k in range(count)]
-
-
-def numbered(count, size=40):
-    """Frames that carry their number as ten black or white columns, readable after lossy coding."""
-    column = np.arange(size) * 10 // size
-    return [np.repeat(np.tile((k >> column & 1) * 200 + 20, (size, 1))[..., None], 3, -1).astype(np.uint8)
-            for k in range(count)]
-
-
-def numbers(images):
-    size = images.shape[2]
-    middles = (np.arange(10) * 2 + 1) * size // 20
-    bits = images.mean((1, 3))[:, middles] > 0.5
-    return (bits << np.arange(10)).sum(1).tolist()
-
-
-def psnr(images, frames):
-    return 10 * np.log10(255**2 / np.mean((images * 255 - np.array(frames))**2))
 
 
 # Encoding and decoding
@@ -262,181 +236,6 @@ def test_the_final_name_appears_only_when_the_file_is_complete(tmp_path):
         temporary.write_bytes(b"x")
         assert not (tmp_path / "a.mp4").exists()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]
-
-
-# Ranges
-
-@pytest.fixture(scope="module")
-def long_video(tmp_path_factory):
-    """300 numbered frames, a key frame every 50."""
-    path = tmp_path_factory.mktemp("long") / "long.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width = stream.height = 40
-        stream.pix_fmt, stream.options = "yuv420p", {"g": "50", "crf": "8", "bf": "3"}
-        for frame in numbered(300):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    return open_video(path)
-
-
-@pytest.mark.parametrize("start, count, stride", [(0, 0, 1), (0, 7, 1), (5, 4, 3), (30, 0, 7), (299, 1, 1),
-                                                  (121, 5, 1), (177, 20, 2), (260, 0, 13), (150, 3, 50)])
-def test_a_range_equals_that_slice_of_the_whole_video(long_video, start, count, stride):
-    whole = long_video.read()
-    part = long_video.read(long_video.select(start, count, stride))
-    expected = whole[start::stride][:count or None]
-    assert np.array_equal(part, expected)
-    assert numbers(part) == list(range(300))[start::stride][:count or None]
-
-
-@pytest.mark.parametrize("start, count, stride", [(0, 0, 1), (3, 4, 2), (11, 1, 1)])
-def test_a_range_of_an_animation_equals_that_slice(tmp_path, start, count, stride):
-    write_video(tmp_path / "clip.webp", clip(), 8, "webp", crf=0)
-    video = open_video(tmp_path / "clip.webp")
-    assert np.array_equal(video.read(video.select(start, count, stride)),
-                          (np.array(clip()) / np.float32(255))[start::stride][:count or None])
-
-
-def test_a_range_outside_the_video_says_how_many_frames_there_are(long_video):
-    with pytest.raises(VideoLDMError, match="long.mp4 has 300 frames, so start_frame can be at most 299; it is 300"):
-        long_video.select(300)
-    with pytest.raises(VideoLDMError, match="from frame 290 with stride 2 there are 5, and 6 were asked for"):
-        long_video.select(290, 6, 2)
-
-
-def test_progress_is_told_after_each_frame_and_can_stop_the_reading(long_video):
-    told = []
-    long_video.read(long_video.select(10, 5, 3), told.append)
-    assert told == [1, 2, 3, 4, 5]
-
-    def stop(done):
-        raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):
-        long_video.read(long_video.select(10, 5, 3), stop)
-
-
-def test_a_video_in_memory_reads_like_a_file(long_video):
-    held = open_video(io.BytesIO(long_video.source.read_bytes()))
-    assert (held.frames, held.rate) == (300, 25)
-    assert np.array_equal(held.read(held.select(200, 3)), long_video.read(long_video.select(200, 3)))
-
-
-# Time
-
-def test_even_times_stay_as_they_are_with_the_declared_rate():
-    times = np.round(np.arange(30) * 1001 / 30000, 3)
-    clock = even_clock(times, 0.033, Fraction(30000, 1001))
-    assert np.array_equal(clock.shown, np.arange(30)) and clock.rate == Fraction(30000, 1001) and not clock.change
-    assert abs(float(even_clock(times, 0.033, Fraction(60)).rate) - 29.97) < 0.05, "a wrong declaration is not believed"
-
-
-def test_held_frames_are_repeated():
-    clock = even_clock(np.array([0, 0.1, 0.4, 0.5]), 0.2)
-    assert clock.shown.tolist() == [0, 1, 1, 1, 2, 3, 3] and clock.rate == 10 and "3 held frames" in clock.change
-
-
-def test_a_varying_rate_becomes_its_average_and_motion_keeps_its_speed():
-    times = np.cumsum(np.random.default_rng(0).uniform(0.02, 0.06, 200))
-    clock = even_clock(times, 0.04)
-    assert len(clock.shown) == 200 and "varies" in clock.change
-    assert abs(200 / float(clock.rate) - (times[-1] - times[0] + 0.04)) < 0.2
-    shown_at = (np.arange(200) + 0.5) / float(clock.rate)
-    seen = times[clock.shown] - times[0]
-    assert np.all(seen <= shown_at + 0.01) and np.all(shown_at - seen < 0.08)
-
-
-def test_a_file_with_a_varying_rate_is_read_evenly(tmp_path):
-    path, places = tmp_path / "varying.mkv", [0, 40, 80, 240, 280, 320, 360, 480]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width = stream.height = 40
-        stream.pix_fmt, stream.options, stream.time_base = "yuv420p", {"crf": "8"}, Fraction(1, 1000)
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for frame, place in zip(numbered(8), places):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = place, Fraction(1, 1000)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    video = open_video(path)
-    assert video.rate == 25 and "held frames were repeated" in video.clock.change
-    assert numbers(video.read())[:13] == [0, 1, 2, 2, 2, 2, 3, 4, 5, 6, 6, 6, 7]
-
-
-# Files as phones write them, and as failed downloads leave them
-
-def turned(data, degrees):
-    """An MP4's track header with a rotation in it, clockwise, as a phone held upright writes it."""
-    at = data.index(b"tkhd") + 4 + 40
-    one = 1 << 16
-    a, b, c, d = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
-    return data[:at] + struct.pack(">8i", a, b, 0, c, d, 0, 0, 0) + data[at + 32:]
-
-
-@pytest.mark.parametrize("degrees, turns", [(90, -1), (180, 2), (270, 1)])
-def test_rotated_videos_come_upright(tmp_path, degrees, turns):
-    plain, path = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
-    write_video(plain, clip(3), 8)
-    path.write_bytes(turned(plain.read_bytes(), degrees))
-    video = open_video(path)
-    assert video.rotated and (video.width, video.height) == ((96, 64) if degrees == 180 else (64, 96))
-    assert np.array_equal(video.read(), np.rot90(open_video(plain).read(), turns, axes=(1, 2)))
-
-
-def refusal(path, **select):
-    with pytest.raises(VideoLDMError) as caught:
-        video = open_video(path)
-        video.read(video.select(**select))
-    sentence = str(caught.value)
-    assert path.name in sentence and "\n" not in sentence
-    return sentence
-
-
-def test_files_that_are_no_videos_are_refused_by_name(tmp_path):
-    path = tmp_path / "clip.mp4"
-    assert "There is no file" in refusal(path)
-    path.write_bytes(b"")
-    assert "is empty (0 bytes)" in refusal(path)
-    path.write_text("<!DOCTYPE html><html><body>404</body></html>")
-    assert "a web page" in refusal(path)
-    path.write_bytes(np.random.default_rng(0).bytes(5000))
-    assert "damaged or not a video" in refusal(path)
-    Image.new("RGB", (8, 8)).save(tmp_path / "still.png")
-    assert "Load Image" in refusal(tmp_path / "still.png")
-    (tmp_path / "notes.txt").write_text("Just some text.\n" * 50)
-    refusal(tmp_path / "notes.txt")
-    (tmp_path / "bad.gif").write_bytes(b"GIF89a and then nothing")
-    assert "as an animation" in refusal(tmp_path / "bad.gif")
-
-
-def test_sound_alone_is_refused(tmp_path):
-    with av.open(str(tmp_path / "song.m4a"), "w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=44100, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 44100
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    assert "has sound but no video in it" in refusal(tmp_path / "song.m4a")
-
-
-def test_a_cut_off_mp4_without_its_index_is_refused(tmp_path, long_video):
-    path = tmp_path / "cut.mp4"
-    path.write_bytes(long_video.source.read_bytes()[:3000])
-    assert "was cut off" in refusal(path)
-
-
-@pytest.mark.parametrize("format", ["mp4", "webm", "webp", "gif"])
-def test_a_cut_off_file_is_not_taken_for_a_shorter_one(tmp_path, format):
-    noise = [np.random.default_rng(k).integers(0, 255, (64, 64, 3), np.uint8) for k in range(24)]
-    whole, path = tmp_path / f"whole.{format}", tmp_path / f"cut.{format}"
-    write_video(whole, noise, 8, format)
-    data = whole.read_bytes()
-    path.write_bytes(data[:len(data) // 2])
-    sentence = refusal(path)
-    assert "cut off" in sentence
-    if format in ("mp4", "webm"):
-        video = open_video(path)
-        assert np.array_equal(video.read(video.select(count=4)), open_video(whole).read()[:4])
 
 
 # Contact sheets

@@ -1,0 +1,190 @@
+"""Temporal layers on a MODEL: precision and place of their weights, motion LoRA, noise and schedule (statement 18)."""
+
+import comfy.k_diffusion.sampling
+import comfy.lora
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+
+from video_ldm.nodes.host import attach, sampling
+from video_ldm.nodes.load import AS_MODEL, AS_TRAINED
+from video_ldm.nodes.sample import VideoLDMSampler
+from video_ldm.tests import attach_help
+from video_ldm.tests.attach_help import load_model, motion_lora, noise_of, prediction, text, with_layers
+from video_ldm.tests.host import checkpoints
+from video_ldm.tests.host.checkpoints import FRAMES
+from video_ldm.tests.small import relative_error
+
+folder, state, image = attach_help.folder, attach_help.state, attach_help.image     # fixtures
+
+
+# Weights
+
+@pytest.mark.parametrize("file, dtype", [("video.safetensors", torch.float16), ("motion.safetensors", torch.bfloat16),
+                                         ("video.safetensors", torch.float8_e4m3fn)])
+def test_weights_of_low_precision_give_what_their_rounded_values_give_in_float32(folder, state, file, dtype):
+    rounded = {key: value.to(dtype).float() for key, value in state.items()}
+    exact, stored = load_model(rounded), load_model(state, dtype)
+    narrow = with_layers(stored, file)
+    weights = narrow.get_nested_additional_models()[0].model.state_dict()
+    own = torch.float32 if dtype == torch.float8_e4m3fn else dtype      # beside fp8, the file's
+    assert {weight.dtype for weight in weights.values()} == {own}
+    stack = attach.build_stack(narrow.get_nested_additional_models()[0].model.params,
+                               {name: weight.float() for name, weight in weights.items()}, torch.float32)
+    reference = prediction(attach.attach_layers(exact, stack, {"strength": 1.0}))
+    assert relative_error(prediction(narrow), reference) < 1e-5
+
+
+@pytest.mark.parametrize("budget", [0.1, 25e6])
+def test_partly_loaded_models_give_what_fully_loaded_ones_give(state, folder, budget):
+    """Weights beyond the budget stay where they are and are cast for each call; a Motion LoRA is added per call then."""
+    model = load_model(state)
+    lora = checkpoints.image_lora()
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    model.add_patches(comfy.lora.load_lora(lora, names), 1.0)
+    video = with_layers(model, "motion.safetensors", motion_lora=motion_lora(0.7))
+    video = with_layers(video, "video.safetensors", 0.5)
+    reference = prediction(video)
+    patchers = [video, *video.get_nested_additional_models()]
+    for patcher in patchers:
+        patcher.unpatch_model(patcher.offload_device)
+        patcher.patch_model(patcher.load_device, lowvram_model_memory=budget)
+        assert patcher.model.model_lowvram and patcher.loaded_size() <= budget
+        patcher.partially_load = lambda *args, **kwargs: 0      # core would load the rest: the processor has room
+    assert relative_error(prediction(video), reference) < 1e-5
+    for patcher in patchers:
+        del patcher.partially_load
+        patcher.unpatch_model(patcher.offload_device)
+    assert relative_error(prediction(video), reference) < 1e-6
+
+
+def test_loaded_layers_do_not_change_with_their_file(image, folder):
+    path = folder / "rewritten.safetensors"
+    checkpoints.save(path, checkpoints.motion_state())
+    model = with_layers(image, "rewritten.safetensors")
+    before = prediction(model)
+    with open(path, "r+b") as file:
+        file.seek(-1000000, 2)
+        file.write(bytes(1000000))
+    assert torch.equal(prediction(model), before)
+    assert not torch.equal(prediction(with_layers(image, "rewritten.safetensors")), before)
+
+
+# Motion LoRA
+
+def merged(path, strength):
+    """The motion file with the LoRA merged by hand: W += strength * up @ down."""
+    state, lora = checkpoints.motion_state(), checkpoints.motion_lora()
+    for key in [key for key in lora if key.endswith(".up.weight")]:
+        weight = key.replace("processor.", "").replace("_lora.up.weight", ".0.weight" if "to_out" in key else ".weight")
+        state[weight] = state[weight] + strength * lora[key] @ lora[key.replace(".up.", ".down.")]
+    checkpoints.save(path, state)
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.5])
+def test_a_motion_lora_is_the_same_as_merging_it_by_hand(image, folder, strength):
+    merged(folder / f"merged{strength}.safetensors", strength)
+    patched = prediction(with_layers(image, "motion.safetensors", motion_lora=motion_lora(strength)))
+    assert relative_error(patched, prediction(with_layers(image, f"merged{strength}.safetensors"))) < 1e-5
+    assert relative_error(patched, prediction(with_layers(image, "motion.safetensors"))) > 1e-3
+
+
+def test_two_motion_lora_add_up(image, folder):
+    twice = [*motion_lora(0.25), *motion_lora(0.75)]
+    once = prediction(with_layers(image, "motion.safetensors", motion_lora=motion_lora(1.0)))
+    assert relative_error(prediction(with_layers(image, "motion.safetensors", motion_lora=twice)), once) < 1e-5
+
+
+def test_a_motion_lora_stays_on_the_layers_it_was_given_to(image, folder):
+    bare = with_layers(image, "motion.safetensors")
+    before = prediction(bare)
+    patched = with_layers(image, "motion.safetensors", motion_lora=motion_lora(1.0))
+    other = with_layers(image, "motion.safetensors", motion_lora=motion_lora(1.0))
+    changed = prediction(patched)
+    assert torch.equal(prediction(bare), before)
+    assert torch.equal(prediction(other), changed)
+    assert torch.equal(prediction(with_layers(image, "motion.safetensors")), before)
+    chained = prediction(with_layers(bare, "motion.safetensors", motion_lora=motion_lora(1.0)))
+    reverse = prediction(with_layers(patched, "motion.safetensors"))
+    assert relative_error(chained, reverse) > 1e-4      # the LoRA is on the second set alone, then on the first
+
+
+# Noise and schedule (statement 18)
+
+def sigmas_of(betas):
+    alphas = torch.cumprod(1 - betas, 0)
+    return ((1 - alphas) / alphas) ** 0.5
+
+
+def test_core_calls_the_papers_schedule_linear_evenly_spaced_in_sqrt_beta(image):
+    sigmas = sigmas_of(torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2)
+    ours = attach.with_schedule(image, "linear", 0.00085, 0.012, "eps").get_model_object("model_sampling")
+    assert relative_error(ours.sigmas.double(), sigmas) < 1e-5
+    assert torch.equal(ours.sigmas, image.get_model_object("model_sampling").sigmas)
+
+
+def test_the_trained_schedule_is_applied_unless_told_to_keep_the_models_own(image, folder):
+    def sigma_max(file, schedule):
+        return float(with_layers(image, file, schedule=schedule).get_model_object("model_sampling").sigma_max)
+    evenly = sigmas_of(torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64))
+    assert sigma_max("motion.safetensors", AS_TRAINED) == pytest.approx(float(evenly[-1]), rel=1e-5)
+    assert float(evenly[-1]) == pytest.approx(25.15, abs=0.01)
+    assert sigma_max("motion.safetensors", AS_MODEL) == pytest.approx(14.6146, abs=1e-3)
+    assert sigma_max("video.safetensors", AS_TRAINED) == pytest.approx(14.6146, abs=1e-3)
+
+
+def test_a_model_that_predicts_v_keeps_doing_so_unless_the_layers_say_otherwise(image):
+    v_model = attach.with_schedule(image, "linear", 0.00085, 0.012, "v")
+    kept = attach.with_schedule(v_model, "sqrt_linear", 0.00085, 0.012, None).get_model_object("model_sampling")
+    told = attach.with_schedule(v_model, "sqrt_linear", 0.00085, 0.012, "eps").get_model_object("model_sampling")
+    assert isinstance(kept, comfy.model_sampling.V_PREDICTION)
+    assert not isinstance(told, comfy.model_sampling.V_PREDICTION) and isinstance(told, comfy.model_sampling.EPS)
+
+
+def ddim_with_eta_1(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """DDIM (2010.02502), Eq. 12 and 16 with eta 1, in float64 and its own variables: x_t = sqrt(a) x0 + sqrt(1 - a) eps."""
+    alphas = 1 / (1 + sigmas.double() ** 2)
+    noises = comfy.k_diffusion.sampling.default_noise_sampler(x, seed=ddim_with_eta_1.seed)
+    z = alphas[0].sqrt() * x.double()
+    for i in range(len(sigmas) - 1):
+        a, a_next = alphas[i], alphas[i + 1]
+        denoised = model((z / a.sqrt()).to(x.dtype), sigmas[i] * x.new_ones(len(x)), **extra_args).double()
+        eps = (z - a.sqrt() * denoised) / (1 - a).sqrt()
+        spread = ((1 - a_next) / (1 - a)).sqrt() * (1 - a / a_next).sqrt()
+        z = a_next.sqrt() * denoised + (1 - a_next - spread ** 2).clamp(min=0).sqrt() * eps
+        if a_next < 1:
+            z = z + spread * noises(sigmas[i], sigmas[i + 1]).double()
+    return z.to(x.dtype)
+
+
+def test_the_papers_sampler_ddim_with_eta_1_is_cores_ancestral_euler_on_uniform_steps(image, folder, monkeypatch):
+    model = attach.with_clip_options(with_layers(image, "video.safetensors"), FRAMES)
+    latent, steps, seed = {"samples": torch.zeros_like(noise_of())}, 4, 7
+    ours = sampling.ksample(model, seed, steps, 1.0, "euler_ancestral", "ddim_uniform", text(), text(12), latent, 1.0)
+    # Core's seed of the noise that is added underway is version-dependent: read it where core passes it on.
+    original = comfy.k_diffusion.sampling.default_noise_sampler
+    seeds = []
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "default_noise_sampler",
+                        lambda x, seed=None: (seeds.append(seed), original(x, seed=seed))[1])
+    again = sampling.ksample(model, seed, steps, 1.0, "euler_ancestral", "ddim_uniform", text(), text(12), latent, 1.0)
+    assert torch.equal(again, ours)
+    ddim_with_eta_1.seed = seeds[0]
+    monkeypatch.setattr(comfy.samplers, "sampler_object", lambda name: comfy.samplers.KSAMPLER(ddim_with_eta_1))
+    papers = sampling.ksample(model, seed, steps, 1.0, "euler_ancestral", "ddim_uniform", text(), text(12), latent, 1.0)
+    assert relative_error(ours, papers) < 1e-5
+
+
+def test_every_frame_starts_from_noise_of_its_own(image, folder, monkeypatch):
+    """Independent standard normal frames, those of KSampler for the seed: one draw for the whole batch."""
+    drawn = []
+    monkeypatch.setattr(comfy.sample, "sample", lambda model, noise, *args, **kwargs: drawn.append(noise) or noise)
+    model = with_layers(image, "video.safetensors")
+    VideoLDMSampler.execute(model, text(), text(12), frames=8, width=512, height=512, clips=2, seed=5, steps=1, cfg=1.0,
+                            sampler="euler", scheduler="normal", denoise=1.0)
+    frames = drawn[0].flatten(1).double()
+    assert torch.equal(drawn[0], comfy.sample.prepare_noise(torch.zeros(16, 4, 64, 64), 5))
+    correlation = torch.corrcoef(frames) - torch.eye(16)
+    assert correlation.abs().max() < 5 * frames.shape[1] ** -0.5
+    assert (frames.mean(1).abs() < 0.05).all() and ((frames.std(1) - 1).abs() < 0.05).all()
