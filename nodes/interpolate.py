@@ -60,11 +60,10 @@ class LatentInterpolate(io.ComfyNode):
         frames = key_frames(model, latent)
         settings = (steps, cfg, sampler, scheduler, positive, negative)
         texts = temporal_texts(temporal_prompt)
-        pairs = sum(between_pairs(len(frames), times))
+        progress = sampling.RolloutProgress(model, sum(between_pairs(len(frames), times)), steps)
         for turn in range(times):
             rate *= 4
             clip_model = attach.with_clip_options(model, WINDOW, texts, rate)
-            progress = sampling.RolloutProgress(model, pairs, steps) if turn == 0 else progress
             frames = interpolate(clip_model, frames, (seed + turn) % 2**64, settings, windows, progress)
         kept = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
         return io.NodeOutput({**kept, "samples": frames, "frame_rate": rate}, rate)

@@ -52,6 +52,11 @@ def plot_log(log, png, names=("loss",), title=""):
     rows = read_log(log)
     curves = {name: [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
               for name in names}
+    plot_curves(curves, png, title)
+
+
+def plot_curves(curves, png, title=""):
+    """Draw {name: [(x, y), ...]}, each pale and its running average strong; a sentence where there is nothing."""
     curves = {name: curve for name, curve in curves.items() if curve}
     image = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(image)

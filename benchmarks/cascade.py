@@ -1,0 +1,127 @@
+"""The bundled cascade as the quality figures use it: real and generated clips of held-out drives.
+
+Every clip is sampled by ComfyUI's own sampler through the MODEL that an artist gets, under the caption of its drive.
+"""
+
+import sys
+import time
+
+import comfy.sample
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ..demo import models, train, world
+from ..nodes.host import attach
+from ..nodes.host import models as host
+from ..nodes.host.context import with_context_frames
+from ..temporal.errors import VideoLDMError
+from ..temporal.formats import load_temporal
+from ..temporal.rollout import plan
+
+BATCH = 4                               # clips sampled together
+SAMPLER, SCHEDULER = "dpmpp_2m", "normal"
+
+
+def real_clips(numbers):
+    """Rendered held-out clips, uint8 (n t h w 3)."""
+    size = models.FRAMES, models.HEIGHT, models.WIDTH, models.FPS
+    return np.stack([world.clip(world.held_out_seed(number), *size).frames for number in numbers])
+
+
+def shuffled(clips):
+    """Each clip with its frames in another order, never the original one."""
+    out = clips.copy()
+    for number, clip in enumerate(clips):
+        rng = np.random.default_rng(number)
+        order = np.arange(len(clip))
+        while (order == np.arange(len(clip))).all():
+            order = rng.permutation(len(clip))
+        out[number] = clip[order]
+    return out
+
+
+class Cascade:
+    """The cascade of a folder in this ComfyUI, sampled as core's KSampler does."""
+
+    def __init__(self, folder, work, steps, cfg):
+        self.folder, self.work, self.steps, self.cfg = folder, work, steps, cfg
+        self.model, self.clip, self.vae = host.load_demo(folder)
+        self.null = self.text("")
+
+    def text(self, caption):
+        return self.clip.encode_from_tokens(self.clip.tokenize(caption))
+
+    def bundled(self, file=train.LAYERS_FILE, strength=1.0):
+        """The image model with bundled layers; strength 0 is mix 1 everywhere."""
+        layers = load_temporal(self.folder / file)
+        context = layers.params.context and layers.params.context.positions
+        return self.patched(layers.params, layers.tensors, strength, context=context)
+
+    def arm(self, stage):
+        """The image model with the layers of an arm of the ablation, which `train-demo` leaves in its work folder."""
+        path = self.work / f"{stage}.safetensors"
+        if not path.exists():
+            raise VideoLDMError(f"there is no '{path}'. Train it with: python run.py train-demo")
+        weights = {key.removeprefix("temporal."): value for key, value in load_file(path).items()}
+        unet = attach.spatial_unet(self.model)
+        return self.patched(train.temporal_params(unet, convolution=stage == "temporal"), weights, 1.0)
+
+    def patched(self, params, tensors, strength, context=None):
+        stack = attach.build_stack(params, tensors, torch.float32)
+        settings = {"strength": strength, "fps": models.FPS, "frames": params.frames, "title": "quality",
+                    "context": context}
+        return attach.attach_layers(self.model, stack, settings)
+
+    def captions(self, numbers):
+        return torch.cat([self.text(world.caption(world.scene(world.held_out_seed(number)))) for number in numbers])
+
+    def sample(self, model, numbers, frames, seed):
+        """Latents `(b t) c h w` of a clip of each held-out drive, under its caption."""
+        positive = self.captions(numbers).repeat_interleave(frames, 0)
+        latent = torch.zeros(len(positive), models.UNET.latent_channels, models.HEIGHT // 8, models.WIDTH // 8)
+        noise = comfy.sample.prepare_noise(latent, seed)
+        return comfy.sample.sample(
+            attach.with_clip_options(model, frames), noise, self.steps, self.cfg, SAMPLER, SCHEDULER, [[positive, {}]],
+            [[self.null.expand(len(positive), -1, -1), {}]], latent, disable_pbar=True, seed=seed)
+
+    def decode(self, latents):
+        """Pictures of latents, uint8 `(n h w 3)`."""
+        return (self.vae.decode(latents) * 255 + 0.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+    def encode(self, frames):
+        """Latents of uint8 pictures `(n h w 3)`."""
+        return self.vae.encode(torch.from_numpy(frames).float() / 255)
+
+    @torch.inference_mode()
+    def clips(self, model, numbers):
+        """A clip per held-out drive, uint8 `(n t h w 3)`; the same noise for every model."""
+        return in_batches(numbers, lambda part: self.decode(self.sample(model, part, models.FRAMES, part[0])).reshape(
+            len(part), models.FRAMES, models.HEIGHT, models.WIDTH, 3))
+
+    @torch.inference_mode()
+    def rollouts(self, model, starts, numbers, length, guidance):
+        """Latents `(n length c h w)` of each drive extended from its start frame `(n c h w)`, clip after clip."""
+        numbers = list(numbers)
+        return in_batches(range(len(numbers)), lambda part: self.rollout(
+            model, starts[list(part)], [numbers[index] for index in part], length, guidance))
+
+    def rollout(self, model, starts, numbers, length, guidance):
+        video = torch.zeros(len(starts), length + models.FRAMES, *starts.shape[1:])
+        video[:, 0] = starts
+        for turn, call in enumerate(plan(length, models.FRAMES, 1)):
+            known = video[:, call.start:call.start + call.known].flatten(0, 1)
+            patched = with_context_frames(model, known, range(call.known), guidance)
+            clip = self.sample(patched, numbers, models.FRAMES, numbers[0] + 100_000 * turn)
+            video[:, call.start:call.start + models.FRAMES] = clip.unflatten(0, (len(numbers), -1))
+        return video[:, :length].numpy()
+
+
+def in_batches(numbers, make):
+    """The results of `make` for BATCH numbers at a time, in one array."""
+    numbers, parts, started = list(numbers), [], time.monotonic()
+    for first in range(0, len(numbers), BATCH):
+        parts.append(make(numbers[first:first + BATCH]))
+        done = min(first + BATCH, len(numbers))
+        print(f"  {done} of {len(numbers)} clips, {time.monotonic() - started:.0f} s", end="\r", file=sys.stderr)
+    return np.concatenate(parts)
