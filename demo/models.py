@@ -39,9 +39,12 @@ STAGES = {
     "temporal-attention": Stage("temporal layers, attention only", 4, LoopParams(
         steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
     "prediction": Stage("prediction layers", 4, LoopParams(
-        steps=2400, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
+        steps=2000, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
     "interpolation": Stage("interpolation layers", 6, LoopParams(
-        steps=3000, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
+        steps=2000, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
+    "temporal-decoder": Stage("temporal decoder", 4, LoopParams(
+        steps=1500, lr=3e-4, lr_end=1e-5, warmup=50, ema_decay=0.995, precision="bfloat16", grad_clip=None,
+        betas=(0.5, 0.9), seed=18)),
     "features": Stage("video network of the metric", 16, LoopParams(
         steps=1200, lr=1e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", seed=15)),
 }

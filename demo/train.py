@@ -1,10 +1,10 @@
 """Training of the bundled cascade, from nothing: `python run.py train-demo`.
 
 The paper's order: autoencoder, text encoder, image LDM, temporal layers on the frozen image LDM; beside them the
-attention-only arm of the ablation and the video network of the metric. Each stage resumes where it was stopped and is
-skipped when it is finished; its folder in `.train/` has checkpoint, log and plot. With several processes
-(`torchrun --nproc-per-node 2 run.py train-demo`) batches are shared among them; on two CPU cores that is a fifth faster
-than one process with two threads.
+attention-only arm of the ablation, the temporal decoder and the video network of the metric. Each stage resumes where
+it was stopped and is skipped when it is finished; its folder in `.train/` has checkpoint, log and plot. With several
+processes (`torchrun --nproc-per-node 2 run.py train-demo`) batches are shared among them; on two CPU cores that is a
+fifth faster than one process with two threads.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
 from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import data, models, world
+from . import data, decoder, models, world
 from .autoencoder import AutoencoderLoss, encode
 from .features import FeatureLoss, VideoNetwork
 from .text import TextLoss, encode_ids, text_params, token_ids
@@ -37,6 +37,7 @@ from .text import TextLoss, encode_ids, text_params, token_ids
 ROOT = Path(__file__).resolve().parents[1]
 WORK, BUNDLE = ROOT / ".train", ROOT / "models" / "demo"
 LAYERS_FILE, INTERPOLATION_FILE = "video_ldm_driving.safetensors", "video_ldm_driving_x4.safetensors"
+DECODER_FILE = "video_ldm_driving_decoder.safetensors"
 ENCODE_BATCH, CLIP_BATCH = 64, 16       # pictures, short clips
 
 
@@ -184,6 +185,13 @@ def clips_of(files, stage, frames):
                  embeddings=texts["embeddings"], captions=texts["rows"].tolist())
 
 
+def train_decoder(files, arguments):
+    """The autoencoder's decoder learns time; the encoder stays."""
+    weights = weights_of(files, "autoencoder", "autoencoder")
+    loss = seeded("temporal-decoder", lambda: decoder.loss_of(weights, models.STAGES["temporal-decoder"].batch))
+    return train("temporal-decoder", files, loss.modules, loss, arguments)
+
+
 def train_features(files, arguments):
     network = seeded("features", VideoNetwork)
     loss = FeatureLoss(network, np.load(made(files.frames, "render"), mmap_mode="r"), models.STAGES["features"].batch)
@@ -301,6 +309,8 @@ def write_bundle(files, arguments):
     sizes = [write_part(arguments.output, part, *content) for part, content in parts.items()]
     sizes.append(write_layers(files, arguments.output / LAYERS_FILE, "prediction", prediction_params, models.FPS))
     sizes.append(write_layers(files, arguments.output / INTERPOLATION_FILE, "interpolation", interpolation_params))
+    sizes.append(decoder.write(arguments.output / DECODER_FILE, weights_of(files, "temporal-decoder", "decoder"),
+                               weights_of(files, "autoencoder", "autoencoder"), notes("temporal-decoder")))
     sizes.append(write_tensors(arguments.output / "features.safetensors", weights_of(files, "features", "network"),
                                {"format": "video_ldm_demo_features", **notes("features")}))
     return f"{sum(sizes) / 1e6:.1f} MB in '{arguments.output}'"
@@ -345,4 +355,4 @@ STEPS = {"render": render, "autoencoder": train_autoencoder, "text": train_text,
          "image": train_image, "temporal": train_temporal, "temporal-attention": train_attention_only,
          "prediction": train_prediction,
          "interpolation-data": make_interpolation_data, "interpolation": train_interpolation,
-         "features": train_features, "bundle": write_bundle}
+         "temporal-decoder": train_decoder, "features": train_features, "bundle": write_bundle}

@@ -60,7 +60,11 @@ class DecoderTimeStack(nn.Module):
             nn.Dropout(0.0),
             operations.Conv3d(channels, channels, kernel, padding=padding, **place),
         )
-        nn.init.zeros_(self.out_layers[3].weight)       # a fresh block is the identity
+        # By torch's own methods: a host's layers leave their weights as memory happens to be. The block is the identity.
+        nn.GroupNorm.reset_parameters(self.in_layers[0])
+        nn.Conv3d.reset_parameters(self.in_layers[2])
+        nn.GroupNorm.reset_parameters(self.out_layers[0])
+        nn.init.zeros_(self.out_layers[3].weight)
         nn.init.zeros_(self.out_layers[3].bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -54,10 +54,11 @@ def resolve(name, kind=LAYERS):
 
 def fingerprint(name, kind=LAYERS):
     """What changes when the file of that name does: (modification time in ns, size in bytes)."""
-    return _fingerprint(resolve(name, kind))
+    return path_fingerprint(resolve(name, kind))
 
 
-def _fingerprint(path):
+def path_fingerprint(path):
+    """The same of a full path."""
     # By time and size: hashing a large file would cost more than reading it again.
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size
@@ -67,6 +68,23 @@ def _is_other_demo_file(kind, name):
     if name.startswith(DEMO_LAYERS) or not (DEMO_FOLDER / name).is_file():
         return False
     return folder_paths.get_full_path(kind, name) == str(DEMO_FOLDER / name)
+
+
+def list_decoders():
+    """Files that may hold a temporal decoder: the pack's, VAEs, and checkpoints that call themselves SVD."""
+    checkpoints = [name for name in folder_paths.get_filename_list("checkpoints") if "svd" in name.lower()]
+    return sorted({*list_files(), *folder_paths.get_filename_list("vae"), *checkpoints})
+
+
+def resolve_decoder(name):
+    """Full path of a name from `list_decoders`; a sentence if the file has gone."""
+    register_folders()
+    for kind in (LAYERS, "vae", "checkpoints"):
+        path = folder_paths.get_full_path(kind, name)
+        if path is not None:
+            return path
+    raise VideoLDMError(f"There is no file {name} in models/video_ldm, models/vae or models/checkpoints. Put it into the "
+                        "first of these and refresh the page (R), or choose another file.")
 
 
 def input_videos():
@@ -84,7 +102,7 @@ def input_file(name):
 
 def input_fingerprint(name):
     """Like `fingerprint`, of a file in ComfyUI's input folder."""
-    return _fingerprint(input_file(name))
+    return path_fingerprint(input_file(name))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""The demo's temporal decoder: the bundled autoencoder's own, with layers over time, fine-tuned on clips of the world.
+
+Clips are rendered as they are needed, at every rate that the cascade makes: key frames and both steps between them.
+"""
+
+import numpy as np
+import torch
+
+from ..nodes.host import models as host
+from ..nodes.host.temporal_vae import build_decoder
+from ..temporal.decoder import SVD_KERNEL, DecoderParams
+from ..temporal.formats import decoder as file_format
+from ..temporal.training.decoder import Clip, DecoderLoss, DecoderLossParams
+from ..temporal.training.discriminator import PatchDiscriminator
+from . import models, world
+from .autoencoder import encode, reconstruction_error, to_model
+from .data import car_weights
+
+FRAMES = 6                              # of a training clip: the paper's (Table 8)
+RATES = (models.FPS, *models.RATES)     # frames per second of the clips, drawn evenly
+LATENTS = "the Video LDM demo"
+# The error of pixels is small beside answers of a discriminator, whose share the adaptive weight brings down to its size.
+TERMS = DecoderLossParams(adversarial=0.3, adversarial_from=300, features=0.05, perceptual=0.0)
+JUDGE_CHANNELS = 32
+
+
+def params():
+    about = models.AUTOENCODER
+    return DecoderParams(about.latent_channels, about.channels, about.channel_mult, about.num_res_blocks, SVD_KERNEL)
+
+
+class DrivingClips:
+    """`clips(step)` for a DecoderLoss: rendered clips, their latents from the frozen encoder, cars counting more."""
+
+    def __init__(self, autoencoder, batch: int):
+        self.autoencoder, self.batch = autoencoder.requires_grad_(False).eval(), batch
+
+    def __call__(self, step) -> Clip:
+        drawn = [self.draw(step.generator) for _ in range(step.share(self.batch))]
+        frames = torch.from_numpy(np.stack([clip.frames for clip in drawn]))
+        weights = torch.from_numpy(np.stack([car_weights(boxes_of(clip), models.HEIGHT, models.WIDTH) for clip in drawn]))
+        self.autoencoder.to(step.device)
+        flat = frames.flatten(0, 1).to(step.device)
+        parts = encode(self.autoencoder, flat).float(), to_model(flat), weights.flatten(0, 1).to(step.device)
+        return Clip(*(part.unflatten(0, (len(drawn), FRAMES)) for part in parts))
+
+    @staticmethod
+    def draw(generator):
+        index, rate = (int(torch.randint(0, count, (), generator=generator)) for count in (models.TRAIN_CLIPS, len(RATES)))
+        latest = (models.FRAMES - 1) / models.FPS - (FRAMES - 1) / RATES[rate]
+        start = float(torch.rand((), generator=generator)) * max(latest, 0)
+        return world.clip(world.train_seed(index), FRAMES, models.HEIGHT, models.WIDTH, RATES[rate], start)
+
+
+def boxes_of(clip):
+    """Corners (t 3 4) of the cars in each frame, 0 where there are fewer."""
+    boxes = np.zeros((FRAMES, 3, 4), np.float32)
+    for time, found in enumerate(clip.boxes):
+        for number, (_, *corners) in enumerate(found):
+            boxes[time, number] = corners
+    return boxes
+
+
+def loss_of(weights, batch: int) -> DecoderLoss:
+    """The training of a fresh temporal decoder on the autoencoder with these weights; its discriminator is fresh too."""
+    autoencoder = host.build_autoencoder(models.AUTOENCODER)
+    autoencoder.load_state_dict(weights)
+    decoder = build_decoder(params())
+    decoder.load_state_dict(autoencoder.decoder.state_dict(), strict=False)
+    return DecoderLoss(decoder, DrivingClips(autoencoder, batch), TERMS, PatchDiscriminator(3, JUDGE_CHANNELS, layers=2),
+                       post_quant=autoencoder.post_quant_conv, reconstruction=reconstruction_error)
+
+
+def write(path, tensors, weights, metadata) -> int:
+    """Write a trained decoder in fp16; the size in bytes. weights: of the autoencoder."""
+    post_quant = {part: weights[f"post_quant_conv.{part}"] for part in ("weight", "bias")}
+    half = {key: tensor.to(torch.float16) for key, tensor in tensors.items()}
+    file_format.write(path, half, params(), latents=LATENTS, frames=FRAMES, licence=models.LICENCE, metadata=metadata,
+                      post_quant={part: tensor.to(torch.float16) for part, tensor in post_quant.items()})
+    return path.stat().st_size

@@ -1,0 +1,151 @@
+"""Latents to pixels: Load Temporal Decoder, Temporal VAE Decode."""
+
+import logging
+
+import torch
+
+from ..temporal.formats import load_decoder
+from ..temporal.video import DEFAULT_RATE
+from .host import files, temporal_vae, wiring
+from .host.api import io
+from .host.decoding import Decoding, DecodeSettings
+from .host.lazy_video import LazyVideo
+
+IMAGE_SLOT = 0
+
+
+class LoadTemporalDecoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMLoadTemporalDecoder",
+            display_name="Load Temporal Decoder",
+            category="video ldm/load",
+            description="Gives a VAE a decoder that looks at neighbouring frames, so that a clip does not flicker: Stable "
+                        "Video Diffusion's, for the latents of Stable Diffusion 1.x and 2.x, or one trained with this "
+                        "pack. The VAE that comes in stays as it is, and encoding stays the same bit for bit.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="The VAE of your checkpoint. The one that comes out encodes like it and decodes "
+                                            "with the file's decoder."),
+                io.Combo.Input("file", options=files.list_decoders(),
+                               tooltip="A temporal decoder: svd.safetensors or svd_xt.safetensors in models/checkpoints, "
+                                       "the VAE of one of them in models/vae, or a file in models/video_ldm. Of checkpoints "
+                                       "only those with svd in their name are listed."),
+            ],
+            outputs=[
+                io.Vae.Output("vae_out", display_name="VAE", tooltip="For Temporal VAE Decode. Core's VAE Decode takes it "
+                                                                     "too, with seams where memory is short."),
+                io.String.Output("report", display_name="report", tooltip="What was loaded, in words, with a warning where "
+                                                                          "the decoder does not seem to fit the VAE."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **kwargs):
+        return files.path_fingerprint(files.resolve_decoder(file))
+
+    @classmethod
+    def execute(cls, vae, file) -> io.NodeOutput:
+        found = load_decoder(files.resolve_decoder(file))
+        made = temporal_vae.with_temporal_decoder(vae, found)
+        warning = temporal_vae.round_trip_warning(vae, made, found)
+        if warning:
+            logging.warning("[Video LDM] %s", warning)
+        return io.NodeOutput(made, report_of(found, warning))
+
+
+def report_of(found, warning: str | None) -> str:
+    fps = f" at {found.fps:g} frames per second" if found.fps else ""
+    lines = [f"{found.name}: {found.title}, for latents of {found.latents}.",
+             f"Trained on clips of {found.frames} frames{fps}; kernel {'x'.join(map(str, found.params.kernel))}."]
+    if found.licence:
+        lines.append(f"Licence: {found.licence}.")
+    return "\n".join([*lines, f"Warning: {warning}"] if warning else lines)
+
+
+class TemporalDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMTemporalDecode",
+            display_name="Temporal VAE Decode",
+            category="video ldm/decode",
+            description="Decodes the frames of a clip together, in windows that fade into each other, so that a clip of any "
+                        "length needs the memory of one window and looks the same on every machine. With a VAE from Load "
+                        "Temporal Decoder frames do not flicker; with a plain VAE it decodes frame by frame.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="A VAE from Load Temporal Decoder, or a plain one."),
+                io.Latent.Input("samples", tooltip="The frames of a clip, or of several clips one after another."),
+                io.Int.Input("window", default=12, min=1, max=4096,
+                             tooltip="Frames that are decoded together. Memory grows with it. A clip that fits one window "
+                                     "has no seams. With a plain VAE it is the batch and changes nothing else."),
+                io.Int.Input("overlap", default=4, min=0, max=4095,
+                             tooltip="Frames that neighbouring windows share and fade over, at least. More hides seams better "
+                                     "and takes longer: every shared frame is decoded twice. A plain VAE needs none."),
+                io.Int.Input("tile", default=0, min=0, max=8192, step=64,
+                             tooltip="Size of spatial tiles in pixels, for frames that do not fit into memory; 0 decodes "
+                                     "whole frames. Tiles share a quarter of their size. If memory runs out at 0, tiles of "
+                                     "512, then 256 are used, and the log says so."),
+                io.Float.Input("fps", default=0.0, min=0.0, max=240.0, step=0.01,
+                               tooltip="Frames per second of the VIDEO. 0: what the LATENT says (Video LDM Sampler writes it "
+                                       f"there), else {DEFAULT_RATE}."),
+                io.Int.Input("clips", default=0, min=0, max=4096, optional=True,
+                             tooltip="How many clips the LATENT holds, one after another; each is decoded for itself. 0: what "
+                                     "the LATENT says (Video LDM Sampler writes it there), else one."),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="IMAGE",
+                                tooltip="Every frame at once, in memory: width x height x 12 bytes each, 0.3 GB for 100 frames "
+                                        "of 512x512. Not made unless it is connected."),
+                io.Video.Output("video", display_name="VIDEO",
+                                tooltip="The frames as a stream, decoded while Save Video or Save Video File writes them: one "
+                                        "window in memory, however long the clip."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return wiring.used_in_running("VideoLDMTemporalDecode", IMAGE_SLOT)
+
+    @classmethod
+    def execute(cls, vae, samples, window, overlap, tile, fps, clips=0) -> io.NodeOutput:
+        latents = samples["samples"]
+        decoding = Decoding(vae, latents, DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(latents))))
+        rate = fps or samples.get("frame_rate") or DEFAULT_RATE
+        size = decoding.count, decoding.width, decoding.height, rate
+        if not wiring.is_used(cls.hidden, IMAGE_SLOT):
+            blocked = wiring.left_out("The IMAGE of Temporal VAE Decode was not connected when it ran. Run it again.")
+            return io.NodeOutput(blocked, LazyVideo(decoding.frames, *size))
+        images = decode_all(decoding)
+        return io.NodeOutput(images, LazyVideo(lambda first, last: iter([images[first:last]]), *size))
+
+
+def clips_of(latent: dict, frames: int) -> int:
+    """How many clips a LATENT says it holds; a batch that was taken apart since then is one clip."""
+    clips = latent.get("clips") or 1
+    return clips if frames % clips == 0 else 1
+
+
+def decode_all(decoding: Decoding) -> torch.Tensor:
+    """Every frame as one IMAGE, with progress."""
+    files.refuse_beyond_memory(
+        decoding.count * decoding.width * decoding.height * 12,
+        f"{decoding.count} frames of {decoding.width}x{decoding.height}",
+        "Connect only the VIDEO output, which streams to a file, or decode fewer frames.")
+    images, place, pieces = None, 0, 0
+    step = files.progress(decoding.steps())
+
+    def on_piece():
+        nonlocal pieces
+        pieces += 1
+        step(min(pieces, decoding.steps()))
+    for piece in decoding.frames(on_piece=on_piece):
+        if images is None:
+            images = piece.new_empty(decoding.count, *piece.shape[1:])
+        images[place:place + len(piece)] = piece
+        place += len(piece)
+    return images
+
+
+NODES = [LoadTemporalDecoder, TemporalDecode]

@@ -1,0 +1,114 @@
+"""A VAE with a temporal decoder: a new VAE object that shares nothing with the one it is made from."""
+
+import copy
+
+import torch
+from comfy.ldm.modules.diffusionmodules.model import Decoder
+from torch import nn
+
+from ...temporal.decoder import DecoderParams, TemporalDecoder
+from ...temporal.errors import VideoLDMError
+from ...temporal.formats import DecoderFile
+from . import compat
+
+PICTURE = 128           # pixels along each side of the test picture
+LOSS = 6.0              # dB by which a decoder for these latents may fall behind the VAE's own on it
+GOOD = 20.0             # dB at which it is right whatever the VAE's own gives
+
+
+def build_decoder(params: DecoderParams, dtype=None, device=None) -> TemporalDecoder:
+    """ComfyUI's image decoder with temporal layers, uninitialised."""
+    with torch.device(device or "cpu"):
+        image = Decoder(**params.config()).to(dtype or torch.float32)
+    return TemporalDecoder(image, params.kernel, compat.decoder_operations(), dtype, device)
+
+
+def with_temporal_decoder(vae, file: DecoderFile):
+    """A VAE that encodes as `vae` does, bit for bit, and decodes with the file's decoder."""
+    check_vae(vae, file)
+    first_stage = compat.own_copy(vae.first_stage_model, vae.vae_dtype)
+    decoder = build_decoder(file.params, vae.vae_dtype, "meta")
+    # Copies: safetensors' own are views of the file, which then can be neither replaced (Windows) nor rewritten.
+    decoder.load_state_dict({name: own(tensor, vae.vae_dtype) for name, tensor in file.tensors.items()}, assign=True)
+    first_stage.decoder = decoder.requires_grad_(False).eval()
+    if hasattr(first_stage, "post_quant_conv"):
+        first_stage.post_quant_conv = post_quant_conv(file, vae.vae_dtype)
+    made = copy.copy(vae)
+    made.first_stage_model = first_stage
+    made.patcher = compat.vae_patcher(first_stage, vae.patcher)
+    made.size = None
+    made.model_size()
+    return made
+
+
+def own(tensor, dtype):
+    return tensor.to("cpu", dtype, copy=True)
+
+
+def post_quant_conv(file: DecoderFile, dtype):
+    """What stands between latents and decoder: nothing, unless the decoder was trained behind a convolution."""
+    if not file.post_quant:
+        return nn.Identity()
+    channels = file.params.latent_channels
+    conv = compat.decoder_operations().Conv2d(channels, channels, 1, dtype=dtype)
+    conv.load_state_dict({part: own(tensor, dtype) for part, tensor in file.post_quant.items()})
+    return conv.requires_grad_(False).eval()
+
+
+def check_vae(vae, file: DecoderFile):
+    """Refuse a VAE that has no image encoder of the Stable Diffusion kind, or other latents than the file's."""
+    network = getattr(vae, "first_stage_model", None)
+    if network is None:
+        raise VideoLDMError("The connected VAE is empty: its checkpoint holds none. Connect the VAE of Load VAE.")
+    title = title_of(vae)
+    if getattr(vae, "latent_dim", 2) != 2:
+        raise VideoLDMError(f"The connected VAE ({title}) is one of a video model, which decodes time by itself. Connect "
+                            "the VAE of a Stable Diffusion checkpoint.")
+    if not all(hasattr(network, part) for part in ("encoder", "decoder")) or not hasattr(network.decoder, "conv_in"):
+        raise VideoLDMError(f"The connected VAE ({title}) is not built like Stable Diffusion's, so its decoder cannot be "
+                            f"replaced by that of {file.name}. Connect the VAE of a Stable Diffusion checkpoint.")
+    file.check_vae(vae.latent_channels, vae.spacial_compression_decode(), title)
+    if file.post_quant and not hasattr(network, "post_quant_conv"):
+        raise VideoLDMError(f"{file.name} was trained behind the post_quant_conv of a VAE for {file.latents}, and the "
+                            f"connected VAE ({title}) has none. Connect the VAE of a Stable Diffusion checkpoint.")
+
+
+def title_of(vae) -> str:
+    """What an artist may recognise a VAE by."""
+    return f"{type(vae.first_stage_model).__name__}, {vae.latent_channels} latent channels"
+
+
+def is_temporal(vae) -> bool:
+    """Whether a VAE decodes the frames of a batch together: one made here, or core's own of Stable Video Diffusion."""
+    return any(name.endswith("time_mix_conv") for name, _ in vae.first_stage_model.named_modules())
+
+
+# Are these the latents that the decoder knows? Shapes cannot tell: SDXL's look like Stable Diffusion 1.x's.
+
+def round_trip_warning(vae, made, file: DecoderFile) -> str | None:
+    """A sentence where a test picture comes back from the new decoder much worse than from the VAE's own."""
+    picture = test_picture(PICTURE)
+    latents = vae.encode(picture)
+    before, after = (psnr(one.decode(latents), picture) for one in (vae, made))
+    if after >= min(before - LOSS, GOOD):
+        return None
+    return (f"{file.name} does not seem to fit the connected VAE: a test picture comes back at {after:.0f} dB from it, at "
+            f"{before:.0f} dB from the VAE's own decoder. It was trained for the latents of {file.latents}; those of SDXL, "
+            "for one, have the same shape and another meaning.")
+
+
+def test_picture(size: int):
+    """A picture (1 h w 3) in 0..1 with what a VAE must keep: a sky, a ground with stripes, two discs of strong colour."""
+    down, across = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
+    sky = torch.stack([0.45 + 0.3 * down, 0.6 + 0.2 * down, 0.9 - 0.1 * down], -1)
+    stripes = 0.35 + 0.1 * torch.sign(torch.sin(40 * across / (down + 0.2)))
+    picture = torch.where((down > 0.55)[..., None], stripes[..., None] * torch.tensor([1.0, 0.95, 0.85]), sky)
+    for top, left, radius, colour in ((0.3, 0.3, 0.15, (0.85, 0.15, 0.1)), (0.65, 0.7, 0.2, (0.1, 0.5, 0.2))):
+        disc = (down - top).square() + (across - left).square() < radius ** 2
+        picture = torch.where(disc[..., None], torch.tensor(colour), picture)
+    return picture[None]
+
+
+def psnr(pictures, reference) -> float:
+    error = (pictures.detach().float().cpu()[..., :3] - reference).square().mean().clamp_min(1e-10)
+    return float(-10 * error.log10())
