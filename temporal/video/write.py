@@ -1,7 +1,10 @@
 """Write frames to a video or animation file: streamed, under a temporary name until it is complete, workflow inside."""
 
+import errno
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 import imageio.v3 as iio
@@ -40,10 +43,23 @@ def write_video(path, frames, rate, format="mp4", crf=18, metadata=None, audio=N
     """
     if format not in FORMATS:
         raise VideoLDMError(f"Unknown video format '{format}'. Choose one of {', '.join(FORMATS)}.")
-    with replaced(path) as temporary:
+    with _room_for(path), replaced(path) as temporary:
         if format in CODECS:
             return _write_video(temporary, frames, as_rate(rate), format, crf, metadata or {}, audio, on_frame)
         return _write_animation(temporary, frames, as_rate(rate), format, crf, metadata or {}, on_frame)
+
+
+@contextmanager
+def _room_for(path):
+    """A disk that is full, or a quota that is used up, becomes a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        path = Path(path)
+        raise VideoLDMError(f"There is no room for {path.name} in '{path.parent}' ({error.strerror}), so nothing of it was "
+                            "kept. Free some space, or lower the quality, and run again.") from error
 
 
 def metadata_text(metadata):
