@@ -95,7 +95,7 @@ class VideoLDMSampler(io.ComfyNode):
         fps = fps_of(sets)
         clip_model = attach.with_clip_options(model, frames, temporal_texts(temporal_prompt), fps)
         samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise)
-        return io.NodeOutput({**latent, "samples": samples, "frame_rate": fps}, fps)
+        return io.NodeOutput({**latent, "samples": samples, "frame_rate": fps, "clips": len(samples) // frames}, fps)
 
 
 def clip_latent(model, latent, frames: int, clips: int, width: int, height: int, denoise: float) -> dict:
