@@ -22,6 +22,7 @@ from ..temporal.formats import video_ldm
 from ..temporal.formats.record import Base, Schedule
 from ..temporal.atomic import write_atomically
 from ..temporal.conditioning import initialise, with_context
+from ..temporal.layout import SceneLayout
 from ..temporal.stack import BOTH_ENDS, FIRST_FRAMES, TemporalStack, video_ldm_params
 from ..temporal.training.clips import Clips
 from ..temporal.training.diffusion import Diffusion
@@ -29,13 +30,14 @@ from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
 from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import data, decoder, models, world
+from . import data, decoder, layout, models, world
 from .autoencoder import AutoencoderLoss, encode
 from .features import FeatureLoss, VideoNetwork
 from .text import TextLoss, encode_ids, text_params, token_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK, BUNDLE = ROOT / ".train", ROOT / "models" / "demo"
+LAYOUT_FILE = "video_ldm_driving_layout.safetensors"
 LAYERS_FILE, INTERPOLATION_FILE = "video_ldm_driving.safetensors", "video_ldm_driving_x4.safetensors"
 DECODER_FILE = "video_ldm_driving_decoder.safetensors"
 ENCODE_BATCH, CLIP_BATCH = 64, 16       # pictures, short clips
@@ -135,6 +137,14 @@ def train_temporal(files, arguments, stage="temporal"):
 
 def train_attention_only(files, arguments):
     return train_temporal(files, arguments, "temporal-attention")
+
+
+def train_layout(files, arguments):
+    """Boxes and labels for the frozen image LDM."""
+    unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
+    scene = seeded("layout", lambda: SceneLayout(layout.params(models.UNET)))
+    latents, texts = np.load(made(files.latents, "latents"), mmap_mode="r"), load_file(made(files.texts, "latents"))
+    return train("layout", files, {"scene": scene}, layout.loss(unet, scene, diffusion(), latents, texts), arguments)
 
 
 def train_prediction(files, arguments):
@@ -311,6 +321,8 @@ def write_bundle(files, arguments):
     sizes.append(write_layers(files, arguments.output / INTERPOLATION_FILE, "interpolation", interpolation_params))
     sizes.append(decoder.write(arguments.output / DECODER_FILE, weights_of(files, "temporal-decoder", "decoder"),
                                weights_of(files, "autoencoder", "autoencoder"), notes("temporal-decoder")))
+    sizes.append(layout.write(arguments.output / LAYOUT_FILE, weights_of(files, "layout", "scene"),
+                              load_file(files.texts)["null"], notes("layout")))
     sizes.append(write_tensors(arguments.output / "features.safetensors", weights_of(files, "features", "network"),
                                {"format": "video_ldm_demo_features", **notes("features")}))
     return f"{sum(sizes) / 1e6:.1f} MB in '{arguments.output}'"
@@ -353,6 +365,6 @@ def notes(stage):
 
 STEPS = {"render": render, "autoencoder": train_autoencoder, "text": train_text, "latents": make_latents,
          "image": train_image, "temporal": train_temporal, "temporal-attention": train_attention_only,
-         "prediction": train_prediction,
+         "layout": train_layout, "prediction": train_prediction,
          "interpolation-data": make_interpolation_data, "interpolation": train_interpolation,
          "temporal-decoder": train_decoder, "features": train_features, "bundle": write_bundle}

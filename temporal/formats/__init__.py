@@ -2,7 +2,7 @@
 
     identify(path) -> Identified            load_temporal(path) -> TemporalFile
     load_motion_lora(path) -> MotionLora    load_svd_initialisation(path, params) -> Initialisation
-    load_decoder(path) -> DecoderFile
+    load_decoder(path) -> DecoderFile       load_layout(path) -> LayoutFile
     video_ldm.write(path, layers, params, ...)          decoder.write(path, tensors, params, ...)
 
 One file per family; others.py names everything that is refused.
@@ -12,26 +12,28 @@ from typing import Mapping
 
 from ..errors import VideoLDMError
 from ..stack import StackParams
-from . import animatediff, decoder, motion_lora, others, svd, video_ldm
+from . import animatediff, decoder, layout, motion_lora, others, svd, video_ldm
 from .decoder import DecoderFile
 from .files import TensorFile, open_file
 from .keys import Keys
+from .layout import LayoutFile
 from .motion_lora import MotionLora
 from .record import Base, Identified, SamplerHint, Schedule, TemporalFile
 from .svd import Initialisation
 
 __all__ = [
-    "Base", "DecoderFile", "Identified", "Initialisation", "MotionLora", "SamplerHint", "Schedule", "TemporalFile",
-    "decoder", "identify", "identify_keys", "load_decoder", "load_motion_lora", "load_svd_initialisation",
-    "load_temporal", "video_ldm",
+    "Base", "DecoderFile", "Identified", "Initialisation", "LayoutFile", "MotionLora", "SamplerHint", "Schedule",
+    "TemporalFile", "decoder", "identify", "identify_keys", "layout", "load_decoder", "load_layout", "load_motion_lora",
+    "load_svd_initialisation", "load_temporal", "video_ldm",
 ]
 
 
 def identify_keys(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | None = None) -> Identified:
     """What a file is, from the names and shapes of its tensors and its safetensors metadata."""
     keys, metadata = Keys(shapes), metadata or {}
-    return (video_ldm.detect(keys, metadata) or motion_lora.detect(keys) or animatediff.detect(keys) or svd.detect(keys)
-            or decoder.detect(keys, metadata) or others.identify(keys, metadata))
+    return (video_ldm.detect(keys, metadata) or layout.detect(keys, metadata) or motion_lora.detect(keys)
+            or animatediff.detect(keys) or svd.detect(keys) or decoder.detect(keys, metadata)
+            or others.identify(keys, metadata))
 
 
 def identify_file(file: TensorFile) -> Identified:
@@ -73,6 +75,15 @@ def load_decoder(path) -> DecoderFile:
                             "svd.safetensors or svd_xt.safetensors, the VAE of one of them, or a decoder trained with "
                             "this pack.")
     raise other.refusal(file.name, wanted="a temporal decoder")
+
+
+def load_layout(path) -> LayoutFile:
+    """A scene layout's conditioner; raises VideoLDMError, naming the file, for anything else."""
+    file = open_file(path)
+    found = layout.detect(Keys(file.raw_shapes), file.metadata)
+    if found is None:
+        raise identify_file(file).refusal(file.name, wanted=layout.TITLE)
+    return layout.load(file)
 
 
 def load_svd_initialisation(path, params: StackParams) -> Initialisation:

@@ -1,0 +1,59 @@
+"""Scene layouts in ComfyUI: CONDITIONING carries the conditioner to the sampler, as core's GLIGEN does it.
+
+Core loads the model that a conditioning's `gligen` entry names with the others, asks it for a patch at every call of
+the network (`set_position`), and runs that patch in each transformer block, between self-attention and text.
+"""
+
+import weakref
+
+import torch
+from torch import nn
+
+from ...temporal.layout import Layout, SceneLayout, nothing_said
+from .compat import layer_operations, layer_patcher
+
+
+class LayoutModel(nn.Module):
+    """What core expects of the model of a `gligen` entry."""
+
+    def __init__(self, scene: SceneLayout):
+        super().__init__()
+        self.scene = scene
+
+    def set_position(self, latent_shape, layout: Layout, device):
+        return middle_patch(self.scene, layout.to(device), latent_shape)
+
+    def set_empty(self, latent_shape, device):
+        return self.set_position(latent_shape, nothing_said(self.scene.params), device)
+
+
+def middle_patch(scene: SceneLayout, layout: Layout, latent_shape):
+    """A patch in core's form, for one call of the network on latents of this shape."""
+    act = scene.conditioned(layout, *latent_shape[-2:])
+    return lambda x, options: act(x, options["transformer_index"])
+
+
+def call_unet(unet, scene: SceneLayout, x, tau, context, layout: Layout):
+    """ComfyUI's UNet with a layout for each image, in training."""
+    patches = {"middle_patch": [middle_patch(scene, layout, x.shape)]}
+    return unet(x, tau, context=context, transformer_options={"patches": patches})
+
+
+_patchers = weakref.WeakValueDictionary()
+
+
+def layout_patcher(file, cache_key):
+    """The conditioner of a file under ComfyUI's memory management, shared while the file is unchanged."""
+    patcher = _patchers.get(cache_key)
+    if patcher is None:
+        scene = SceneLayout(file.params, operations=layer_operations(), dtype=torch.float32, device="meta")
+        scene.load_state_dict({key: tensor.to(torch.float32, copy=True) for key, tensor in file.tensors.items()},
+                              assign=True)
+        patcher = _patchers[cache_key] = layer_patcher(LayoutModel(scene.requires_grad_(False).eval()))
+    return patcher
+
+
+def with_layout(conditioning, patcher, layout: Layout | None):
+    """CONDITIONING that says this layout; None: that leaves it open, for the negative."""
+    entry = ("position", patcher, layout) if layout is not None else ("empty", patcher, [])
+    return [[text, {**options, "gligen": entry}] for text, options in conditioning]

@@ -1,0 +1,117 @@
+"""Scene layouts: the conditioner of boxes and labels, and its cross-attentions for one image model; read and written.
+
+A safetensors file whose tensors are those of `temporal.layout.SceneLayout`, and `null_text` (l d): the image model's
+embedding of an empty prompt, for pictures that are described by their layout alone. The metadata rebuilds the rest:
+
+    format, version             what this is; another version than VERSION is refused
+    params                      LayoutParams as JSON
+    base_family, base_context_dim, licence
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Mapping
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..atomic import write_atomically
+from ..errors import VideoLDMError
+from ..layout import LayoutParams, SceneLayout
+from .files import TensorFile
+from .keys import Keys
+from .record import Base, Identified, require_one_dtype
+
+FORMAT = "video_ldm_scene_layout"
+VERSION = 1
+TITLE = "a scene layout file"
+NULL_TEXT = "null_text"
+RESERVED = ("format", "version", "params", "base_family", "base_context_dim", "licence")
+
+
+@dataclass
+class LayoutFile:
+    """Ready for `SceneLayout(params).load_state_dict(tensors)`; null_text `l d`."""
+
+    name: str
+    params: LayoutParams
+    tensors: dict[str, Tensor]
+    null_text: Tensor
+    base: Base
+    licence: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    if metadata.get("format") == FORMAT:
+        return Identified("scene_layout", TITLE, "Choose it in Scene Layout.", takes="layout")
+    return None
+
+
+def load(file: TensorFile) -> LayoutFile:
+    """The content of an open file; raises VideoLDMError where its parts do not agree."""
+    version = file.metadata.get("version")
+    if version != str(VERSION):
+        raise VideoLDMError(f"{file.name} is {TITLE} of version {version}, and this pack reads version {VERSION}. "
+                            "Update the pack.")
+    try:
+        params = parse_params(file.metadata["params"])
+        base = Base(file.metadata["base_family"], int(file.metadata["base_context_dim"]))
+        wanted = tensors_of(params)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VideoLDMError(f"{file.name} is {TITLE} whose metadata is damaged ({error}). Write or download it "
+                            "again.") from None
+    check_tensors(file, wanted, base)
+    tensors = file.read(file.shapes)
+    require_one_dtype(file.name, tensors)
+    notes = {key: value for key, value in file.metadata.items() if key not in RESERVED}
+    return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base,
+                      file.metadata.get("licence", ""), notes)
+
+
+def parse_params(text: str) -> LayoutParams:
+    stored = json.loads(text)
+    labels = tuple((name, tuple(values)) for name, values in stored.pop("labels"))
+    sites = tuple((int(site), int(channels)) for site, channels in stored.pop("sites"))
+    return LayoutParams(colours=tuple(stored.pop("colours")), labels=labels, sites=sites, **stored)
+
+
+def tensors_of(params: LayoutParams) -> dict[str, tuple]:
+    scene = SceneLayout(params, device="meta")
+    return {key: tuple(tensor.shape) for key, tensor in scene.state_dict().items()}
+
+
+def check_tensors(file: TensorFile, wanted: dict[str, tuple], base: Base):
+    shapes = dict(file.shapes)
+    text = shapes.pop(NULL_TEXT, ())
+    if len(text) != 2 or text[1] != base.context_dim:
+        raise VideoLDMError(f"{file.name} is {TITLE} whose null_text has shape {list(text)} where a text of width "
+                            f"{base.context_dim} is due. Write or download it again.")
+    for key in sorted(shapes.keys() ^ wanted.keys()):
+        fault = "lacks" if key in wanted else "has the unknown tensor"
+        raise VideoLDMError(f"{file.name} is {TITLE} that {fault} {key}. Write or download it again.")
+    for key, shape in wanted.items():
+        if shapes[key] != shape:
+            raise VideoLDMError(f"{file.name} is {TITLE} where {key} has shape {list(shapes[key])}, and {list(shape)} "
+                                "is due. Write or download it again.")
+
+
+def write(path, tensors: Mapping[str, Tensor], params: LayoutParams, null_text: Tensor, *, base: Base, licence: str,
+          metadata: Mapping[str, str] = {}):
+    """Write a file that `load` gives back to the bit; whole or not at all."""
+    clash = sorted(set(metadata) & set(RESERVED))
+    if clash:
+        raise ValueError(f"the metadata entry {clash[0]} belongs to the format")
+    given, wanted = {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors_of(params)
+    if given != wanted:
+        raise ValueError(f"tensors and params disagree, first at {sorted(given.items() ^ wanted.items())[0][0]}")
+    if null_text.ndim != 2 or null_text.shape[1] != base.context_dim:
+        raise ValueError(f"null_text is l {base.context_dim}, not {tuple(null_text.shape)}")
+    header = {"format": FORMAT, "version": str(VERSION), "params": json.dumps(asdict(params)),
+              "base_family": base.family, "base_context_dim": str(base.context_dim), "licence": licence,
+              **{key: str(value) for key, value in metadata.items()}}
+    dtype = next(iter(tensors.values())).dtype
+    stored = {**tensors, NULL_TEXT: null_text.to(dtype)}
+    stored = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in stored.items()}
+    write_atomically(Path(path), lambda temporary: save_file(stored, temporary, metadata=header))
