@@ -7,17 +7,14 @@ alternate in one process and the ratio is the median over pairs, so that other l
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.ops
-import psutil           # ComfyUI requires it
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..nodes.host.attach import build_stack
 from ..temporal.stack import (CallSettings, MotionParams, StackParams, TemporalStack, open_call, unet_sites,
                               video_ldm_params)
+from .memory import growth, own_pages
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
 EMB_DIM, CONTEXT_DIM, HEADS, TOKENS = 1280, 768, 8, 77
@@ -187,30 +185,13 @@ def cpu_peaks(options) -> dict:
         command = [sys.executable, str(RUN), "_inside", "benchmarks.speed", "--memory-of", name,
                    "--size", str(options.size), "--frames", str(options.frames),
                    "--threads", str(torch.get_num_threads())]
-        # glibc keeps what building the layers freed, and a step would take that unseen: tensors get pages of their own.
-        environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
-        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=own_pages()).stdout
         peaks[name] = json.loads(answer.splitlines()[-1])
     return peaks
 
 
 def resident_growth(case: Case, name: str) -> int:
-    """Bytes of resident memory that one step takes at most, beyond what the process holds before it.
-
-    The high-water mark that the system keeps would not do: building the layers raises it above what a step needs.
-    """
+    """Bytes of resident memory that one step takes at most, beyond what the process holds before it."""
     unet, inputs = build_unet(case), batch(case)
     stack = build_layers(unet, name, case) if name != IMAGES else None
-    process, finished = psutil.Process(), threading.Event()
-    before = most = process.memory_info().rss
-
-    def watch():
-        nonlocal most
-        while not finished.wait(0.002):
-            most = max(most, process.memory_info().rss)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    step(unet, stack, inputs, case)
-    finished.set()
-    watcher.join()
-    return most - before
+    return growth(lambda: step(unet, stack, inputs, case))

@@ -1,0 +1,29 @@
+"""Memory that Extend Video takes for a video of some length: `python run.py _inside benchmarks.extend_memory FRAMES`.
+
+Prints the bytes beyond the weights and the latents that come out. The bundled models, two steps a clip.
+"""
+
+from ..demo import models, train
+from ..nodes.host import models as host
+from ..nodes.load import AS_TRAINED, LoadTemporalLayers
+from ..nodes.longer import STOP, ExtendVideo
+from .memory import growth
+
+WARM_UP = 14        # frames: what is loaded and planned once is not counted
+
+
+def main(argv):
+    model, clip, _ = host.load_demo(train.BUNDLE)
+    model = LoadTemporalLayers.execute(model, train.LAYERS_FILE, 1.0, AS_TRAINED).result[0]
+    text = [[clip.encode_from_tokens(clip.tokenize("a busy road by day")), {}]]
+    out = []
+
+    def extend(frames):
+        out[:] = ExtendVideo.execute(model, text, text, models.FRAMES, models.WIDTH, models.HEIGHT, 1, 2, 1.0, "euler",
+                                     "normal", frames, 1.0, 2, STOP).result
+
+    extend(WARM_UP)
+    taken = growth(lambda: extend(int(argv[0])))
+    latents = out[0]["samples"]
+    print(taken - latents.numel() * latents.element_size())
+    return 0
