@@ -7,6 +7,7 @@ from video_ldm.tests.host.checkpoints import FRAMES
 
 IMAGE, SECOND = "image.safetensors", "second.safetensors"
 VIDEO, MOTION = "video.safetensors", "motion.safetensors"
+PREDICTION, BETWEEN = "prediction.safetensors", "between.safetensors"
 LORA, MOTION_LORA, CONTROLNET = "lora.safetensors", "motion_lora.safetensors", "controlnet.safetensors"
 POSITIVE, NEGATIVE, OTHER = "positive", "negative", "other"
 WIDTH, HEIGHT = 24, 16          # latents of 2 x 3
@@ -68,6 +69,8 @@ def write_library(server):
     server.save_model("loras", LORA, checkpoints.image_lora())
     server.save_model("controlnet", CONTROLNET, checkpoints.as_type(checkpoints.controlnet_state(), half))
     checkpoints.write_video_layers(server.model_path("video_ldm", VIDEO), dtype=half)
+    checkpoints.write_context_layers(server.model_path("video_ldm", PREDICTION), dtype=half)
+    checkpoints.write_interpolation_layers(server.model_path("video_ldm", BETWEEN), dtype=half)
     server.save_model("video_ldm", MOTION, checkpoints.as_type(checkpoints.motion_state(), half))
     server.save_model("video_ldm", MOTION_LORA, checkpoints.motion_lora())
     for seed, name in enumerate((POSITIVE, NEGATIVE, OTHER), 11):
