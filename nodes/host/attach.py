@@ -166,7 +166,13 @@ def host_attention(q, k, v, heads: int, mask=None):
     attention over the frames of a clip does not take, and costs time."""
     if q.device.type == "cpu":
         return attend(q, k, v, heads, mask)
+    mask = None if mask is None else as_numbers(mask, q.dtype)
     return attention.optimized_attention(q, k, v, heads, mask=mask)     # looked up per call: chosen at start
+
+
+def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of true and false as what is added to the scores: core's attentions do not agree on the former."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
 _stacks = weakref.WeakValueDictionary()

@@ -1,0 +1,87 @@
+"""More frames than the temporal layers were trained on: Frame Windows."""
+
+from ..temporal.errors import VideoLDMError
+from ..temporal.schedules import FUSES, SCHEDULES
+from .host import windows
+from .host.api import io
+
+WINDOWS, CONVOLUTION = "windows", "convolution in time"
+
+
+class FrameWindows(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMFrameWindows",
+            display_name="Frame Windows",
+            category="video ldm/sample",
+            description="Samples clips of more frames than the temporal layers were trained on. Windows: overlapping "
+                        "pieces of the trained length, joined in every step; memory is that of one window. "
+                        "Convolution in time: all frames at once, each attending to its neighbours only. Goes between "
+                        "Load Temporal Layers and any sampler, whose number of frames may then be larger.",
+            inputs=[
+                io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
+                io.Combo.Input("mode", options=[WINDOWS, CONVOLUTION], default=WINDOWS,
+                               tooltip="Windows: works with all layers, in the memory of one window. Convolution in "
+                                       "time: the paper's way for Video LDM layers, all frames in memory at once."),
+                io.Int.Input("length", default=0, min=0, max=4096,
+                             tooltip="Windows: frames of one window. 0 is the length that the layers were trained on, "
+                                     "which is best. Clips of no more frames are sampled as without this node."),
+                io.Int.Input("overlap", default=4, min=0, max=4095,
+                             tooltip="Windows: frames that neighbouring windows share, at least. More is smoother and "
+                                     "slower; a quarter to half of the length is usual."),
+                io.Combo.Input("schedule", options=list(SCHEDULES), default="static",
+                               tooltip="Windows: static, the same in every step. Shifting: elsewhere in every step, "
+                                       "which hides seams. Looped: shifting, the last frame leading on to the first."),
+                io.Combo.Input("fuse", options=list(FUSES), default="pyramid",
+                               tooltip="Windows: how frames of several windows are averaged. Pyramid: the middle of a "
+                                       "window counts most. Ramp: faded within the overlap alone. Flat: all the same."),
+                io.Int.Input("max_distance", default=8, min=1, max=4096,
+                             tooltip="Convolution in time: how many frames away attention over time reaches. The "
+                                     "paper's is 8, for layers trained on 8 frames."),
+            ],
+            outputs=[io.Model.Output("model_out", display_name="MODEL",
+                                     tooltip="For Video LDM Sampler, KSampler or any other, with more frames.")],
+        )
+
+    @classmethod
+    def execute(cls, model, mode, length, overlap, schedule, fuse, max_distance) -> io.NodeOutput:
+        layers = windows.params_of_layers(model)
+        if not layers:
+            raise VideoLDMError("The connected MODEL has no temporal layers, so there are no clips to sample in "
+                                "windows. Connect Frame Windows behind Load Temporal Layers.")
+        if mode == CONVOLUTION:
+            check_convolution(layers)
+            return io.NodeOutput(windows.without_windows(model, max_distance))
+        length = length or min(params.frames for params in layers)
+        check_windows(layers, length, overlap)
+        return io.NodeOutput(windows.with_windows(model, length, overlap, schedule, fuse))
+
+
+def check_windows(layers, length: int, overlap: int):
+    """Refuse windows that are no windows, or that the layers cannot run."""
+    if overlap >= length:
+        raise VideoLDMError(f"Windows of {length} frames cannot overlap by {overlap}. Set overlap below {length}.")
+    for params in layers:
+        if params.mix_length > 1 and length != params.mix_length:
+            raise VideoLDMError(f"{mixed_by_vector(params)}, so windows of {length} frames do not fit them. Set length "
+                                f"to {params.mix_length}.")
+        if params.table_length and length > params.table_length:
+            raise VideoLDMError(f"These {params.family} layers have a learned table of {params.table_length} frame "
+                                f"positions, so windows of {length} frames are too long. Set length to "
+                                f"{params.table_length} or fewer.")
+
+
+def check_convolution(layers):
+    """Refuse layers whose mix knows the frames of a clip by their number: a convolution is the same everywhere."""
+    for params in layers:
+        if params.mix_length > 1:
+            raise VideoLDMError(f"{mixed_by_vector(params)}, so they cannot be convolved in time. Choose the mode "
+                                "windows.")
+
+
+def mixed_by_vector(params) -> str:
+    return f"These {params.family} layers mix over time with a vector of {params.mix_length} frames"
+
+
+NODES = [FrameWindows]
