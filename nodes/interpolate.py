@@ -25,7 +25,7 @@ class LatentInterpolate(io.ComfyNode):
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers with a file of interpolation layers."),
                 io.Conditioning.Input("positive", tooltip="What the video shows: the text of the key frames."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
-                io.Latent.Input("latent", tooltip="The key frames of one video, one per batch item."),
+                io.Latent.Input("latent", tooltip="The key frames, one per batch item; several clips stay apart."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="The random noise of the new frames."),
                 io.Int.Input("steps", default=20, min=1, max=10000,
@@ -57,16 +57,17 @@ class LatentInterpolate(io.ComfyNode):
                 temporal_prompt=None) -> io.NodeOutput:
         check_layers(require_layers(model))
         rate = rate_of(latent, fps)
-        frames = key_frames(model, latent)
+        clips = key_frames(latent)
         settings = (steps, cfg, sampler, scheduler, positive, negative)
         texts = temporal_texts(temporal_prompt)
-        progress = sampling.RolloutProgress(model, sum(between_pairs(len(frames), times)), steps)
+        progress = sampling.RolloutProgress(model, len(clips) * sum(between_pairs(len(clips[0]), times)), steps)
         for turn in range(times):
             rate *= 4
             clip_model = attach.with_clip_options(model, WINDOW, texts, rate)
-            frames = interpolate(clip_model, frames, (seed + turn) % 2**64, settings, windows, progress)
+            clips = [interpolate(clip_model, clip, (seed + 2 * number + turn) % 2**64, settings, windows, progress)
+                     for number, clip in enumerate(clips)]
         kept = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
-        return io.NodeOutput({**kept, "samples": frames, "frame_rate": rate}, rate)
+        return io.NodeOutput({**kept, "samples": torch.cat(clips), "frame_rate": rate}, rate)
 
 
 def check_layers(sets):
@@ -86,15 +87,19 @@ def rate_of(latent, fps: float) -> float:
     return float(rate)
 
 
-def key_frames(model, latent) -> torch.Tensor:
-    frames = latent["samples"]
+def key_frames(latent) -> list[torch.Tensor]:
+    """The key frames `t c h w` of each clip: there is nothing to make between the end of one and the next."""
+    frames, clips = latent["samples"], latent.get("clips", 1)
     if frames.ndim != 4:
         raise VideoLDMError(f"The key frames have {frames.ndim} dimensions; frames of Stable Diffusion have 4 (frames, "
                             "channels, height, width). They come from another kind of video model.")
-    if len(frames) < 2:
+    if len(frames) % clips:
+        raise VideoLDMError(f"The LATENT says that it holds {clips} clips, and its {len(frames)} frames do not divide into "
+                            "them: it was cut or joined after sampling. Cut it by whole clips.")
+    if len(frames) < 2 * clips:
         raise VideoLDMError("There is one key frame, and interpolation makes what lies between two. Connect a LATENT of 2 "
                             "or more frames.")
-    return frames
+    return list(frames.chunk(clips))
 
 
 def between_pairs(frames: int, times: int) -> list[int]:

@@ -131,6 +131,7 @@ class ExtendVideo(io.ComfyNode):
                 context_guidance, overlap, on_cancel, latent=None, image=None, vae=None,
                 temporal_prompt=None) -> io.NodeOutput:
         sets = require_layers(model)
+        refuse_several_clips(latent)
         given = known_latents(latent, image, vae)
         calls = plan(length, frames, 0 if given is None else len(given), overlap)
         for known in sorted({call.known for call in calls} - {0}):
@@ -150,9 +151,15 @@ class ExtendVideo(io.ComfyNode):
         except sampling.Cancelled:
             if on_cancel == STOP or done == (0 if given is None else len(given)):
                 raise
-        kept = {key: value for key, value in (latent or {}).items() if key not in ("noise_mask", "batch_index")}
+        kept = {key: value for key, value in (latent or {}).items() if key not in ("noise_mask", "batch_index", "clips")}
         out = {**kept, "samples": video[:done], "frame_rate": fps}
         return io.NodeOutput(out, fps, rollout_report(model, calls, done, length))
+
+
+def refuse_several_clips(latent):
+    if latent is not None and latent.get("clips", 1) > 1:
+        raise VideoLDMError(f"The LATENT to start from holds {latent['clips']} clips, and one video is extended at a time. "
+                            "Sample one clip, or cut one out with Latent From Batch.")
 
 
 def empty_video(model, given, length: int, width: int, height: int) -> torch.Tensor:

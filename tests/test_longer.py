@@ -270,6 +270,7 @@ def test_cancelling_stops_or_keeps_what_is_finished(models, monkeypatch):
     ("prediction", {"length": 1}, "Set a length above 1"),
     ("prediction", {"frames": 2}, "more than 2 frames"),
     ("prediction", {"overlap": 3}, "trained for the context frames none; 0; 0, 1, not for 0, 1, 2"),
+    ("prediction", {"latent": {"samples": frames_of(4), "clips": 2}}, "holds 2 clips, and one video is extended"),
     ("between", {}, "trained for the context frames 0, -1")])
 def test_an_extension_that_cannot_work_is_refused(models, kind, changes, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
@@ -311,6 +312,16 @@ def test_a_window_hears_its_own_two_key_frames_and_no_other(models):
     other[3] += 1
     first, second = (interpolate(models["between"], k, windows=1)[0]["samples"] for k in (keys, other))
     assert torch.equal(first[:9], second[:9]) and relative_error(first[9:12], second[9:12]) > 1e-3
+
+
+def test_clips_of_one_latent_stay_apart(models):
+    keys = frames_of(6)
+    both = interpolate(models["between"], keys, latent={"samples": keys, "frame_rate": 2.0, "clips": 2})[0]
+    assert both["samples"].shape == (18, *SIZE) and both["clips"] == 2
+    assert torch.equal(both["samples"][:9], interpolate(models["between"], keys[:3])[0]["samples"])
+    assert torch.equal(both["samples"][9::4], keys[3:])
+    with pytest.raises(VideoLDMError, match="do not divide"):
+        interpolate(models["between"], keys, latent={"samples": keys, "frame_rate": 2.0, "clips": 4})
 
 
 def test_the_two_steps_differ_in_the_frame_rate_they_are_told(models):

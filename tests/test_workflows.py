@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
-CORE = ("CheckpointLoaderSimple", "CLIPTextEncode", "VAEDecode")      # what these workflows take from ComfyUI
+CORE = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "PreviewImage", "VAEDecode")
+SAMPLERS = ("KSampler", "VideoLDMSampler", "VideoLDMExtend", "VideoLDMInterpolate")
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")      # a widget of the page, beside every seed
 BYPASSED, MUTED = 4, 2
 PICTURE_LIMIT = 200 * 1024
@@ -110,7 +111,7 @@ def test_nodes_lie_apart_and_inside_a_group(path):
 def test_a_workflow_has_notes_and_a_seed_that_stays(path):
     graph = load(path)
     assert any(node["type"] in NOTES and "**" in node["widgets_values"][0] for node in graph["nodes"])
-    samplers = [node for node in graph["nodes"] if node["type"] == "VideoLDMSampler"]
+    samplers = [node for node in graph["nodes"] if node["type"] in SAMPLERS]
     assert samplers and all("fixed" in node["widgets_values"] for node in samplers)
 
 
