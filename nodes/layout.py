@@ -1,0 +1,178 @@
+"""Pictures from boxes: Scene Layout."""
+
+import math
+import re
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw
+
+from ..temporal.errors import VideoLDMError
+from ..temporal.formats import load_layout
+from ..temporal.layout import NOT_SAID, Layout
+from .host import files, layout
+from .host.api import io
+
+DEMO_FILE = "video_ldm_driving_layout.safetensors"
+ANY, NONE = "any", "none"
+EXAMPLE = "# x y width height colour\n0.61 0.46 0.13 0.19 red\n0.27 0.46 0.12 0.17 blue"
+PREVIEW = 512           # pixels of the preview's longer side
+EDGE = 1e-6             # of the picture: what rounding may put a box beyond it
+GROUNDS = {"day": (128, 132, 128), "night": (32, 34, 44)}
+
+
+class SceneLayout(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        names = files.list_files()
+        return io.Schema(
+            node_id="VideoLDMSceneLayout",
+            display_name="Scene Layout",
+            category="video ldm/sample",
+            description="Says what stands where in a picture: a box and a colour for each car, day or night, and how "
+                        "crowded the road is. Connect both outputs to a sampler of the image model that the file was "
+                        "trained on; the picture is then the start of a drive for Extend Video.",
+            inputs=[
+                io.Combo.Input("file", options=names, default=DEMO_FILE if DEMO_FILE in names else None,
+                               tooltip="A scene layout file in models/video_ldm, or the bundled one of the demo."),
+                io.String.Input("boxes", multiline=True, default=EXAMPLE,
+                                tooltip="One box per line: x y width height colour. The numbers are fractions of the "
+                                        "picture, x and y the box's upper left corner. A # begins a comment. The word "
+                                        "none: there are no cars. No lines at all: cars stand anywhere."),
+                io.Combo.Input("light", options=[ANY, "day", "night"], default="day",
+                               tooltip="The time of day; any leaves it open."),
+                io.Combo.Input("crowdedness", options=[ANY, "empty", "quiet", "busy"], default=ANY,
+                               tooltip="Cars on the road, also those out of sight: empty is none, quiet one, busy "
+                                       "more. Any leaves it open."),
+                io.Int.Input("width", default=128, min=16, max=16384, step=8,
+                             tooltip="Width of the picture to be made. Only the preview's shape depends on it."),
+                io.Int.Input("height", default=64, min=16, max=16384, step=8,
+                             tooltip="Height of the picture to be made. Only the preview's shape depends on it."),
+                io.Conditioning.Input("positive", optional=True,
+                                      tooltip="A text to go with the layout. Without one, the layout says it all."),
+                io.Conditioning.Input("negative", optional=True,
+                                      tooltip="The negative text. Without one, it is that of an empty prompt."),
+            ],
+            outputs=[
+                io.Conditioning.Output("conditioning", display_name="positive",
+                                       tooltip="With the layout, for a sampler's positive."),
+                io.Conditioning.Output("open", display_name="negative",
+                                       tooltip="With a layout that says nothing, for the same sampler's negative: "
+                                               "guidance then acts on the boxes."),
+                io.Image.Output("preview", display_name="preview", tooltip="The boxes, drawn."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **kwargs):
+        return files.fingerprint(file)
+
+    @classmethod
+    def execute(cls, file, boxes, light, crowdedness, width, height, positive=None, negative=None) -> io.NodeOutput:
+        path = files.resolve(file)
+        content = load_layout(path)
+        found = parse_boxes(boxes, content)
+        scene = as_layout(found, {"light": light, "crowdedness": crowdedness}, content)
+        patcher = layout.layout_patcher(content, (str(path), *files.fingerprint(file)))
+        text = [[content.null_text[None], {}]]
+        sides = (check_text(side, content) if side is not None else text for side in (positive, negative))
+        said, unsaid = (layout.with_layout(side, patcher, given) for side, given in zip(sides, (scene, None)))
+        return io.NodeOutput(said, unsaid, preview(found or [], light, width, height))
+
+
+def parse_boxes(text: str, content) -> list[tuple] | None:
+    """[(x0, y0, x1, y1, colour)] of the widget's lines; None where it has none, which leaves the boxes open."""
+    lines = [(number, re.sub("#.*", "", line).replace(",", " ").split())
+             for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, words) for number, words in lines if words]
+    if not lines:
+        return None
+    if [words for _, words in lines] == [[NONE]]:
+        return []
+    return [parse_box(number, words, content) for number, words in lines]
+
+
+def parse_box(number: int, words: list[str], content) -> tuple:
+    line = f"Line {number} of the boxes, '{' '.join(words)}',"
+    if len(words) != 5:
+        raise VideoLDMError(f"{line} has {len(words)} words. A box has five: x y width height colour, as in "
+                            "0.61 0.46 0.13 0.19 red.")
+    numbers = [as_number(word) for word in words[:4]]
+    for word, value in zip(words, numbers):
+        if value is None:
+            raise VideoLDMError(f"{line} has '{word}' where a number is due. A box is x y width height colour, as in "
+                                "0.61 0.46 0.13 0.19 red.")
+    x, y, width, height = numbers
+    if width <= 0 or height <= 0:
+        raise VideoLDMError(f"{line} has a width of {width:g} and a height of {height:g}. Both must be more than 0.")
+    if x < -EDGE or y < -EDGE or x + width > 1 + EDGE or y + height > 1 + EDGE:
+        raise VideoLDMError(f"{line} reaches from {x:g}, {y:g} to {x + width:g}, {y + height:g}, beyond the picture. "
+                            "Coordinates are fractions of it, from 0 to 1; cut the box off at the picture's edge.")
+    colour = words[4].lower()
+    if colour not in content.params.colours:
+        raise VideoLDMError(f"{line} has the colour '{words[4]}'. {content.name} knows "
+                            f"{', '.join(content.params.colours)}.")
+    return max(x, 0.0), max(y, 0.0), min(x + width, 1.0), min(y + height, 1.0), colour
+
+
+def as_number(word: str) -> float | None:
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def as_layout(boxes: list[tuple] | None, labels: dict[str, str], content) -> Layout:
+    """The one scene of the node."""
+    numbers = [label_number(labels, name, values, content) for name, values in content.params.labels]
+    colours = [content.params.colours.index(colour) for *_, colour in boxes or []]
+    return Layout(
+        boxes=torch.tensor([corners for *corners, _ in boxes or []]).reshape(1, -1, 4),
+        colours=torch.tensor(colours, dtype=torch.long)[None],
+        present=torch.ones(1, len(colours), dtype=torch.bool),
+        told=torch.tensor([boxes is not None]),
+        labels=torch.tensor([numbers], dtype=torch.long),
+    )
+
+
+def label_number(labels: dict[str, str], name: str, values: tuple[str, ...], content) -> int:
+    said = labels.get(name, ANY)
+    if said == ANY:
+        return NOT_SAID
+    if said not in values:
+        raise VideoLDMError(f"{content.name} knows no {name} '{said}', only {', '.join(values)}. Set {name} to one of "
+                            "these, or to any.")
+    return 1 + values.index(said)
+
+
+def check_text(conditioning, content):
+    """The texts of a CONDITIONING, refused where another text encoder wrote them."""
+    for text, _ in conditioning:
+        if text.shape[-1] != content.base.context_dim:
+            raise VideoLDMError(f"The connected text has a width of {text.shape[-1]}, and {content.name} was made for "
+                                f"{content.base.family}, whose text has {content.base.context_dim}. Encode it with "
+                                "that model's CLIP.")
+    return conditioning
+
+
+def preview(boxes: list[tuple], light: str, width: int, height: int) -> torch.Tensor:
+    """The boxes as a picture, `1 h w 3`."""
+    scale = PREVIEW / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = Image.new("RGB", size, GROUNDS.get(light, (80, 83, 86)))
+    pen = ImageDraw.Draw(picture)
+    for *corners, colour in sorted(boxes, key=lambda box: box[3]):       # nearer cars stand lower and in front
+        pixels = [corner * (size[axis % 2] - 1) for axis, corner in enumerate(corners)]
+        pen.rectangle(pixels, fill=paint(colour), outline=(255, 255, 255), width=2)
+    return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
+
+
+def paint(colour: str):
+    try:
+        return ImageColor.getrgb(colour)
+    except ValueError:      # a name that only the file knows
+        return 160, 160, 160
+
+
+NODES = [SceneLayout]

@@ -1,0 +1,147 @@
+"""Scene Layout: lines of text become boxes, or a sentence; CONDITIONING carries them through core's samplers."""
+
+from dataclasses import replace
+
+import comfy.model_management
+import folder_paths
+import pytest
+import torch
+
+from video_ldm.nodes.layout import EXAMPLE, SceneLayout, parse_boxes, preview
+from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.formats import layout as layout_format
+from video_ldm.temporal.formats import load_layout
+from video_ldm.temporal.formats.record import Base
+from video_ldm.temporal.layout import LayoutParams
+from video_ldm.temporal.layout import SceneLayout as Network
+from video_ldm.tests import attach_help
+from video_ldm.tests.attach_help import load_model, prediction, text, with_layers
+from video_ldm.tests.small import randomise, relative_error
+
+folder, state, image = attach_help.folder, attach_help.state, attach_help.image     # fixtures
+
+PARAMS = LayoutParams(colours=("red", "blue"), labels=(("light", ("day", "night")),
+                                                       ("crowdedness", ("empty", "quiet", "busy"))),
+                      width=16, heads=2, layers=1, frequencies=3, sites=((0, 320),))
+
+
+def write(path, network=None, params=PARAMS):
+    network = network or randomise(Network(params), 5)
+    layout_format.write(path, network.state_dict(), params, torch.randn(7, 768), base=Base("Stable Diffusion 1.x", 768),
+                        licence="Apache-2.0")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    place = tmp_path_factory.mktemp("layouts")
+    folder_paths.add_model_folder_path("video_ldm", str(place))
+    write(place / "scene.safetensors")
+    write(place / "fresh.safetensors", Network(PARAMS))
+    return place
+
+
+def run(file="scene.safetensors", boxes=EXAMPLE, light="day", crowdedness="any", **texts):
+    return SceneLayout.execute(file, boxes, light, crowdedness, 128, 64, **texts).result
+
+
+@pytest.fixture(scope="module")
+def content(scenes):
+    return load_layout(scenes / "scene.safetensors")
+
+
+# Lines
+
+def test_lines_become_boxes_by_their_corners(content):
+    assert parse_boxes("0.5 0.25 0.25 0.5 red # the first\n\n 0, 0, 1, 1, Blue", content) == [
+        (0.5, 0.25, 0.75, 0.75, "red"), (0.0, 0.0, 1.0, 1.0, "blue")]
+    assert len(parse_boxes(EXAMPLE, content)) == 2
+    assert parse_boxes("none", content) == [] and parse_boxes("\n# nothing", content) is None
+
+
+def test_the_edge_of_the_picture_is_within_it_in_spite_of_rounding(content):
+    ((x0, y0, x1, y1, _),) = parse_boxes("0.7 0.9 0.30000000000000004 0.1 red", content)
+    assert (x1, y1) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("line, words", [
+    ("0.1 0.1 0.2 0.2", "Line 2 .* has 4 words. A box has five"),
+    ("0.1 0.1 0.2 0.2 red car", "has 6 words"),
+    ("0.1 wide 0.2 0.2 red", "has 'wide' where a number is due"),
+    ("0.1 nan 0.2 0.2 red", "has 'nan' where a number is due"),
+    ("0.1 0.1 0 0.2 red", "a width of 0 and a height of 0.2. Both must be more than 0"),
+    ("0.1 0.1 0.2 -0.2 red", "Both must be more than 0"),
+    ("0.9 0.1 0.2 0.2 red", "reaches from 0.9, 0.1 to 1.1, 0.3, beyond the picture"),
+    ("-0.1 0.1 0.2 0.2 red", "beyond the picture"),
+    ("12 8 20 20 red", "beyond the picture"),
+    ("0.1 0.1 0.2 0.2 pink", "colour 'pink'. scene.safetensors knows red, blue"),
+    ("none", "has 1 words"),
+])
+def test_a_line_that_is_no_box_is_named_with_what_is_wrong(content, line, words):
+    with pytest.raises(VideoLDMError, match=words):
+        parse_boxes(f"0.1 0.1 0.2 0.2 red\n{line}", content)
+
+
+def test_labels_that_a_file_does_not_know_are_refused(scenes):
+    write(scenes / "daylight.safetensors", params=replace(PARAMS, labels=(("light", ("day",)),)))
+    with pytest.raises(VideoLDMError, match="daylight.safetensors knows no light 'night', only day"):
+        run("daylight.safetensors", light="night")
+
+
+def test_the_preview_has_the_pictures_shape_and_the_boxes_colours():
+    shown = preview([(0.5, 0.25, 0.75, 0.75, "red"), (0.0, 0.5, 0.2, 1.0, "blue")], "night", 128, 64)
+    assert shown.shape == (1, 256, 512, 3)
+    assert shown[0, 128, 320].tolist() == [1, 0, 0] and shown[0, 200, 50].tolist() == [0, 0, 1]
+    assert preview([], "any", 64, 128).shape == (1, 512, 256, 3)
+
+
+# In core's samplers
+
+def test_a_layout_is_heard_and_the_plain_model_is_the_same_afterwards(image, scenes):
+    plain = prediction(image)
+    heard = prediction(image, positive=run(positive=text())[0])
+    assert relative_error(heard, plain) > 1e-3
+    assert torch.equal(prediction(image), plain)
+    elsewhere = prediction(image, positive=run(boxes="0.1 0.1 0.2 0.2 red", positive=text())[0])
+    assert relative_error(elsewhere, heard) > 1e-4
+    assert torch.equal(prediction(image, positive=run(positive=text())[0]), heard)
+
+
+def test_an_untrained_layout_is_the_image_model_to_the_bit(image, scenes):
+    assert torch.equal(prediction(image, positive=run("fresh.safetensors", positive=text())[0]), prediction(image))
+
+
+def test_guidance_stands_on_the_negative_output_whose_layout_says_nothing(image, scenes):
+    said, unsaid, _ = run(positive=text(11), negative=text(12))
+    both = prediction(image, positive=said, negative=unsaid, cfg=3.0)
+    positive, negative = prediction(image, positive=said), prediction(image, positive=unsaid)
+    assert relative_error(both, negative + 3.0 * (positive - negative)) < 1e-5
+    assert relative_error(negative, prediction(image, positive=text(12))) > 1e-4
+
+
+def test_without_texts_the_files_own_empty_prompt_is_used(image, scenes, content):
+    said, unsaid, _ = run()
+    assert torch.equal(said[0][0][0], content.null_text) and torch.equal(unsaid[0][0][0], content.null_text)
+    assert prediction(image, positive=said, negative=unsaid, cfg=2.0).isfinite().all()
+
+
+def test_a_text_of_another_width_is_refused(scenes):
+    with pytest.raises(VideoLDMError, match="a width of 64, and scene.safetensors was made for Stable Diffusion"):
+        run(positive=[[torch.zeros(1, 7, 64), {}]])
+
+
+def test_a_model_of_low_precision_and_one_with_temporal_layers_hear_it_too(state, folder, scenes):
+    half = load_model(state, torch.float16)
+    said = run(positive=text())[0]
+    rounded = load_model({key: value.half().float() for key, value in state.items()})
+    heard = prediction(half, positive=said)
+    assert relative_error(heard, prediction(rounded, positive=said)) < 1e-5
+    assert relative_error(heard, prediction(half)) > 1e-3
+    video = with_layers(rounded, "video.safetensors")
+    assert relative_error(prediction(video, positive=said), prediction(video)) > 1e-3
+
+
+def test_the_conditioners_weights_are_loaded_by_core_and_shared_while_the_file_is_unchanged(image, scenes):
+    one, two = run(positive=text())[0], run(boxes="none", positive=text())[0]
+    assert one[0][1]["gligen"][1] is two[0][1]["gligen"][1]
+    prediction(image, positive=one)
+    assert any(loaded.model is one[0][1]["gligen"][1] for loaded in comfy.model_management.current_loaded_models)
