@@ -13,6 +13,7 @@ from video_ldm.nodes.interpolate import LatentInterpolate
 from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
 from video_ldm.nodes.longer import KEEP, STOP, ContextFrames, ExtendVideo, positions_of
 from video_ldm.nodes.sample import VideoLDMSampler
+from video_ldm.nodes.windows import FrameWindows
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.rollout import Step, between, plan
 from video_ldm.tests.host import checkpoints
@@ -125,6 +126,15 @@ def test_context_guidance_of_1_calls_the_model_no_more_than_without(models):
     m = with_frames(models["prediction"], guidance=1.0)
     assert torch.equal(denoised(m, 3.0), denoised(with_frames(models["prediction"]), 3.0))
     assert not m.get_wrappers(attach.WrappersMP.CALC_COND_BATCH, context.KEY)
+
+
+def test_windows_beyond_the_known_frames_are_clips_from_noise(models):
+    """Frame Windows and Context Frames together: the first window goes on from the frame, the others from each other."""
+    base = FrameWindows.execute(models["prediction"], "windows", 4, 2, "static", "flat", 8).result[0]
+    m = ContextFrames.execute(base, "0", 1.0, latent={"samples": frames_of(2)}).result[0]
+    free, known = sample(base, frames=8, clips=2).unflatten(0, (2, 8)), sample(m, frames=8, clips=2).unflatten(0, (2, 8))
+    assert torch.equal(known[:, 0], frames_of(2))
+    assert relative_error(known[:, 1:4], free[:, 1:4]) > 1e-3
 
 
 def test_a_second_context_frames_node_replaces_the_first(models):

@@ -84,7 +84,7 @@ def known_frames(stack: TemporalStack, batch: int, transformer_options: dict):
         return None
     frames, chunks = frames_per_clip(batch, transformer_options), len(transformer_options.get("cond_or_uncond") or [0])
     window = transformer_options.get("context_window")
-    places = list(range(known.frames or frames)) if window is None else list(window.index_list)
+    places = list(range(known.frames or frames)) if window is None else list(getattr(window, "frames", window.index_list))
     inside = [n for n, position in enumerate(known.positions) if position in places]
     if not inside:
         return None
