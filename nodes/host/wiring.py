@@ -4,6 +4,8 @@ ComfyUI runs a node without telling it which of its outputs are connected. For o
 wanted (every frame of a video in memory beside the video itself) the prompt is asked.
 """
 
+import sys
+
 from comfy_execution.graph_utils import ExecutionBlocker
 
 
@@ -23,8 +25,8 @@ def users_of(prompt: dict, slot: int) -> set[str]:
 def used_in_running(kind: str, slot: int) -> list[str]:
     """Ids of the nodes of a kind in the running prompt whose output is connected: part of the fingerprint of a node that
     leaves unused outputs out, so that connecting one makes it run again."""
-    from server import PromptServer         # of a running ComfyUI; scripts and tests do without
-    running = getattr(PromptServer, "instance", None)
+    # A running ComfyUI has imported it; in scripts and tests there is none to ask.
+    running = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if running is None:
         return []
     prompts = [item[2] for item in running.prompt_queue.get_current_queue()[0]]
