@@ -16,7 +16,7 @@ MOST_CARS = 3       # that the world draws
 SITES = ((0, 64), (1, 128), (6, 128), (7, 128), (8, 64), (9, 64))
 
 
-def params(unet=models.UNET) -> LayoutParams:
+def params(unet) -> LayoutParams:
     """For models.UNET, or one of other channels with as many levels."""
     narrow, wide = (unet.model_channels * mult for mult in unet.channel_mult[:2])
     return LayoutParams(colours=tuple(world.COLOURS), labels=LABELS, width=48, heads=4, layers=2, frequencies=5,
@@ -64,6 +64,6 @@ def loss(unet, scene: SceneLayout, diffusion, latents, texts) -> LayoutLoss:
 def write(path, weights, null_text, notes) -> int:
     """Write the trained conditioner in fp16; the file's size in bytes."""
     half = {key: tensor.to(torch.float16) for key, tensor in weights.items()}
-    layout_format.write(path, half, params(), null_text, base=Base("Video LDM demo", models.UNET.context_dim),
-                        licence=models.LICENCE, metadata=notes)
+    base = Base("Video LDM demo", models.UNET.context_dim)
+    layout_format.write(path, half, params(models.UNET), null_text, base=base, licence=models.LICENCE, metadata=notes)
     return path.stat().st_size

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from video_ldm.demo import data, models, train
+from video_ldm.demo import data, layout, models, train
 from video_ldm.nodes.host import models as host
-from video_ldm.temporal.formats import load_decoder, load_temporal
+from video_ldm.temporal.formats import load_decoder, load_layout, load_temporal
 from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES
 
 
@@ -34,6 +34,7 @@ def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_
     assert layers.params.frames == models.FRAMES and layers.params.context.positions == FIRST_FRAMES
     assert between.params.frames == 5 and between.params.context.positions == BOTH_ENDS and between.params.fps_width
     assert load_decoder(bundle / train.DECODER_FILE).frames == 6
+    assert load_layout(bundle / train.LAYOUT_FILE).params == layout.params(models.UNET)
     seconds = json.loads((tmp_path / "work" / "image" / "last.json").read_text())["seconds"]
     train.main(arguments)               # everything is finished: nothing is trained again
     assert json.loads((tmp_path / "work" / "image" / "last.json").read_text())["seconds"] == seconds
@@ -42,7 +43,7 @@ def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_
 @pytest.mark.parametrize("stage, missing", [
     ("autoencoder", "render"), ("latents", "autoencoder"), ("image", "latents"), ("temporal", "image"),
     ("features", "render"), ("prediction", "latents"), ("interpolation", "latents"),
-    ("temporal-decoder", "autoencoder"), ("bundle", "latents")])
+    ("temporal-decoder", "autoencoder"), ("layout", "image"), ("bundle", "latents")])
 def test_a_stage_before_its_time_says_which_one_is_missing(small, tmp_path, stage, missing):
     if stage == "latents":
         train.main(["--folder", str(tmp_path), "--stage", "render"])
