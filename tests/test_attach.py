@@ -144,6 +144,20 @@ def test_a_temporal_prompt_is_heard_by_the_temporal_layers_alone(image, folder):
     assert torch.equal(prediction(silent), prediction(image))
 
 
+def test_spatial_and_temporal_text_swapped_are_two_other_videos_and_the_same_text_twice_is_the_usual_one(image, folder):
+    """Statement 17. A DreamBooth prompt goes to the spatial layers, the same without its token to the temporal ones."""
+    model = with_layers(image, "video.safetensors")
+
+    def video(spatial, temporal):
+        heard = attach.with_clip_options(model, FRAMES, {0: text(temporal)[0][0]})
+        return prediction(heard, positive=text(spatial))
+    own, other = 11, 13
+    four = [video(spatial, temporal) for spatial in (own, other) for temporal in (own, other)]
+    assert torch.equal(four[0], prediction(model, positive=text(own)))
+    assert torch.equal(four[3], prediction(model, positive=text(other)))
+    assert min(relative_error(a, b) for i, a in enumerate(four) for b in four[:i]) > 1e-4
+
+
 def test_a_temporal_prompt_of_another_length_and_a_negative_without_one_share_a_call(image, folder):
     model = with_layers(image, "video.safetensors")
     long = checkpoints.conditioning(13, tokens=14)[0][0]
