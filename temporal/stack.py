@@ -169,12 +169,14 @@ class CallSettings:
 
 @dataclass(eq=False)
 class Call:
-    """One set of layers in one running call; `reached` counts the sites that acted."""
+    """One set of layers in one running call; `reached` counts the sites that acted. running: false where something
+    answers in place of the network."""
 
     stack: TemporalStack
     settings: CallSettings
     context: Tensor | None
     reached: set = field(default_factory=set)
+    running: bool = True
     levels: dict = field(default_factory=dict)      # (part, index) of a block -> its resolution
     maps: list | None = None                        # context channels of each resolution, made at the first ResBlock
 
@@ -246,7 +248,8 @@ def open_call(unet: nn.Module, layers: list[tuple[TemporalStack, CallSettings]],
     with attached(unet, calls):
         yield calls
     for call in calls:
-        call.check_reached()
+        if call.running:
+            call.check_reached()
 
 
 @contextmanager

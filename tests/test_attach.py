@@ -8,8 +8,9 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 
-from video_ldm.nodes.host import attach
+from video_ldm.nodes.host import attach, sampling
 from video_ldm.nodes.load import AS_TRAINED
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests import attach_help
@@ -179,6 +180,46 @@ def test_a_compiled_model_is_refused_whether_it_was_compiled_before_or_after(ima
     set_torch_compile_wrapper(model=video, backend="eager")
     with pytest.raises(VideoLDMError, match="compiled by TorchCompileModel"):
         prediction(video)
+
+
+# EasyCache
+
+def test_easy_cache_skips_steps_whole_on_either_side_of_load_temporal_layers(image, folder):
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    def cached(model):
+        return EasyCacheNode.execute(model, 3.0, 0.0, 1.0, False).result[0]
+
+    def sampled(model):
+        latent = {"samples": torch.zeros_like(noise_of())}
+        return sampling.ksample(model, 3, 6, 2.0, "euler", "normal", text(), text(12), latent, 1.0)
+    before, sizes = batches(with_layers(cached(image), "video.safetensors"))
+    after = cached(with_layers(with_layers(image, "video.safetensors", 0.5), "motion.safetensors"))
+    frames = sampled(before)
+    assert 0 < len(sizes) < 6 and frames.isfinite().all()
+    assert torch.equal(sampled(cached(with_layers(image, "video.safetensors"))), frames)
+    assert relative_error(sampled(with_layers(image, "video.safetensors")), frames) > 1e-3
+    assert sampled(after).isfinite().all()
+
+
+def test_a_network_that_runs_without_its_layers_is_noticed(image, folder):
+    model = with_layers(image, "video.safetensors")
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bare", unhooked)
+    with pytest.raises(VideoLDMError, match="temporal layers were not reached"):
+        prediction(model)
+
+
+def unhooked(executor, *args, **kwargs):
+    """The network, every hook on it silenced."""
+    parts = [part for part in executor.class_obj.modules() if part._forward_hooks]
+    kept = [part._forward_hooks.copy() for part in parts]
+    for part in parts:
+        part._forward_hooks.clear()
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        for part, hooks in zip(parts, kept):
+            part._forward_hooks.update(hooks)
 
 
 # Memory

@@ -51,7 +51,8 @@ class TemporalLayersWrapper:
             fps=transformer_options.get(FPS),
         )
         self.warn(settings)
-        with open_call(executor.class_obj, [(self.stack, settings)], context):
+        with open_call(executor.class_obj, [(self.stack, settings)], context) as calls:
+            note_running(executor, calls)
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def warn(self, settings: CallSettings):
@@ -59,6 +60,19 @@ class TemporalLayersWrapper:
         if warning and settings.frames not in self.warned:
             self.warned.add(settings.frames)
             logging.warning("[Video LDM] %s", warning)
+
+
+def note_running(executor, calls):
+    """Let calls know whether the network runs: a wrapper further in, core's EasyCache for one, may answer for it."""
+    network = executor.original
+    for call in calls:
+        call.running = False
+
+    def run(*args, **kwargs):
+        for call in calls:
+            call.running = True
+        return network(*args, **kwargs)
+    executor.original = run
 
 
 def frames_per_clip(batch: int, transformer_options: dict) -> int:
