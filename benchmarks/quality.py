@@ -17,7 +17,7 @@ from ..demo import train
 from ..demo.features import features_of, load_network
 from ..temporal.errors import VideoLDMError
 from ..temporal.metrics import frechet_distance, motion_ratio
-from . import longer
+from . import layout, longer
 from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
@@ -28,7 +28,7 @@ MOTION_RANGE = (0.7, 1.4)
 SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuffled", "real, first frame frozen"
 IMAGE, ATTENTION, FULL = "image model alone (mix 1)", "attention only", "convolution + attention"
 BUNDLED = "the bundled layers: convolution + attention, trained on with context frames"
-PARTS = ("key-frames", "longer", "interpolation")
+PARTS = ("key-frames", "longer", "interpolation", "layout")
 
 
 def main(argv=None):
@@ -130,4 +130,5 @@ def contact_sheet(rows):
     return Image.fromarray(np.concatenate(strips, axis=0))
 
 
-MEASURES = {"key-frames": key_frames, "longer": longer.extension, "interpolation": longer.interpolation}
+MEASURES = {"key-frames": key_frames, "longer": longer.extension, "interpolation": longer.interpolation,
+            "layout": layout.control}

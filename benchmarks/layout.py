@@ -1,0 +1,123 @@
+"""Whether Scene Layout is obeyed: cars in their boxes, and day or night. A part of `bench --quality`.
+
+Held-out scenes with at least one car: the share of pixels in the body of each box that have its car's paint, counted
+as nearer to it than to any other paint or ground of the world, beside the same share in real frames, without a layout,
+and in the boxes of another scene.
+"""
+
+import comfy.sample
+import numpy as np
+import torch
+from PIL import Image
+
+from ..demo import layout, models, train, world
+from ..nodes.host.layout import layout_patcher, with_layout
+from ..temporal.formats import load_layout
+from ..temporal.layout import Layout
+from .cascade import SAMPLER, SCHEDULER, Cascade
+
+SCENES, STEPS, CFG = 64, 20, 3.0
+BODY = (0.38, 0.88)             # of a car's height, from its top: paint from side to side, without windows and wheels
+GROUND = ((98, 98, 104), (92, 158, 62), (64, 126, 46), (226, 226, 226), (170, 196, 206))
+NEAR = 0.08                     # width from which a box is a near car, of the picture
+REAL, TEXT, OURS = "real frames", "text alone, the scene's caption", "Scene Layout"
+SHEET = 8
+
+
+def control(arguments):
+    """The table of Scene Layout, and sentences on what does not hold."""
+    seeds = scenes_with_cars(min(arguments.clips, SCENES))
+    cascade = Cascade(arguments.models, arguments.train, STEPS, CFG)
+    captions = torch.cat([cascade.text(world.caption(world.scene(seed))) for seed in seeds])
+    real = np.stack([world.render(world.scene(seed), 0.0, models.HEIGHT, models.WIDTH) for seed in seeds])
+    empty = cascade.null.expand(len(seeds), -1, -1)
+    said, unsaid = layouts(arguments.models / train.LAYOUT_FILE, empty, seeds)
+    rows = {REAL: real, TEXT: sampled(cascade, [[captions, {}]], [[empty, {}]]), OURS: sampled(cascade, said, unsaid)}
+    sheet(rows).save(arguments.output / "layout.png")
+    figures = {name: figures_of(frames, seeds, real) for name, frames in rows.items()}
+    return table(figures, len(seeds)), verdict(figures)
+
+
+def scenes_with_cars(count: int) -> list[int]:
+    """The first held-out seeds whose drive begins with a car in the picture."""
+    seeds, number = [], 0
+    while len(seeds) < count:
+        if world.boxes(world.scene(world.held_out_seed(number)), 0.0):
+            seeds.append(world.held_out_seed(number))
+        number += 1
+    return seeds
+
+
+def layouts(path, text, seeds):
+    """CONDITIONING of the scenes' layouts, and the one that says nothing."""
+    scenes = [layout.layout_of(world.scene(seed), [0.0]) for seed in seeds]
+    together = Layout(*(torch.cat([getattr(scene, name) for scene in scenes]) for name in Layout.__dataclass_fields__))
+    patcher = layout_patcher(load_layout(path), str(path))
+    return [with_layout([[text, {}]], patcher, told) for told in (together, None)]
+
+
+@torch.inference_mode()
+def sampled(cascade, positive, negative):
+    """Pictures, uint8 `(n h w 3)`, all from the same noise for every row."""
+    count = len(positive[0][0])
+    latent = torch.zeros(count, models.UNET.latent_channels, models.HEIGHT // 8, models.WIDTH // 8)
+    noise = comfy.sample.prepare_noise(latent, 0)
+    return cascade.decode(comfy.sample.sample(cascade.model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, negative,
+                                              latent, disable_pbar=True, seed=0))
+
+
+def figures_of(frames, seeds, real):
+    """(share of paint in the boxes, in those of near cars, in another scene's boxes; share of the right light)."""
+    scenes = [world.scene(seed) for seed in seeds]
+    own = [shares(frame, scene) for frame, scene in zip(frames, scenes)]
+    other = [shares(frame, scene) for frame, scene in zip(frames, scenes[1:] + scenes[:1])]
+    own, other = np.array(sum(own, [])), np.array(sum(other, []))
+    night = np.array([scene.night for scene in scenes])
+    light, true_light = frames.mean((1, 2, 3)), real.mean((1, 2, 3))
+    middle = (true_light[night].mean() + true_light[~night].mean()) / 2
+    return own[:, 0].mean(), own[own[:, 1] >= NEAR, 0].mean(), other[:, 0].mean(), ((light < middle) == night).mean()
+
+
+def shares(frame, scene):
+    """[(share of paint, width)] of the boxes of a scene."""
+    return [(share_of_paint(frame, corners, colour, scene.night), corners[2] - corners[0])
+            for colour, *corners in world.boxes(scene, 0.0)]
+
+
+def share_of_paint(frame, corners, colour, night):
+    height, width = frame.shape[:2]
+    x0, y0, x1, y1 = corners
+    top, foot = (round((y0 + part * (y1 - y0)) * height) for part in BODY)
+    left, right = round(x0 * width), round(x1 * width)
+    body = frame[top:max(foot, top + 1), left:max(right, left + 1)].reshape(-1, 3).astype(np.float32)
+    paints = np.array(list(world.COLOURS.values())) * (0.62 if night else 1.0)      # as the world tints them
+    known = np.concatenate([paints, np.array(GROUND) * (0.34 if night else 1.0)])
+    nearest = ((body[:, None] - known) ** 2).sum(-1).argmin(1)
+    return (nearest == list(world.COLOURS).index(colour)).mean()
+
+
+def table(figures, count):
+    lines = [f"{count} held-out scenes with a car or more; share of the pixels in the bodies of the boxes that have",
+             f"the car's paint; {SAMPLER}, {STEPS} steps, cfg {CFG:g}.", "",
+             "| pictures | paint in the boxes | near cars alone | in another scene's boxes | right light |",
+             "|---|---|---|---|---|"]
+    lines += [f"| {name} | {own:.2f} | {near:.2f} | {other:.2f} | {light:.2f} |"
+              for name, (own, near, other, light) in figures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def verdict(figures):
+    (real, *_), (text, *_), (ours, _, other, _) = (figures[name] for name in (REAL, TEXT, OURS))
+    failures = []
+    if ours < real / 2:
+        failures.append(f"FAILED: Scene Layout has {ours:.2f} of paint in the boxes, under half of real ({real:.2f}).")
+    for name, low in (("text alone", text), ("the boxes of another scene", other)):
+        if ours < 2 * low:
+            failures.append(f"FAILED: Scene Layout ({ours:.2f}) has less than twice the paint of {name} ({low:.2f}).")
+    return failures
+
+
+def sheet(rows):
+    """The first scenes, a row each: real, text alone, Scene Layout."""
+    strips = [np.concatenate([frames[number] for frames in rows.values()], axis=1) for number in range(SHEET)]
+    return Image.fromarray(np.concatenate(strips, axis=0))
