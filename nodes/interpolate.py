@@ -19,10 +19,12 @@ class LatentInterpolate(io.ComfyNode):
             node_id="VideoLDMInterpolate",
             display_name="Latent Interpolate x4",
             category="video ldm/sample",
-            description="Makes three frames between every two: T frames become 4(T-1)+1, at four times the frame rate. The "
-                        "frames that come in stay as they are, in their places. Takes a MODEL with interpolation layers.",
+            description="Makes three frames between every two: T frames become 4(T-1)+1, at four times the frame rate. "
+                        "The frames that come in stay as they are, in their places. Takes a MODEL with interpolation "
+                        "layers.",
             inputs=[
-                io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers with a file of interpolation layers."),
+                io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers with a file of interpolation "
+                                                "layers."),
                 io.Conditioning.Input("positive", tooltip="What the video shows: the text of the key frames."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Latent.Input("latent", tooltip="The key frames, one per batch item; several clips stay apart."),
@@ -31,20 +33,23 @@ class LatentInterpolate(io.ComfyNode):
                 io.Int.Input("steps", default=20, min=1, max=10000,
                              tooltip="Denoising steps. Less is needed than for key frames: both ends are known."),
                 io.Int.Input("times", default=1, min=1, max=2,
-                             tooltip="1 makes 4 times as many frames, 2 makes 16 times: the same layers once more, told the "
-                                     "higher frame rate."),
+                             tooltip="1 makes 4 times as many frames, 2 makes 16 times: the same layers once more, "
+                                     "told the higher frame rate."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="How strictly the text is followed. The key frames say most already."),
                 io.Combo.Input("sampler", options=sampling.SAMPLERS, default="euler",
-                               tooltip="Core's samplers. euler on ddim_uniform is DDIM with eta 0, the paper's choice here."),
+                               tooltip="Core's samplers. euler on ddim_uniform is DDIM with eta 0, the paper's choice "
+                                       "here."),
                 io.Combo.Input("scheduler", options=sampling.SCHEDULERS, default="ddim_uniform",
                                tooltip="How the noise levels are spaced."),
                 io.Float.Input("fps", default=0.0, min=0.0, max=1000.0, step=0.01,
                                tooltip="Frame rate of the key frames. 0: the one that came with the LATENT."),
                 io.Int.Input("windows", default=0, min=0, max=1000,
-                             tooltip="How many pairs of key frames are worked on at once. 0: as many as the memory holds."),
+                             tooltip="How many pairs of key frames are worked on at once. 0: as many as the memory "
+                                     "holds."),
                 io.Conditioning.Input("temporal_prompt", optional=True,
-                                      tooltip="Another positive text for the temporal layers alone, as on Video LDM Sampler."),
+                                      tooltip="Another positive text for the temporal layers alone, as on Video LDM "
+                                              "Sampler."),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, old and new, in order."),
@@ -74,16 +79,16 @@ def check_layers(sets):
     """Refuse a MODEL whose layers do not make what lies between two frames."""
     for layers in sets:
         if ENDS not in (layers.get("context") or ()):
-            raise VideoLDMError(f"The temporal layers on this MODEL ({layers['title']}) make key frames, not the frames "
-                                "between them. Load a file of interpolation layers onto the image model with Load Temporal "
-                                "Layers, and connect that MODEL here.")
+            raise VideoLDMError(f"The temporal layers on this MODEL ({layers['title']}) make key frames, not the "
+                                "frames between them. Load a file of interpolation layers onto the image model with "
+                                "Load Temporal Layers, and connect that MODEL here.")
 
 
 def rate_of(latent, fps: float) -> float:
     rate = fps or latent.get("frame_rate")
     if not rate:
-        raise VideoLDMError("The LATENT does not say its frame rate, which the interpolation layers are told. Set fps to "
-                            "the frame rate of the key frames.")
+        raise VideoLDMError("The LATENT does not say its frame rate, which the interpolation layers are told. Set fps "
+                            "to the frame rate of the key frames.")
     return float(rate)
 
 
@@ -94,11 +99,11 @@ def key_frames(latent) -> list[torch.Tensor]:
         raise VideoLDMError(f"The key frames have {frames.ndim} dimensions; frames of Stable Diffusion have 4 (frames, "
                             "channels, height, width). They come from another kind of video model.")
     if len(frames) % clips:
-        raise VideoLDMError(f"The LATENT says that it holds {clips} clips, and its {len(frames)} frames do not divide into "
-                            "them: it was cut or joined after sampling. Cut it by whole clips.")
+        raise VideoLDMError(f"The LATENT says that it holds {clips} clips, and its {len(frames)} frames do not divide "
+                            "into them: it was cut or joined after sampling. Cut it by whole clips.")
     if len(frames) < 2 * clips:
-        raise VideoLDMError("There is one key frame, and interpolation makes what lies between two. Connect a LATENT of 2 "
-                            "or more frames.")
+        raise VideoLDMError("There is one key frame, and interpolation makes what lies between two. Connect a LATENT "
+                            "of 2 or more frames.")
     return list(frames.chunk(clips))
 
 

@@ -18,30 +18,32 @@ class LoadTemporalLayers(io.ComfyNode):
             node_id="VideoLDMLoadTemporalLayers",
             display_name="Load Temporal Layers",
             category="video ldm/load",
-            description="Turns the connected Stable Diffusion model into a video model: temporal layers from a file act on "
-                        "it while it samples, and nothing of them stays behind. Takes Video LDM layers and AnimateDiff "
-                        "v1, v2, v3, AnimateLCM and LongAnimateDiff for SD 1.5. LoRA, ControlNet and DreamBooth "
-                        "checkpoints combine with it in either order.",
+            description="Turns the connected Stable Diffusion model into a video model: temporal layers from a file "
+                        "act on it while it samples, and nothing of them stays behind. Takes Video LDM layers and "
+                        "AnimateDiff v1, v2, v3, AnimateLCM and LongAnimateDiff for SD 1.5. LoRA, ControlNet and "
+                        "DreamBooth checkpoints combine with it in either order.",
             inputs=[
                 io.Model.Input("model", tooltip="The image model: a Stable Diffusion checkpoint, with or without LoRA. "
                                                 "It is not changed; the MODEL that comes out is the video model."),
                 io.Combo.Input("file", options=files.list_files(),
-                               tooltip="A file in models/video_ldm or models/animatediff_models, or a bundled demo file."),
+                               tooltip="A file in models/video_ldm or models/animatediff_models, or a bundled demo "
+                                       "file."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.01,
-                               tooltip="1 is as trained. 0 is exactly the image model: unrelated frames. Between, motion "
-                                       "is weaker; above 1, stronger than trained."),
+                               tooltip="1 is as trained. 0 is exactly the image model: unrelated frames. Between, "
+                                       "motion is weaker; above 1, stronger than trained."),
                 io.Combo.Input("schedule", options=[AS_TRAINED, AS_MODEL], default=AS_TRAINED,
-                               tooltip="The noise schedule to sample with. As trained: the one these layers learned on, "
-                                       "which their motion needs. The model's own: keep what the MODEL has."),
+                               tooltip="The noise schedule to sample with. As trained: the one these layers learned "
+                                       "on, which their motion needs. The model's own: keep what the MODEL has."),
                 MotionLoraType.Input("motion_lora", optional=True,
                                      tooltip="From the Motion LoRA node: camera motions such as zoom or pan."),
                 io.Int.Input("frames_per_clip", default=0, min=0, max=4096, optional=True,
-                             tooltip="How many frames of a batch make one clip, for core samplers. 0: the whole batch is "
-                                     "one clip. Video LDM Sampler sets it by itself."),
+                             tooltip="How many frames of a batch make one clip, for core samplers. 0: the whole batch "
+                                     "is one clip. Video LDM Sampler sets it by itself."),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL", tooltip="The video model, for any sampler."),
-                io.String.Output("report", display_name="report", tooltip="What was loaded and how to use it, in words."),
+                io.String.Output("report", display_name="report", tooltip="What was loaded and how to use it, in "
+                                                                          "words."),
             ],
         )
 
@@ -78,8 +80,8 @@ def check_clip_length(layers, frames: int):
     params = layers.params
     if params.mix_length > 1 and frames != params.mix_length or params.table_length and frames > params.table_length:
         limit = params.mix_length if params.mix_length > 1 else params.table_length
-        raise VideoLDMError(f"{layers.name} runs clips of {limit} frames, not {frames}. Set frames_per_clip to {limit}, "
-                            "or to 0.")
+        raise VideoLDMError(f"{layers.name} runs clips of {limit} frames, not {frames}. Set frames_per_clip to "
+                            f"{limit}, or to 0.")
 
 
 def report_of(layers, model, schedule: str, loras) -> str:
@@ -89,15 +91,16 @@ def report_of(layers, model, schedule: str, loras) -> str:
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers.",
         f"Made for {layers.base.family}; on {attach.model_title(model)}.",
         f"Trained on clips of {layers.params.frames} frames" + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
-        f"Noise schedule: {schedule}" + (f" ({trained.beta_schedule} {trained.linear_start:g} to {trained.linear_end:g})."
+        f"Noise schedule: {schedule}" + (f" ({trained.beta_schedule} {trained.linear_start:g} to "
+                                         f"{trained.linear_end:g})."
                                          if schedule == AS_TRAINED else "."),
     ]
     if layers.params.positions:
         lines.append(f"Positions were trained for up to {layers.params.positions} frames.")
     if layers.hint:
         hint = layers.hint
-        lines.append(f"Sample with {hint.sampler} and ModelSamplingDiscrete set to {hint.model_sampling}, cfg {hint.cfg[0]:g} "
-                     f"to {hint.cfg[1]:g}, {hint.steps[0]} to {hint.steps[1]} steps.")
+        lines.append(f"Sample with {hint.sampler} and ModelSamplingDiscrete set to {hint.model_sampling}, cfg "
+                     f"{hint.cfg[0]:g} to {hint.cfg[1]:g}, {hint.steps[0]} to {hint.steps[1]} steps.")
     lines += [f"Motion LoRA {lora.name} at {strength:g}." for lora, strength in loras]
     if layers.licence:
         lines.append(f"Licence: {layers.licence}.")
@@ -111,14 +114,15 @@ class MotionLoRA(io.ComfyNode):
             node_id="VideoLDMMotionLoRA",
             display_name="Motion LoRA",
             category="video ldm/load",
-            description="A LoRA for temporal layers: camera motions such as zoom, pan and roll for AnimateDiff. Connect it "
-                        "to Load Temporal Layers; chain several through `previous`.",
+            description="A LoRA for temporal layers: camera motions such as zoom, pan and roll for AnimateDiff. "
+                        "Connect it to Load Temporal Layers; chain several through `previous`.",
             inputs=[
                 io.Combo.Input("file", options=files.list_files(files.MOTION_LORA),
                                tooltip="A motion LoRA file in models/video_ldm or models/animatediff_motion_lora."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                                tooltip="How much of the motion is added; negative reverses it."),
-                MotionLoraType.Input("previous", optional=True, tooltip="Another Motion LoRA to use together with this one."),
+                MotionLoraType.Input("previous", optional=True, tooltip="Another Motion LoRA to use together with this "
+                                                                        "one."),
             ],
             outputs=[MotionLoraType.Output("motion_lora", display_name="motion_lora",
                                            tooltip="For Load Temporal Layers, or for another Motion LoRA.")],
@@ -141,12 +145,13 @@ class LoadDemo(io.ComfyNode):
             node_id="VideoLDMLoadDemo",
             display_name="Load Demo Models",
             category="video ldm/load",
-            description="The plain image model of the tiny bundled cascade, which paints a road with cars: load temporal "
-                        "layers onto it with Load Temporal Layers, as onto a checkpoint of your own.",
+            description="The plain image model of the tiny bundled cascade, which paints a road with cars: load "
+                        "temporal layers onto it with Load Temporal Layers, as onto a checkpoint of your own.",
             inputs=[],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="The image model. On its own it makes images."),
-                io.Clip.Output("clip", display_name="CLIP", tooltip="For CLIP Text Encode. It knows the demo's words only."),
+                io.Clip.Output("clip", display_name="CLIP", tooltip="For CLIP Text Encode. It knows the demo's words "
+                                                                    "only."),
                 io.Vae.Output("vae", display_name="VAE", tooltip="For VAE Decode and VAE Encode."),
             ],
         )

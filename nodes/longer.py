@@ -20,19 +20,22 @@ class ContextFrames(io.ComfyNode):
             node_id="VideoLDMContextFrames",
             display_name="Context Frames",
             category="video ldm/sample",
-            description="Gives a video model frames of the clip that are known already: the model makes the others to go "
-                        "with them. Temporal layers trained with context frames see them at every step; with others, such "
-                        "as AnimateDiff, the known frames are held in place by a noise mask. Works with any sampler.",
+            description="Gives a video model frames of the clip that are known already: the model makes the others to "
+                        "go with them. Temporal layers trained with context frames see them at every step; with "
+                        "others, such as AnimateDiff, the known frames are held in place by a noise mask. Works with "
+                        "any sampler.",
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
                 io.String.Input("frames", default="0",
-                                tooltip="Which frames of the clip are known, one number for each picture: 0 is the first, "
-                                        "-1 the last. '0' starts from a picture, '0, 1' goes on from two frames, '0, -1' "
-                                        "makes what lies between. Layers trained with context frames take the sets they "
-                                        "were trained for: the report of Load Temporal Layers names them."),
+                                tooltip="Which frames of the clip are known, one number for each picture: 0 is the "
+                                        "first, -1 the last. '0' starts from a picture, '0, 1' goes on from two "
+                                        "frames, '0, -1' makes what lies between. Layers trained with context frames "
+                                        "take the sets they were trained for: the report of Load Temporal Layers names "
+                                        "them."),
                 io.Float.Input("guidance", default=1.0, min=0.0, max=20.0, step=0.1, round=0.01,
-                               tooltip="Context guidance: above 1 the clip keeps more strictly to the known frames, at one "
-                                       "more model call a step. 1 is off. Only for layers trained with context frames."),
+                               tooltip="Context guidance: above 1 the clip keeps more strictly to the known frames, at "
+                                       "one more model call a step. 1 is off. Only for layers trained with context "
+                                       "frames."),
                 io.Latent.Input("latent", optional=True, tooltip="The known frames as latents, one per batch item."),
                 io.Image.Input("image", optional=True, tooltip="The known frames as pictures; needs the VAE."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
@@ -57,8 +60,8 @@ class ContextFrames(io.ComfyNode):
 def positions_of(text: str) -> tuple[int, ...]:
     parts = [part for part in re.split(r"[,\s]+", text.strip()) if part]
     if not parts or not all(re.fullmatch(r"[+-]?\d{1,6}", part) for part in parts):
-        raise VideoLDMError(f"'{text}' is no list of frame numbers. Write numbers with commas between them, such as 0, 1 or "
-                            "0, -1.")
+        raise VideoLDMError(f"'{text}' is no list of frame numbers. Write numbers with commas between them, such as 0, "
+                            "1 or 0, -1.")
     return tuple(int(part) for part in parts)
 
 
@@ -82,8 +85,8 @@ def report_of(model, positions, guidance) -> str:
         guided = f" Context guidance {guidance:g}." if guidance != 1 else ""
         return f"{frames} {numbers}: seen by the temporal layers, which were trained with context frames.{guided}"
     ignored = " Context guidance does nothing there." if guidance != 1 else ""
-    return (f"{frames} {numbers}: held in place by ComfyUI's noise mask, for these temporal layers were not trained with "
-            f"context frames.{ignored}")
+    return (f"{frames} {numbers}: held in place by ComfyUI's noise mask, for these temporal layers were not trained "
+            f"with context frames.{ignored}")
 
 
 class ExtendVideo(io.ComfyNode):
@@ -95,32 +98,35 @@ class ExtendVideo(io.ComfyNode):
             node_id="VideoLDMExtend",
             display_name="Extend Video",
             category="video ldm/sample",
-            description="Makes a video of any length, clip after clip: each goes on from the last frames of the one before. "
-                        "Starts from a picture, from a video, or from noise. With temporal layers trained with context "
-                        "frames the layers see them; with others, such as AnimateDiff, a noise mask holds them.",
+            description="Makes a video of any length, clip after clip: each goes on from the last frames of the one "
+                        "before. Starts from a picture, from a video, or from noise. With temporal layers trained with "
+                        "context frames the layers see them; with others, such as AnimateDiff, a noise mask holds "
+                        "them.",
             inputs=[
                 *sampler_inputs(),
                 io.Int.Input("length", default=48, min=2, max=100000,
                              tooltip="Frames of the whole video, those given to start from included."),
                 io.Float.Input("context_guidance", default=1.0, min=0.0, max=20.0, step=0.1, round=0.01,
-                               tooltip="Above 1 each clip keeps more strictly to the frames it goes on from, at one more "
-                                       "model call a step. 1 is off."),
+                               tooltip="Above 1 each clip keeps more strictly to the frames it goes on from, at one "
+                                       "more model call a step. 1 is off."),
                 io.Int.Input("overlap", default=OVERLAP, min=1, max=64,
-                             tooltip="How many frames each clip takes over from the one before. The layers trained here "
-                                     "take 2, the direction of motion; AnimateDiff often joins better with 4 to 8."),
+                             tooltip="How many frames each clip takes over from the one before. The layers trained "
+                                     "here take 2, the direction of motion; AnimateDiff often joins better with 4 to "
+                                     "8."),
                 io.Combo.Input("on_cancel", options=[STOP, KEEP], default=STOP,
-                               tooltip="What cancelling does: stop the graph as always, or go on with the clips that are "
-                                       "finished."),
-                io.Latent.Input("latent", optional=True, tooltip="The frames to start from, as latents: one picture, or a "
-                                                                 "video to go on with."),
+                               tooltip="What cancelling does: stop the graph as always, or go on with the clips that "
+                                       "are finished."),
+                io.Latent.Input("latent", optional=True, tooltip="The frames to start from, as latents: one picture, "
+                                                                 "or a video to go on with."),
                 io.Image.Input("image", optional=True, tooltip="The frames to start from, as pictures; needs the VAE."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
                 io.Conditioning.Input("temporal_prompt", optional=True,
-                                      tooltip="Another positive text for the temporal layers alone, as on Video LDM Sampler."),
+                                      tooltip="Another positive text for the temporal layers alone, as on Video LDM "
+                                              "Sampler."),
             ],
             outputs=[
-                io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, for Temporal VAE Decode, VAE "
-                                                                              "Decode or Latent Interpolate x4."),
+                io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, for Temporal VAE Decode, "
+                                                                              "VAE Decode or Latent Interpolate x4."),
                 io.Float.Output("fps", display_name="fps", tooltip="Frames per second, for Save Video File."),
                 io.String.Output("report", display_name="report", tooltip="What was done, in words."),
             ],
@@ -158,8 +164,8 @@ class ExtendVideo(io.ComfyNode):
 
 def refuse_several_clips(latent):
     if latent is not None and latent.get("clips", 1) > 1:
-        raise VideoLDMError(f"The LATENT to start from holds {latent['clips']} clips, and one video is extended at a time. "
-                            "Sample one clip, or cut one out with Latent From Batch.")
+        raise VideoLDMError(f"The LATENT to start from holds {latent['clips']} clips, and one video is extended at a "
+                            "time. Sample one clip, or cut one out with Latent From Batch.")
 
 
 def empty_video(model, given, length: int, width: int, height: int) -> torch.Tensor:

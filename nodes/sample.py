@@ -14,8 +14,8 @@ def sampler_inputs():
         io.Conditioning.Input("positive", tooltip="What the video shows."),
         io.Conditioning.Input("negative", tooltip="What it should not show."),
         io.Int.Input("frames", default=16, min=1, max=4096,
-                     tooltip="Frames of one clip. Best is the number the temporal layers were trained on: the report of "
-                             "Load Temporal Layers says it."),
+                     tooltip="Frames of one clip. Best is the number the temporal layers were trained on: the report "
+                             "of Load Temporal Layers says it."),
         io.Int.Input("width", default=512, min=16, max=8192, step=8,
                      tooltip="Width in pixels. Not used where a latent is connected."),
         io.Int.Input("height", default=512, min=16, max=8192, step=8,
@@ -62,14 +62,15 @@ class VideoLDMSampler(io.ComfyNode):
             node_id="VideoLDMSampler",
             display_name="Video LDM Sampler",
             category="video ldm/sample",
-            description="Samples clips of video with a model that has temporal layers. The noise is that of KSampler for "
-                        "the same seed, one independent frame after another. KSampler and SamplerCustomAdvanced work with "
-                        "the same MODEL; this node makes the latents, counts the clips and passes the frame rate on.",
+            description="Samples clips of video with a model that has temporal layers. The noise is that of KSampler "
+                        "for the same seed, one independent frame after another. KSampler and SamplerCustomAdvanced "
+                        "work with the same MODEL; this node makes the latents, counts the clips and passes the frame "
+                        "rate on.",
             inputs=[
                 *before[:6],
                 io.Int.Input("clips", default=1, min=1, max=256,
-                             tooltip="How many clips to make at once, each with noise of its own. Not used where a latent "
-                                     "is connected."),
+                             tooltip="How many clips to make at once, each with noise of its own. Not used where a "
+                                     "latent is connected."),
                 *before[6:],
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="1 starts from noise alone; lower keeps more of the connected latent."),
@@ -77,13 +78,14 @@ class VideoLDMSampler(io.ComfyNode):
                                 tooltip="Frames to start from: the latents of a video, one frame per batch item."),
                 io.Conditioning.Input("temporal_prompt", optional=True,
                                       tooltip="Another positive text for the temporal layers alone: with a DreamBooth "
-                                              "checkpoint, the prompt without its special token, encoded by the original "
-                                              "CLIP."),
+                                              "checkpoint, the prompt without its special token, encoded by the "
+                                              "original CLIP."),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="The frames, for VAE Decode."),
                 io.Float.Output("fps", display_name="fps",
-                                tooltip="Frames per second that the temporal layers were trained for, for Save Video File."),
+                                tooltip="Frames per second that the temporal layers were trained for, for Save Video "
+                                        "File."),
             ],
         )
 
@@ -102,16 +104,16 @@ def clip_latent(model, latent, frames: int, clips: int, width: int, height: int,
     """The latent to start from, refused where it is no whole number of clips."""
     if latent is None:
         if denoise < 1:
-            raise VideoLDMError(f"denoise is {denoise:g}, which keeps part of a latent, and no latent is connected. Connect "
-                                "one, or set denoise to 1.")
+            raise VideoLDMError(f"denoise is {denoise:g}, which keeps part of a latent, and no latent is connected. "
+                                "Connect one, or set denoise to 1.")
         return {"samples": sampling.empty_latent(model, clips * frames, width, height)}
     samples = latent["samples"]
     if samples.ndim != 4:
-        raise VideoLDMError(f"The connected latent has {samples.ndim} dimensions; frames of Stable Diffusion have 4 (frames, "
-                            "channels, height, width). It comes from another kind of video model.")
+        raise VideoLDMError(f"The connected latent has {samples.ndim} dimensions; frames of Stable Diffusion have 4 "
+                            "(frames, channels, height, width). It comes from another kind of video model.")
     if len(samples) % frames:
-        raise VideoLDMError(f"The connected latent has {len(samples)} frames, which do not divide into clips of {frames}. "
-                            f"Set frames to {len(samples)}, or to a number that divides it.")
+        raise VideoLDMError(f"The connected latent has {len(samples)} frames, which do not divide into clips of "
+                            f"{frames}. Set frames to {len(samples)}, or to a number that divides it.")
     return latent
 
 

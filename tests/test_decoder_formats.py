@@ -96,7 +96,8 @@ def test_a_decoder_of_ours_comes_back_from_its_file_with_all_that_was_said_of_it
 
 def test_load_temporal_layers_is_told_where_a_decoder_belongs(tmp_path, state):
     path = saved(tmp_path, "vae.safetensors", within(state, ""))
-    with pytest.raises(VideoLDMError, match="vae.safetensors is the temporal decoder of Stable Video Diffusion .* Load it with "
+    with pytest.raises(VideoLDMError, match="vae.safetensors is the temporal decoder of Stable Video Diffusion .* Load "
+                                            "it with "
                                             "Load Temporal Decoder"):
         load_temporal(path)
     with pytest.raises(VideoLDMError, match="Stable Video Diffusion checkpoint"):

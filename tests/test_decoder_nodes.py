@@ -225,7 +225,8 @@ def test_where_memory_runs_out_for_good_the_sentence_names_the_widgets(made, mon
     monkeypatch.setattr(decoding, "FALLBACK_TILES", (128, 64))
     NoRoom(made.first_stage_model, 10, monkeypatch)
     z = latents(4, 20, 24)
-    with pytest.raises(VideoLDMError, match="windows of 4 frames of 192x160 in tiles of 64 pixels. Lower window, or lower tile"):
+    with pytest.raises(VideoLDMError, match="windows of 4 frames of 192x160 in tiles of 64 pixels. Lower window, or "
+                                            "lower tile"):
         whole(made, z)
     with pytest.raises(VideoLDMError, match="in tiles of 128 pixels. Lower window, or lower tile"):
         whole(made, z, tile=128)            # what an artist has set is not changed
@@ -233,7 +234,8 @@ def test_where_memory_runs_out_for_good_the_sentence_names_the_widgets(made, mon
         whole(made, latents(4, 6, 8))
 
 
-@pytest.mark.parametrize("error", [RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate "
+                                                "memory"),
                                    MemoryError(), torch.cuda.OutOfMemoryError("x")])
 def test_every_kind_of_memory_running_out_is_known_and_other_errors_pass(error, made, monkeypatch):
     assert compat.is_out_of_memory(error)

@@ -80,8 +80,9 @@ def frames_per_clip(batch: int, transformer_options: dict) -> int:
     images = batch // len(transformer_options.get("cond_or_uncond") or [0])
     frames = transformer_options.get(FRAMES) or images
     if images % frames:
-        raise VideoLDMError(f"The batch of {images} frames does not divide into clips of {frames} frames. Make the batch a "
-                            "multiple of the frames per clip, or set frames per clip to 0 on Load Temporal Layers.")
+        raise VideoLDMError(f"The batch of {images} frames does not divide into clips of {frames} frames. Make the "
+                            "batch a multiple of the frames per clip, or set frames per clip to 0 on Load Temporal "
+                            "Layers.")
     return frames
 
 
@@ -141,16 +142,16 @@ def refuse_compiled(patcher):
     """torch.compile skips the guards of hooks: compiled plain first, the temporal layers would silently vanish."""
     wrappers = patcher.wrappers.get(WrappersMP.APPLY_MODEL, {})
     if COMPILED in wrappers or hasattr(patcher.get_model_object("diffusion_model"), "_orig_mod"):
-        raise VideoLDMError("This MODEL is compiled by TorchCompileModel, which would silently leave the temporal layers "
-                            "out. Remove TorchCompileModel from the graph.")
+        raise VideoLDMError("This MODEL is compiled by TorchCompileModel, which would silently leave the temporal "
+                            "layers out. Remove TorchCompileModel from the graph.")
 
 
 def spatial_unet(model):
     """The UNet of a MODEL, refused where temporal layers cannot attach."""
     unet = getattr(getattr(model, "model", None), "diffusion_model", None)
     if not all(hasattr(unet, part) for part in ("input_blocks", "middle_block", "output_blocks")):
-        raise VideoLDMError(f"The connected MODEL ({model_title(model)}) is no Stable Diffusion UNet, and temporal layers "
-                            "attach to nothing else. Load a Stable Diffusion checkpoint.")
+        raise VideoLDMError(f"The connected MODEL ({model_title(model)}) is no Stable Diffusion UNet, and temporal "
+                            "layers attach to nothing else. Load a Stable Diffusion checkpoint.")
     return unet
 
 

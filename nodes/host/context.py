@@ -43,24 +43,24 @@ def check_trained(model, positions: tuple[int, ...]):
         known = set(resolve_positions(positions, frames))
         if not any(known == {p % frames for p in candidate} for candidate in trained):
             sets = "; ".join(", ".join(map(str, candidate)) or "none" for candidate in trained)
-            raise VideoLDMError(f"The temporal layers ({layers['title']}) were trained for the context frames {sets}, not "
-                                f"for {', '.join(map(str, positions))}. Numbers count from 0, and from the end where "
-                                "negative. Choose one of these sets.")
+            raise VideoLDMError(f"The temporal layers ({layers['title']}) were trained for the context frames {sets}, "
+                                f"not for {', '.join(map(str, positions))}. Numbers count from 0, and from the end "
+                                "where negative. Choose one of these sets.")
 
 
 def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0):
     """A clone that samples clips in which the frames at `positions` are the given latents `(k n) c h w`."""
     positions = tuple(positions)
     if latents.ndim != 4:
-        raise VideoLDMError(f"The context frames have {latents.ndim} dimensions; frames of Stable Diffusion have 4 (frames, "
-                            "channels, height, width). They come from another kind of video model.")
+        raise VideoLDMError(f"The context frames have {latents.ndim} dimensions; frames of Stable Diffusion have 4 "
+                            "(frames, channels, height, width). They come from another kind of video model.")
     if not positions or len(latents) % len(positions):
-        raise VideoLDMError(f"{len(latents)} context frames were given for {len(positions)} positions. Give one frame for "
-                            "each position.")
+        raise VideoLDMError(f"{len(latents)} context frames were given for {len(positions)} positions. Give one frame "
+                            "for each position.")
     channels = model.get_model_object("latent_format").latent_channels
     if latents.shape[1] != channels:
-        raise VideoLDMError(f"The context frames have {latents.shape[1]} latent channels, and this model's have {channels}. "
-                            "Encode them with the VAE that belongs to the model.")
+        raise VideoLDMError(f"The context frames have {latents.shape[1]} latent channels, and this model's have "
+                            f"{channels}. Encode them with the VAE that belongs to the model.")
     m = model.clone()
     known = KnownFrames(latents, m.model.process_latent_in(latents), positions)
     transformer_options(m)[KNOWN] = known
@@ -82,13 +82,13 @@ def fitted(guider, noise: Tensor) -> KnownFrames:
     known, frames = options[KNOWN], frames_per_clip(len(noise), options)
     if known.latents.shape[2:] != noise.shape[2:]:
         given, wanted = (f"{shape[-1] * 8}x{shape[-2] * 8}" for shape in (known.latents.shape, noise.shape))
-        raise VideoLDMError(f"The context frames are {given} pixels and the clip is {wanted}. Resize one of them: context "
-                            "frames have the clip's own size.")
+        raise VideoLDMError(f"The context frames are {given} pixels and the clip is {wanted}. Resize one of them: "
+                            "context frames have the clip's own size.")
     positions = resolve_positions(known.positions, frames)
     clips, sets = len(noise) // frames, len(known.latents) // len(positions)
     if sets not in (1, clips):
-        raise VideoLDMError(f"Context frames were given for {sets} clips, and {clips} clips are sampled. Give one set for "
-                            "all clips, or one for each.")
+        raise VideoLDMError(f"Context frames were given for {sets} clips, and {clips} clips are sampled. Give one set "
+                            "for all clips, or one for each.")
     # The guider's options are its own for the length of one sampling.
     options[KNOWN] = replace(known, positions=positions, frames=frames)
     return options[KNOWN]

@@ -80,7 +80,8 @@ class Decoding:
             # Outside the except block: inside it the exception keeps the tensors of the failed decode alive.
             comfy.model_management.soft_empty_cache()
             self.tile = self.smaller_tile(len(z))
-            logging.warning("[Video LDM] Temporal VAE Decode ran out of memory and goes on in tiles of %d pixels. Set tile to "
+            logging.warning("[Video LDM] Temporal VAE Decode ran out of memory and goes on in tiles of %d pixels. Set "
+                            "tile to "
                             "%d to have it so from the start, or lower window.", self.tile, self.tile)
 
     def smaller_tile(self, frames: int) -> int:
@@ -88,7 +89,8 @@ class Decoding:
         smaller = [tile for tile in FALLBACK_TILES if tile < min(self.tile or 10 ** 9, max(self.height, self.width))]
         if self.settings.tile or not smaller:
             tiles = f"in tiles of {self.tile} pixels" if self.tile else "at once"
-            raise VideoLDMError(f"Temporal VAE Decode ran out of memory with windows of {frames} frames of {self.width}x"
+            raise VideoLDMError(f"Temporal VAE Decode ran out of memory with windows of {frames} frames of "
+                                f"{self.width}x"
                                 f"{self.height} {tiles}. Lower window, " + ("or lower tile." if self.tile else
                                                                            "or set tile to 256."))
         return smaller[0]
@@ -122,21 +124,22 @@ def check_latents(vae, samples: Tensor, settings: DecodeSettings):
     """Refuse what cannot be decoded, and widgets that contradict each other."""
     title = title_of(vae)
     if getattr(vae, "latent_dim", 2) != 2 or samples.ndim != 4:
-        raise VideoLDMError(f"The LATENT has {samples.ndim} dimensions and the VAE is {title}: they belong to a video model "
-                            "that decodes time by itself. Use core's VAE Decode for it.")
+        raise VideoLDMError(f"The LATENT has {samples.ndim} dimensions and the VAE is {title}: they belong to a video "
+                            "model that decodes time by itself. Use core's VAE Decode for it.")
     if samples.shape[1] != vae.latent_channels:
         raise VideoLDMError(f"The LATENT has {samples.shape[1]} channels and the connected VAE ({title}) takes "
                             f"{vae.latent_channels}. Connect the VAE that belongs to the MODEL it was sampled with.")
     if not len(samples):
         raise VideoLDMError("The LATENT has no frames. Connect the LATENT of a sampler.")
     if len(samples) % settings.clips:
-        raise VideoLDMError(f"The LATENT has {len(samples)} frames, which do not divide into {settings.clips} clips. Set clips "
-                            "to the number that was sampled, or to 1.")
+        raise VideoLDMError(f"The LATENT has {len(samples)} frames, which do not divide into {settings.clips} clips. "
+                            "Set clips to the number that was sampled, or to 1.")
     if settings.overlap >= settings.window:
-        raise VideoLDMError(f"overlap is {settings.overlap} frames and window is {settings.window}: windows must be longer than "
-                            "what they share. Lower overlap, or raise window.")
+        raise VideoLDMError(f"overlap is {settings.overlap} frames and window is {settings.window}: windows must be "
+                            "longer than what they share. Lower overlap, or raise window.")
     if settings.tile and settings.tile < SMALLEST_TILE:
-        raise VideoLDMError(f"tile is {settings.tile} pixels; {SMALLEST_TILE} is the least. Raise it, or set it to 0 for none.")
+        raise VideoLDMError(f"tile is {settings.tile} pixels; {SMALLEST_TILE} is the least. Raise it, or set it to 0 "
+                            "for none.")
 
 
 @contextmanager

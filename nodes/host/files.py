@@ -83,8 +83,8 @@ def resolve_decoder(name):
         path = folder_paths.get_full_path(kind, name)
         if path is not None:
             return path
-    raise VideoLDMError(f"There is no file {name} in models/video_ldm, models/vae or models/checkpoints. Put it into the "
-                        "first of these and refresh the page (R), or choose another file.")
+    raise VideoLDMError(f"There is no file {name} in models/video_ldm, models/vae or models/checkpoints. Put it into "
+                        "the first of these and refresh the page (R), or choose another file.")
 
 
 def input_videos():

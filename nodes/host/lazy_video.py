@@ -85,8 +85,8 @@ class LazyVideo(Input.Video):
         """Write to a file or a binary stream, whole or not at all, with progress and cancel of the running node."""
         kind = file_kind(path, plain(format), plain(codec))
         if color_space not in (None, "auto", "sRGB") or (bit_depth or 8) != 8:
-            raise VideoLDMError("This video has 8 bits per colour in sRGB and nothing else. Set the colour space of Save "
-                                "Video to sRGB.")
+            raise VideoLDMError("This video has 8 bits per colour in sRGB and nothing else. Set the colour space of "
+                                "Save Video to sRGB.")
         if isinstance(path, (str, Path)):
             return self._write(Path(path), kind, crf, metadata)
         with tempfile.TemporaryDirectory() as folder:
@@ -110,6 +110,6 @@ def file_kind(path, format: str, codec: str) -> str:
     ending = ENDINGS.get(Path(path).suffix.lower(), "mp4") if isinstance(path, (str, Path)) else "mp4"
     kind = ending if format == "auto" else format
     if kind not in CODECS or codec not in CODECS[kind]:
-        raise VideoLDMError(f"This video streams to mp4 with h264 and to webm with vp9, not to {format} with {codec}. Choose "
-                            "mp4 and auto in Save Video, or use Save Video File.")
+        raise VideoLDMError(f"This video streams to mp4 with h264 and to webm with vp9, not to {format} with {codec}. "
+                            "Choose mp4 and auto in Save Video, or use Save Video File.")
     return kind

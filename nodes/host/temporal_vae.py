@@ -62,11 +62,11 @@ def check_vae(vae, file: DecoderFile):
         raise VideoLDMError("The connected VAE is empty: its checkpoint holds none. Connect the VAE of Load VAE.")
     title = title_of(vae)
     if getattr(vae, "latent_dim", 2) != 2:
-        raise VideoLDMError(f"The connected VAE ({title}) is one of a video model, which decodes time by itself. Connect "
-                            "the VAE of a Stable Diffusion checkpoint.")
+        raise VideoLDMError(f"The connected VAE ({title}) is one of a video model, which decodes time by itself. "
+                            "Connect the VAE of a Stable Diffusion checkpoint.")
     if not all(hasattr(network, part) for part in ("encoder", "decoder")) or not hasattr(network.decoder, "conv_in"):
-        raise VideoLDMError(f"The connected VAE ({title}) is not built like Stable Diffusion's, so its decoder cannot be "
-                            f"replaced by that of {file.name}. Connect the VAE of a Stable Diffusion checkpoint.")
+        raise VideoLDMError(f"The connected VAE ({title}) is not built like Stable Diffusion's, so its decoder cannot "
+                            f"be replaced by that of {file.name}. Connect the VAE of a Stable Diffusion checkpoint.")
     file.check_vae(vae.latent_channels, vae.spacial_compression_decode(), title)
     if file.post_quant and not hasattr(network, "post_quant_conv"):
         raise VideoLDMError(f"{file.name} was trained behind the post_quant_conv of a VAE for {file.latents}, and the "
@@ -92,9 +92,9 @@ def round_trip_warning(vae, made, file: DecoderFile) -> str | None:
     before, after = (psnr(one.decode(latents), picture) for one in (vae, made))
     if after >= min(before - LOSS, GOOD):
         return None
-    return (f"{file.name} does not seem to fit the connected VAE: a test picture comes back at {after:.0f} dB from it, at "
-            f"{before:.0f} dB from the VAE's own decoder. It was trained for the latents of {file.latents}; those of SDXL, "
-            "for one, have the same shape and another meaning.")
+    return (f"{file.name} does not seem to fit the connected VAE: a test picture comes back at {after:.0f} dB from it, "
+            f"at {before:.0f} dB from the VAE's own decoder. It was trained for the latents of {file.latents}; those "
+            "of SDXL, for one, have the same shape and another meaning.")
 
 
 def test_picture(size: int):

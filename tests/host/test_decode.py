@@ -36,7 +36,8 @@ def files(server):
             block.mix_factor.fill_(-4.0)
     decoder.load_state_dict(image, strict=False)
     post_quant = {part: weights[f"post_quant_conv.{part}"] for part in ("weight", "bias")}
-    file_format.write(server.model_path("video_ldm", DECODER), decoder.state_dict(), params(), latents="the Video LDM demo",
+    file_format.write(server.model_path("video_ldm", DECODER), decoder.state_dict(), params(), latents="the Video LDM "
+                                                                                                       "demo",
                       frames=6, post_quant=post_quant)
     z = torch.randn(FRAMES, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(3))
     server.put_input_latent(LATENT, z)
