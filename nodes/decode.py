@@ -115,14 +115,21 @@ class TemporalDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, samples, window, overlap, tile, fps, clips=0) -> io.NodeOutput:
         latents = samples["samples"]
-        decoding = Decoding(vae, latents, DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(latents))))
+        settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(latents)))
+        decoding = Decoding(vae, latents, settings)
         rate = fps or samples.get("frame_rate") or DEFAULT_RATE
-        size = decoding.count, decoding.width, decoding.height, rate
-        if not wiring.is_used(cls.hidden, IMAGE_SLOT):
-            blocked = wiring.left_out("The IMAGE of Temporal VAE Decode was not connected when it ran. Run it again.")
-            return io.NodeOutput(blocked, LazyVideo(decoding.frames, *size))
-        images = decode_all(decoding)
-        return io.NodeOutput(images, LazyVideo(lambda first, last: iter([images[first:last]]), *size))
+        return io.NodeOutput(*pictures_and_video(decoding, rate, cls.hidden))
+
+
+def pictures_and_video(decoding: Decoding, rate, hidden) -> tuple:
+    """IMAGE and VIDEO of a decoding, the first only where it is connected. hidden: the running node's."""
+    size = decoding.count, decoding.width, decoding.height, rate
+    if not wiring.is_used(hidden, IMAGE_SLOT):
+        blocked = wiring.left_out(f"The IMAGE of {decoding.settings.node} was not connected when it ran. Run it "
+                                  "again.")
+        return blocked, LazyVideo(decoding.frames, *size)
+    images = decode_all(decoding)
+    return images, LazyVideo(lambda first, last: iter([images[first:last]]), *size)
 
 
 def clips_of(latent: dict, frames: int) -> int:

@@ -138,8 +138,9 @@ def sample_windows(model, keys, noise, seed, settings, progress) -> torch.Tensor
     """`k+1 c h w` key frames -> `k 5 c h w` windows."""
     known = torch.stack([keys[:-1], keys[1:]], dim=1).flatten(0, 1)
     steps, cfg, sampler, scheduler, positive, negative = settings
-    made = sampling.ksample(context.with_context_frames(model, known, ENDS), seed, steps, cfg, sampler, scheduler, positive,
-                            negative, {"samples": torch.zeros_like(noise)}, 1.0, noise=noise, callback=progress.callback)
+    made = sampling.ksample(context.with_context_frames(model, known, ENDS), seed, steps, cfg, sampler, scheduler,
+                            positive, negative, {"samples": torch.zeros_like(noise)}, 1.0, noise=noise,
+                            callback=progress.callback)
     return made.unflatten(0, (-1, WINDOW))
 
 

@@ -56,14 +56,14 @@ class LoadTemporalLayers(io.ComfyNode):
         path = files.resolve(file)
         unet = attach.spatial_unet(model)
         layers = load_temporal(path)
-        layers.check_base({site: channels for site, (_, channels) in unet_sites(unet).items()}, attach.context_dim(model),
-                          attach.model_title(model))
+        channels = {site: count for site, (_, count) in unet_sites(unet).items()}
+        layers.check_base(channels, attach.context_dim(model), attach.model_title(model))
         if frames_per_clip:
             check_clip_length(layers, frames_per_clip)
         loras = motion_lora or []
         # With a LoRA the weights are patched in place: such layers are shared with no other MODEL, nor within one.
         shared = None if loras else (path, *files.fingerprint(file))
-        stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype), cache_key=shared)
+        stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype), shared)
         settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title,
                     "context": layers.params.context and layers.params.context.positions,
                     "takes_fps": bool(layers.params.fps_width)}
@@ -90,7 +90,8 @@ def report_of(layers, model, schedule: str, loras) -> str:
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers.",
         f"Made for {layers.base.family}; on {attach.model_title(model)}.",
-        f"Trained on clips of {layers.params.frames} frames" + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
+        f"Trained on clips of {layers.params.frames} frames"
+        + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
         f"Noise schedule: {schedule}" + (f" ({trained.beta_schedule} {trained.linear_start:g} to "
                                          f"{trained.linear_end:g})."
                                          if schedule == AS_TRAINED else "."),

@@ -157,7 +157,8 @@ class ExtendVideo(io.ComfyNode):
         except sampling.Cancelled:
             if on_cancel == STOP or done == (0 if given is None else len(given)):
                 raise
-        kept = {key: value for key, value in (latent or {}).items() if key not in ("noise_mask", "batch_index", "clips")}
+        kept = {key: value for key, value in (latent or {}).items()
+                if key not in ("noise_mask", "batch_index", "clips")}
         out = {**kept, "samples": video[:done], "frame_rate": fps}
         return io.NodeOutput(out, fps, rollout_report(model, calls, done, length))
 

@@ -96,7 +96,8 @@ class VideoLDMSampler(io.ComfyNode):
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
         fps = fps_of(sets)
         clip_model = attach.with_clip_options(model, frames, temporal_texts(temporal_prompt), fps)
-        samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise)
+        samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent,
+                                   denoise)
         return io.NodeOutput({**latent, "samples": samples, "frame_rate": fps, "clips": len(samples) // frames}, fps)
 
 

@@ -23,9 +23,10 @@ def unet_model(config, device="cpu", **more):
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights that keep activations near 1: matrices scaled by their fan-in, norms near 1, biases and mixes free."""
+    """Random weights that keep activations near 1: matrices by their fan-in, norms near 1, biases and mixes free."""
     generator = torch.Generator().manual_seed(seed)
-    norms = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, (nn.GroupNorm, nn.LayerNorm))}
+    norms = {f"{name}.weight" for name, part in module.named_modules()
+             if isinstance(part, (nn.GroupNorm, nn.LayerNorm))}
     for name, weight in module.named_parameters():
         spread = weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.2
         weight.copy_(torch.randn(weight.shape, generator=generator) * spread + (1.0 if name in norms else 0.0))

@@ -39,7 +39,7 @@ def test_weights_of_low_precision_give_what_their_rounded_values_give_in_float32
 
 @pytest.mark.parametrize("budget", [0.1, 25e6])
 def test_partly_loaded_models_give_what_fully_loaded_ones_give(state, folder, budget):
-    """Weights beyond the budget stay where they are and are cast for each call; a Motion LoRA is added per call then."""
+    """Weights beyond the budget stay where they are and are cast for each call, a Motion LoRA with them."""
     model = load_model(state)
     lora = checkpoints.image_lora()
     names = comfy.lora.model_lora_keys_unet(model.model, {})
@@ -144,7 +144,8 @@ def test_a_model_that_predicts_v_keeps_doing_so_unless_the_layers_say_otherwise(
 
 
 def ddim_with_eta_1(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """DDIM (2010.02502), Eq. 12 and 16 with eta 1, in float64 and its own variables: x_t = sqrt(a) x0 + sqrt(1 - a) eps."""
+    """DDIM (2010.02502), Eq. 12 and 16 with eta 1, in float64 and its own variables:
+    x_t = sqrt(a) x0 + sqrt(1 - a) eps."""
     alphas = 1 / (1 + sigmas.double() ** 2)
     noises = comfy.k_diffusion.sampling.default_noise_sampler(x, seed=ddim_with_eta_1.seed)
     z = alphas[0].sqrt() * x.double()

@@ -100,7 +100,8 @@ def test_a_decoder_of_another_kind_is_refused():
 
 # Windows
 
-@pytest.mark.parametrize("length, window, overlap", [(16, 12, 4), (17, 6, 2), (100, 12, 4), (13, 12, 11), (9, 3, 0), (7, 8, 2)])
+@pytest.mark.parametrize("length, window, overlap", [
+    (16, 12, 4), (17, 6, 2), (100, 12, 4), (13, 12, 11), (9, 3, 0), (7, 8, 2)])
 def test_windows_cover_a_clip_evenly_with_the_overlap_asked_for_or_more(length, window, overlap):
     starts = spread(length, window, overlap)
     assert starts[0] == 0 and starts[-1] == max(length - window, 0)
@@ -122,12 +123,11 @@ def test_pieces_that_agree_are_joined_to_exactly_what_they_agree_on():
 
 
 class Local(nn.Module):
-    """What remains of the decoder with norms and attention stubbed: convolutions. They reach `reach` places each way."""
+    """What remains of the decoder with norms and attention stubbed: convolutions, each reaching one place further."""
 
     def __init__(self, layers=2):
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv3d(4, 4, 3, padding=1) for _ in range(layers))
-        self.reach = layers
         randomise(self)
 
     def forward(self, z):

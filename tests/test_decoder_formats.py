@@ -41,7 +41,8 @@ def svd_checkpoint(state):
 def test_svds_decoder_is_read_from_every_form_it_comes_in(tmp_path, state, form):
     renamed = {key.replace("conv_out.time_mix", "time_mix"): value for key, value in state.items()}
     tensors, name = {
-        "checkpoint": (svd_checkpoint(state), "svd.safetensors"), "vae file": ({**within(state, ""), **ENCODER}, "vae.safetensors"),
+        "checkpoint": (svd_checkpoint(state), "svd.safetensors"),
+        "vae file": ({**within(state, ""), **ENCODER}, "vae.safetensors"),
         "vae prefix": (within(state, "vae."), "vae.safetensors"),
         "torch": ({"state_dict": svd_checkpoint(state)}, "svd.ckpt"),
         "old name of the last layer": (within(renamed, ""), "vae.safetensors")}[form]
@@ -112,14 +113,15 @@ def image_part(state):
 
 def test_an_image_decoder_in_the_slot_is_refused(tmp_path, state):
     sentence = "with an image decoder: it has no temporal layers. Choose svd.safetensors"
-    for name, tensors in (("vae.safetensors", within(image_part(state), "")),
-                          ("svd_image_decoder.safetensors", {**SVD_UNET, **within(image_part(state), "first_stage_model.")})):
+    svd = {**SVD_UNET, **within(image_part(state), "first_stage_model.")}
+    for name, tensors in (("vae.safetensors", within(image_part(state), "")), ("svd_image_decoder.safetensors", svd)):
         with pytest.raises(VideoLDMError, match=f"{name} is .* {sentence}"):
             load_decoder(saved(tmp_path, name, tensors))
 
 
 @pytest.mark.parametrize("name, tensors, sentence", [
-    ("lora.safetensors", {"lora_unet_x.lora_down.weight": torch.zeros(4, 4)}, "a LoRA .*, not a temporal decoder. Load it"),
+    ("lora.safetensors", {"lora_unet_x.lora_down.weight": torch.zeros(4, 4)},
+     "a LoRA .*, not a temporal decoder. Load it"),
     ("what.safetensors", {"something": torch.zeros(2)}, "a kind that this pack does not know"),
 ])
 def test_other_files_are_named_and_refused(tmp_path, name, tensors, sentence):
@@ -136,7 +138,8 @@ def spoilt(state, **changes):
      "1 of its .* tensors are missing .the first: up.1.block.0.conv2.weight"),
     (lambda s: spoilt(s, more=torch.zeros(1)), "holds 1 tensors that such a decoder does not have .the first: more"),
     (lambda s: spoilt(s, norm_out__weight=torch.zeros(7)), r"norm_out.weight has shape \[7\] where \[32\] is due"),
-    (lambda s: spoilt(s, norm_out__weight=torch.zeros(32, dtype=torch.int8)), "int8, which is not a floating-point type"),
+    (lambda s: spoilt(s, norm_out__weight=torch.zeros(32, dtype=torch.int8)),
+     "int8, which is not a floating-point type"),
     (lambda s: spoilt(s, up__0__block__0__conv2__weight=s["up.0.block.0.conv2.weight"].half()), "mixes types"),
     (lambda s: within({k: v for k, v in s.items() if not k.startswith("up.")}, ""), "The file is incomplete"),
     (lambda s: spoilt(s, mid__block_1__time_stack__in_layers__2__weight=torch.zeros(64, 64, 5, 1, 1)),
@@ -163,7 +166,8 @@ def test_metadata_that_cannot_be_is_refused(tmp_path, entry, value, sentence):
 
 
 def test_a_convolution_before_the_decoder_has_to_fit_its_latents(tmp_path):
-    path = write_decoder(tmp_path / "mine.safetensors", post_quant={"weight": torch.zeros(5, 5, 1, 1), "bias": torch.zeros(5)})
+    quant = {"weight": torch.zeros(5, 5, 1, 1), "bias": torch.zeros(5)}
+    path = write_decoder(tmp_path / "mine.safetensors", post_quant=quant)
     with pytest.raises(VideoLDMError, match="post_quant_conv does not fit its latents of 4 channels"):
         load_decoder(path)
 
@@ -171,8 +175,8 @@ def test_a_convolution_before_the_decoder_has_to_fit_its_latents(tmp_path):
 def test_the_vae_has_to_have_the_decoders_latents(tmp_path):
     found = load_decoder(write_decoder(tmp_path / "mine.safetensors"))
     found.check_vae(4, 8, "a VAE")
-    with pytest.raises(VideoLDMError, match=r"for latents of 4 channels, and the connected VAE \(Flux\) has 16. Connect a VAE "
-                                            "for the tests"):
+    sentence = r"for latents of 4 channels, and the connected VAE \(Flux\) has 16. Connect a VAE for the tests"
+    with pytest.raises(VideoLDMError, match=sentence):
         found.check_vae(16, 8, "Flux")
     with pytest.raises(VideoLDMError, match="latents of 8 pixels per latent, and the connected VAE .* has 4"):
         found.check_vae(4, 4, "x4")

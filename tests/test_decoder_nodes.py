@@ -1,24 +1,18 @@
 """Load Temporal Decoder and Temporal VAE Decode on ComfyUI's own VAE, in this process."""
 
-import gc
 import logging
-import subprocess
-import sys
 from fractions import Fraction
-from io import BytesIO
 
 import pytest
 import torch
 from torch import nn
 
 from video_ldm.nodes import decode as nodes
-from video_ldm.nodes.host import compat, decoding, lazy_video, temporal_vae, wiring
+from video_ldm.nodes.host import compat, decoding, temporal_vae, wiring
 from video_ldm.nodes.host.decoding import Decoding, DecodeSettings
-from video_ldm.nodes.host.lazy_video import LazyVideo
 from video_ldm.temporal.decoder import PAPER_KERNEL, TemporalDecoder
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.formats import load_decoder
-from video_ldm.temporal.video import open_video
 from video_ldm.tests.decoder_help import latents, small_params, small_vae, temporal_decoder, write_decoder
 from video_ldm.tests.small import relative_error
 
@@ -61,7 +55,8 @@ def test_the_new_vae_encodes_as_the_old_one_bit_for_bit_and_leaves_it_unchanged(
 @pytest.mark.parametrize("own", [True, False])
 def test_nothing_stands_before_a_decoder_whose_file_has_no_post_quant_conv(vae, tmp_path, own):
     quant = {"weight": torch.randn(4, 4, 1, 1), "bias": torch.randn(4)} if own else None
-    made = temporal_vae.with_temporal_decoder(vae, load_decoder(write_decoder(tmp_path / "x.safetensors", post_quant=quant)))
+    file = load_decoder(write_decoder(tmp_path / "x.safetensors", post_quant=quant))
+    made = temporal_vae.with_temporal_decoder(vae, file)
     z, decoder = latents(3), temporal_decoder(small_params(), 7)
     fed = nn.functional.conv2d(z, quant["weight"], quant["bias"]) if own else z
     assert torch.equal(made.first_stage_model.decode(z), decoder(fed))
@@ -73,7 +68,8 @@ def test_the_image_path_of_the_new_vae_is_the_plain_vae_bit_for_bit(vae, tmp_pat
     decoder = temporal_decoder(small_params())
     decoder.load_state_dict(vae.first_stage_model.decoder.state_dict(), strict=False)
     quant = vae.first_stage_model.post_quant_conv.state_dict()
-    file_format.write(tmp_path / "x.safetensors", decoder.state_dict(), small_params(), latents="x", frames=6, post_quant=quant)
+    file_format.write(tmp_path / "x.safetensors", decoder.state_dict(), small_params(), latents="x", frames=6,
+                      post_quant=quant)
     made = temporal_vae.with_temporal_decoder(vae, load_decoder(tmp_path / "x.safetensors"))
     z = latents(4)
     assert torch.equal(made.first_stage_model.decode(z, skip_video=True), vae.first_stage_model.decode(z))
@@ -108,10 +104,11 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("change, sentence", [
     (lambda vae: setattr(vae, "first_stage_model", None), "The connected VAE is empty"),
     (lambda vae: setattr(vae, "latent_dim", 3), "is one of a video model, which decodes time by itself"),
-    (lambda vae: setattr(vae, "first_stage_model", Plain()), r"The connected VAE \(Plain, 4 latent channels\) is not built like "
-                                                             "Stable Diffusion's"),
+    (lambda vae: setattr(vae, "first_stage_model", Plain()),
+     r"The connected VAE \(Plain, 4 latent channels\) is not built like Stable Diffusion's"),
     (lambda vae: setattr(vae, "latent_channels", 16), "for latents of 4 channels, and the connected VAE .* has 16"),
-    (lambda vae: setattr(vae, "upscale_ratio", 4), "for latents of 8 pixels per latent, and the connected VAE .* has 4"),
+    (lambda vae: setattr(vae, "upscale_ratio", 4),
+     "for latents of 8 pixels per latent, and the connected VAE .* has 4"),
 ])
 def test_a_vae_that_the_decoder_does_not_fit_is_refused(vae, tmp_path, change, sentence):
     import copy
@@ -127,8 +124,9 @@ def test_a_decoder_behind_a_convolution_needs_a_vae_that_has_one(vae, made, tmp_
     other.first_stage_model = Plain()
     other.first_stage_model.encoder, other.first_stage_model.decoder = nn.Identity(), vae.first_stage_model.decoder
     quant = {"weight": torch.zeros(4, 4, 1, 1), "bias": torch.zeros(4)}
+    file = load_decoder(write_decoder(tmp_path / "x.safetensors", post_quant=quant))
     with pytest.raises(VideoLDMError, match="was trained behind the post_quant_conv of a VAE for the tests"):
-        temporal_vae.with_temporal_decoder(other, load_decoder(write_decoder(tmp_path / "x.safetensors", post_quant=quant)))
+        temporal_vae.with_temporal_decoder(other, file)
 
 
 def demo_vae():
@@ -148,7 +146,8 @@ def test_a_decoder_for_other_latents_is_warned_of_by_a_test_picture_and_one_that
     turned = {"weight": quant["weight"][:, [2, 3, 0, 1]], "bias": quant["bias"]}
     warnings = []
     for name, part in (("fits.safetensors", quant), ("other.safetensors", turned)):
-        file_format.write(tmp_path / name, decoder.state_dict(), params(), latents="the demo", frames=6, post_quant=part)
+        file_format.write(tmp_path / name, decoder.state_dict(), params(), latents="the demo", frames=6,
+                          post_quant=part)
         file = load_decoder(tmp_path / name)
         warnings.append(temporal_vae.round_trip_warning(vae, temporal_vae.with_temporal_decoder(vae, file), file))
     assert warnings[0] is None
@@ -175,7 +174,8 @@ def test_the_result_does_not_depend_on_free_memory(made, monkeypatch):
     z = latents(10)
     results, core = [], []
     for free in (2 ** 40, 1):
-        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args, **more: (free, free) if more else free)
+        monkeypatch.setattr(comfy.model_management, "get_free_memory",
+                            lambda *args, **more: (free, free) if more else free)
         results.append(whole(made, z, 6, 2))
         core.append(made.decode(z))
     assert torch.equal(*results) and not torch.equal(*core)
@@ -186,15 +186,17 @@ def test_clips_of_a_batch_are_decoded_one_by_one(made):
     two = whole(made, z, 4, 2, clips=2)
     assert torch.equal(two, torch.cat([whole(made, z[:6], 4, 2), whole(made, z[6:], 4, 2)]))
     assert not torch.equal(two, whole(made, z, 4, 2))
-    assert nodes.clips_of({"clips": 2}, 12) == 2 and nodes.clips_of({"clips": 5}, 12) == 1 and nodes.clips_of({}, 12) == 1
+    assert [nodes.clips_of(latent, 12) for latent in ({"clips": 2}, {"clips": 5}, {})] == [2, 1, 1]
 
 
 def test_tiles_are_decoded_over_all_frames_of_a_window(made):
     z, seen = latents(6, 20, 12), []
-    hook = made.first_stage_model.decoder.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+    decoder = made.first_stage_model.decoder
+    hook = decoder.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
     tiled = whole(made, z, 4, 2, tile=64)
     hook.remove()
-    assert set(seen) == {(4, 4, 8, 8)} and len(seen) == Decoding(made, z, DecodeSettings(4, 2, 64, 1)).steps() == 2 * 3 * 2
+    assert set(seen) == {(4, 4, 8, 8)}
+    assert len(seen) == Decoding(made, z, DecodeSettings(4, 2, 64, 1)).steps() == 2 * 3 * 2
     assert tiled.shape == (6, 160, 96, 3) and 0 <= tiled.min() and tiled.max() <= 1
 
 
@@ -265,7 +267,8 @@ def test_cancel_is_noticed_within_a_window_and_leaves_no_hooks(made, monkeypatch
 
 
 @pytest.mark.parametrize("z, settings, sentence", [
-    (latents(4, channels=16), {}, "The LATENT has 16 channels and the connected VAE .* takes 4. Connect the VAE that belongs"),
+    (latents(4, channels=16), {},
+     "The LATENT has 16 channels and the connected VAE .* takes 4. Connect the VAE that belongs"),
     (torch.zeros(1, 4, 3, 6, 8), {}, "has 5 dimensions .* Use core's VAE Decode"),
     (latents(0), {}, "The LATENT has no frames"),
     (latents(4), {"clips": 3}, "4 frames, which do not divide into 3 clips. Set clips"),
@@ -282,107 +285,6 @@ def test_one_frame_odd_sizes_and_frames_smaller_than_a_tile_are_decoded(made):
         assert torch.equal(whole(made, z, tile=512), made.decode(z))
 
 
-# The VIDEO
-
-def stream(vae, count=12, **settings):
-    z = latents(count)
-    decoding = Decoding(vae, z, DecodeSettings(**{"window": 4, "overlap": 2, "tile": 0, "clips": 1, **settings}))
-    return LazyVideo(decoding.frames, count, decoding.width, decoding.height, 8), decoding
-
-
-def test_the_video_answers_what_core_asks_of_one_without_decoding(made, monkeypatch):
-    video, decoding = stream(made)
-    monkeypatch.setattr(Decoding, "decode_piece", None)
-    assert isinstance(video, lazy_video.Input.Video) and not getattr(type(video), "__abstractmethods__", None)
-    assert (video.get_dimensions(), video.get_frame_count(), video.get_frame_rate()) == ((64, 48), 12, Fraction(8))
-    assert video.get_duration() == 1.5 and video.get_container_format() == "mp4"
-
-
-def test_the_video_streams_to_a_file_one_window_at_a_time(made, tmp_path):
-    video, _ = stream(made)
-    video.save_to(str(tmp_path / "clip.mp4"), format="auto", codec="auto", metadata={"prompt": {"1": 2}})
-    file = open_video(tmp_path / "clip.mp4")
-    assert (file.frames, file.rate, file.width, file.height) == (12, 8, 64, 48)
-    assert video.get_stream_source().getvalue()[4:8] == b"ftyp"     # into memory, where core asks for that
-    stored = BytesIO()
-    video.save_to(stored, format="webm")
-    assert stored.getvalue()[:4] == b"\x1a\x45\xdf\xa3"
-    images = video.get_components().images
-    assert images.shape == (12, 48, 64, 3)
-    ours = torch.stack([torch.from_numpy(frame) for frame in video.iterate_frames()])
-    assert torch.equal(ours, (images * 255).round().to(torch.uint8))
-
-
-def test_a_trimmed_video_is_that_part_of_it(made):
-    video, _ = stream(made)
-    images = video.get_components().images
-    for (start, duration), (first, last) in {(0.5, 0.5): (4, 8), (0, 0): (0, 12), (-0.5, None): (8, 12), (1.0, 9): (8, 12)}.items():
-        part = video.as_trimmed(start, duration)
-        assert part.get_frame_count() == last - first and torch.equal(part.get_components().images, images[first:last])
-    assert video.as_trimmed(2.0) is None and video.as_trimmed(1.0, 9, strict_duration=True) is None
-    assert video.as_trimmed(0.5).as_trimmed(0.5).get_frame_count() == 4
-
-
-@pytest.mark.parametrize("settings", [{"format": "mkv"}, {"format": "mp4", "codec": "av1"}, {"color_space": "HDR"}, {"bit_depth": 10}])
-def test_formats_that_the_stream_does_not_have_are_a_sentence_and_leave_no_file(made, tmp_path, settings):
-    with pytest.raises(VideoLDMError, match="Save Video"):
-        stream(made)[0].save_to(str(tmp_path / "x.mp4"), **settings)
-    assert not list(tmp_path.iterdir())
-
-
-def pictures_alive() -> dict:
-    """Bytes of every piece of memory that holds pictures, by address; views of one are one."""
-    tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.ndim == 4]
-    kept = [x.untyped_storage() for x in tensors if x.shape[1:] in ((3, 48, 64), (48, 64, 3))]
-    return {storage.data_ptr(): storage.nbytes() for storage in kept}
-
-
-def most_alive(vae, frames) -> int:
-    """Bytes of pictures at the fullest moment of streaming that many frames."""
-    gc.collect()
-    (video, _), before, alive = stream(vae, frames), pictures_alive(), []
-    for piece in video.pieces():
-        assert len(piece) <= 4
-        alive.append(sum(size for place, size in pictures_alive().items() if place not in before))
-    return max(alive)
-
-
-@pytest.mark.filterwarnings("ignore")       # gc meets objects that complain of being looked at
-def test_what_is_alive_while_streaming_is_a_window_and_not_the_clip(made):
-    window = 4 * 3 * 48 * 64 * 4
-    short = most_alive(made, 8)
-    assert 0 < short <= 4 * window          # what the next one changes, this one, both joined, the piece handed out
-    assert most_alive(made, 24) <= short
-
-
-FULL_DISK = """
-import resource, signal, sys
-sys.path.insert(0, {root!r})
-from run import import_pack
-import_pack({host!r})
-import numpy as np
-from video_ldm.nodes.host.lazy_video import LazyVideo
-import torch
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
-frames = torch.rand(60, 64, 96, 3)
-video = LazyVideo(lambda first, last: iter(frames[first:last].split(4)), 60, 96, 64, 8)
-try:
-    video.save_to({path!r})
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
-def test_a_full_disk_while_streaming_is_a_sentence_and_leaves_nothing(host, tmp_path):
-    from video_ldm.tests.conftest import ROOT
-    script = FULL_DISK.format(root=str(ROOT), host=str(host.folder), path=str(tmp_path / "clip.mp4"))
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert "VideoLDMError There is no room for clip.mp4 in" in answer.stdout, answer.stderr[-2000:]
-    assert not list(tmp_path.iterdir())
-
-
 # The nodes
 
 class Hidden:
@@ -396,7 +298,8 @@ class Hidden:
 def run_node(monkeypatch, vae, used, latent=None, **settings):
     monkeypatch.setattr(nodes.TemporalDecode, "hidden", Hidden(used))
     latent = latent or {"samples": latents(6), "frame_rate": 4.0}
-    return nodes.TemporalDecode.execute(vae, latent, **{"window": 4, "overlap": 2, "tile": 0, "fps": 0.0, **settings}).result
+    widgets = {"window": 4, "overlap": 2, "tile": 0, "fps": 0.0, **settings}
+    return nodes.TemporalDecode.execute(vae, latent, **widgets).result
 
 
 def test_the_images_are_made_only_where_they_are_connected(made, monkeypatch):

@@ -73,7 +73,7 @@ def test_the_losses_are_those_of_their_formulas():
     assert feature_distance([torch.ones(2), torch.zeros(3)], [torch.zeros(2), torch.full((3,), 3.0)]).item() == 2.0
     y, x, weights = torch.ones(2, 3, 2, 2), torch.zeros(2, 3, 2, 2), torch.zeros(2, 1, 2, 2)
     weights[0] = 3
-    assert absolute_error(y, x, None) == 1 and absolute_error(y, x, weights) == 1.5 and absolute_error(y, x, weights * 0) == 0
+    assert [absolute_error(y, x, part).item() for part in (None, weights, weights * 0)] == [1, 1.5, 0]
     assert psnr(y, x).item() == pytest.approx(6.0206, abs=1e-3)     # peak to peak is 2
 
 
@@ -81,7 +81,8 @@ def test_the_losses_are_those_of_their_formulas():
 
 def test_the_decoder_learns_what_only_neighbouring_frames_tell(tmp_path):
     loss = DecoderLoss(fresh_decoder(), clips, NO_JUDGE)
-    loop = Loop(LoopParams(steps=60, lr=3e-3, warmup=0, ema_decay=0.0, device="cpu"), loss.modules, loss, tmp_path, "decoder")
+    params = LoopParams(steps=60, lr=3e-3, warmup=0, ema_decay=0.0, device="cpu")
+    loop = Loop(params, loss.modules, loss, tmp_path, "decoder")
     before = loss(context())["reconstruction"].item()
     loop.run()
     with torch.no_grad():
@@ -94,7 +95,8 @@ def test_the_decoder_learns_what_only_neighbouring_frames_tell(tmp_path):
 def test_with_a_discriminator_both_learn_in_one_step_and_neither_the_others_part():
     loss = DecoderLoss(fresh_decoder(), clips, JUDGED, judge())
     figures = loss(context())
-    assert {"loss", "psnr", "reconstruction", "discriminator_loss", "discriminator_weight", "discriminator_fooled"} == set(figures)
+    names = ("loss", "weight", "fooled")
+    assert set(figures) == {"loss", "psnr", "reconstruction", *(f"discriminator_{name}" for name in names)}
     figures["loss"].backward()
     judged_alone = judge()
     x = clips(None).frames.transpose(1, 2)
@@ -173,7 +175,8 @@ def vgg_file(path, seed=3):
     """Random weights in torchvision's file."""
     torch.manual_seed(seed)
     state, before = {}, 3
-    for number, width in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24), (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512)):
+    widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512)
+    for number, width in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24), widths):
         state[f"features.{number}.weight"] = torch.randn(width, before, 3, 3) * (2 / (9 * before)) ** 0.5
         state[f"features.{number}.bias"] = torch.randn(width) * 0.1
         before = width

@@ -8,8 +8,8 @@ from torch import nn
 
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.layers import Mix, MotionModule, TemporalResBlock, TemporalTransformer, motion
-from video_ldm.temporal.stack import (CallSettings, MotionParams, Site, StackParams, TemporalStack, open_call, unet_sites,
-                                      video_ldm_params)
+from video_ldm.temporal.stack import (CallSettings, MotionParams, Site, StackParams, TemporalStack, open_call,
+                                      unet_sites, video_ldm_params)
 
 from video_ldm.tests.small import (SD15_SIZE, batch, randomise, relative_error, small_stack, small_unet,
                                    unet_model)
@@ -42,7 +42,8 @@ def motion_stack(unet, pool=False, table_length=0, positions=32):
 # Statement 3
 
 @pytest.mark.parametrize("context_dim, expected", [(768, 649_687_078), (1024, 656_076_838)])
-def test_a_stable_diffusion_unet_gets_22_resblocks_16_transformers_and_the_papers_parameter_count(context_dim, expected):
+def test_a_stable_diffusion_unet_gets_22_resblocks_16_transformers_and_the_papers_parameter_count(
+        context_dim, expected):
     unet = unet_model(dict(SD15_SIZE, context_dim=context_dim), device="meta")
     params = video_ldm_params(unet, 1280, context_dim, lambda channels: 8, 8)
     stack = TemporalStack(params, device="meta")
@@ -98,7 +99,8 @@ def test_all_alphas_at_1_give_the_image_model_even_with_nan_in_the_layers(unet):
             nn.init.constant_(module.mix_factor, 1e4)
     nn.init.constant_(stack.layers["input_1_post_res_0"].time_stack.in_layers[2].weight, float("nan"))
     x, timesteps, context = batch(1, T)
-    assert torch.equal(call(unet, [(stack, CallSettings(T))], x, timesteps, context), call(unet, [], x, timesteps, context))
+    with_layers = call(unet, [(stack, CallSettings(T))], x, timesteps, context)
+    assert torch.equal(with_layers, call(unet, [], x, timesteps, context))
 
 
 # Statement 5
@@ -197,7 +199,8 @@ def test_the_attention_band_changes_nothing_up_to_its_length_and_cuts_what_lies_
         long = torch.randn(12, 5, 64)
         changed = long.clone()
         changed[0] += torch.randn_like(changed[0])
-        difference = (brick(changed, text, 12, max_distance=8) - brick(long, text, 12, max_distance=8)).abs().amax(dim=(1, 2))
+        difference = brick(changed, text, 12, max_distance=8) - brick(long, text, 12, max_distance=8)
+        difference = difference.abs().amax(dim=(1, 2))
     assert difference[:9].min() > 0 and difference[9:].max() == 0
 
 
@@ -270,7 +273,8 @@ def test_a_call_that_misses_a_site_raises(unet, stack):
 
 
 def test_layers_for_another_network_are_refused_before_anything_runs(unet):
-    params = StackParams("AnimateDiff", ((Site("input", 7, "post_attn"), MotionParams(64, 8, 1, 2, 0, False)),), 16, 32, False)
+    bricks = ((Site("input", 7, "post_attn"), MotionParams(64, 8, 1, 2, 0, False)),)
+    params = StackParams("AnimateDiff", bricks, 16, 32, False)
     with pytest.raises(VideoLDMError, match="no place for the temporal layer input_7_post_attn_0"):
         with open_call(unet, [(TemporalStack(params), CallSettings(T))]):
             pass

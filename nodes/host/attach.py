@@ -1,8 +1,9 @@
 """Temporal layers on a MODEL: the only place of the pack that touches ModelPatcher.
 
-The weights are an additional model, so they live under ComfyUI's memory management. A keyed wrapper around the diffusion
-model opens the call (`temporal.stack.open_call`): hooks are on the live network for that one call alone. So neither
-injections nor their bookkeeping are needed: `clone()` copies `is_injected`, and a dying clone ejects a live one's hooks.
+The weights are an additional model, so they live under ComfyUI's memory management. A keyed wrapper around the
+diffusion model opens the call (`temporal.stack.open_call`): hooks are on the live network for that one call alone. So
+neither injections nor their bookkeeping are needed: `clone()` copies `is_injected`, and a dying clone ejects a live
+one's hooks.
 """
 
 import inspect
@@ -34,13 +35,14 @@ ACTIVATIONS = 1.5               # memory of a clip with temporal layers, in unit
 
 
 class TemporalLayersWrapper:
-    """Around one call of the diffusion model: says how many frames a clip has, which text it hears, and how strongly."""
+    """Around one call of the diffusion model: says how many frames a clip has, which text it hears, how strongly."""
 
     def __init__(self, key: str, stack: TemporalStack):
         self.key, self.stack = key, stack
         self.warned = set()
 
-    def __call__(self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):
+    def __call__(self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={},
+                 **kwargs):
         options = transformer_options.get(self.key, {})
         settings = CallSettings(
             frames=frames_per_clip(len(x), transformer_options),
@@ -99,7 +101,8 @@ def known_frames(stack: TemporalStack, batch: int, transformer_options: dict):
         return None
     frames, chunks = frames_per_clip(batch, transformer_options), len(transformer_options.get("cond_or_uncond") or [0])
     window = transformer_options.get("context_window")
-    places = list(range(known.frames or frames)) if window is None else list(getattr(window, "frames", window.index_list))
+    whole = window is None
+    places = list(range(known.frames or frames) if whole else getattr(window, "frames", window.index_list))
     inside = [n for n, position in enumerate(known.positions) if position in places]
     if not inside:
         return None
@@ -156,12 +159,13 @@ def spatial_unet(model):
 
 
 def model_title(model) -> str:
-    names = {"SD15": "Stable Diffusion 1.x", "SD20": "Stable Diffusion 2.x", "SD21UnclipL": "Stable Diffusion 2.1 unCLIP",
-             "SD21UnclipH": "Stable Diffusion 2.1 unCLIP", "SDXL": "SDXL", "SDXLRefiner": "SDXL refiner", "SSD1B": "SSD-1B",
-             "SD_X4Upscaler": "the Stable Diffusion x4 upscaler", "SVD_img2vid": "Stable Video Diffusion"}
+    names = {"SD15": "Stable Diffusion 1.x", "SD20": "Stable Diffusion 2.x",
+             "SD21UnclipL": "Stable Diffusion 2.1 unCLIP", "SD21UnclipH": "Stable Diffusion 2.1 unCLIP", "SDXL": "SDXL",
+             "SDXLRefiner": "SDXL refiner", "SSD1B": "SSD-1B", "SD_X4Upscaler": "the Stable Diffusion x4 upscaler",
+             "SVD_img2vid": "Stable Video Diffusion"}
     config = model.model.model_config
     kind = type(config).__name__
-    own = inspect.getattr_static(config, "title", None)     # asked plainly, core's configs log a warning for what they lack
+    own = inspect.getattr_static(config, "title", None)     # asked plainly, core's configs log what they lack
     return own or names.get(kind, kind)
 
 
@@ -198,7 +202,8 @@ def build_stack(params, tensors: dict, dtype: torch.dtype, cache_key=None) -> Te
     key = (cache_key, dtype)
     stack = _stacks.get(key) if cache_key is not None else None
     if stack is None:
-        stack = TemporalStack(params, operations=layer_operations(), dtype=dtype, device="meta", attention=host_attention)
+        stack = TemporalStack(params, operations=layer_operations(), dtype=dtype, device="meta",
+                              attention=host_attention)
         # Copies: safetensors' own are views of the file, which then can be neither replaced (Windows) nor rewritten.
         stack.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
         stack.requires_grad_(False).eval()
@@ -229,7 +234,7 @@ def lora_patches(patcher, pairs: dict, strength: float):
 
 
 def attach_layers(model, stack: TemporalStack, settings: dict, loras=(), frames: int = 0):
-    """A clone of MODEL on which the layers act; `settings` travel with the clone, per call. loras: (patches, strength)."""
+    """A clone of MODEL on which the layers act; `settings` travel with it, per call. loras: (patches, strength)."""
     refuse_compiled(model)
     m = model.clone()
     key = f"{PREFIX}{uuid.uuid4().hex}"
@@ -278,7 +283,7 @@ def with_clip_options(model, frames: int, texts: dict | None = None, fps: float 
 
 
 def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: float, prediction: str | None):
-    """A clone sampled with the noise schedule that temporal layers were trained with; prediction None: the model's own."""
+    """A clone sampled with the noise schedule of temporal layers' training; prediction None: the model's own."""
     base = model.get_model_object("model_sampling")
     if prediction is None:
         prediction = "v" if isinstance(base, comfy.model_sampling.V_PREDICTION) else "eps"

@@ -42,8 +42,8 @@ def decoder_operations():
 
 # What the hosts leave on the modules of a loaded model; the paged ones (0.16 and later) tie a module to their memory.
 MARKS = ("_v", "_v_signature", "_v_weight", "_v_bias", "_pin_state", "seed_key", "comfy_cast_weights",
-         "prev_comfy_cast_weights", "comfy_force_cast_weights", "comfy_patched_weights", "weight_function", "bias_function",
-         "dynamic_vbars", "dynamic_pins", "dynamic_patchers", "model_lowvram", "lowvram_patch_counter",
+         "prev_comfy_cast_weights", "comfy_force_cast_weights", "comfy_patched_weights", "weight_function",
+         "bias_function", "dynamic_vbars", "dynamic_pins", "dynamic_patchers", "model_lowvram", "lowvram_patch_counter",
          "model_loaded_weight_memory", "model_offload_buffer_memory", "current_weight_patches_uuid")
 MARK_ENDINGS = ("_lowvram_function", "_comfy_model_dtype")
 
@@ -73,7 +73,8 @@ def own_tensor(tensor, dtype):
 
 
 def vae_patcher(first_stage, like):
-    """A VAE's network under ComfyUI's memory management, on the devices of the patcher `like`; plain as layer_patcher."""
+    """A VAE's network under ComfyUI's memory management, on the devices of the patcher `like`; plain as
+    layer_patcher."""
     patcher = comfy.model_patcher.ModelPatcher(first_stage, load_device=like.load_device,
                                                offload_device=like.offload_device)
     patcher.cached_patcher_init = (copied_vae_patcher, (first_stage, like))

@@ -23,12 +23,14 @@ FALLBACK_TILES = (512, 256)     # pixels, tried in turn where memory runs out an
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """window, overlap: frames; tile: pixels, 0 for none; clips: how many the batch holds, one after another."""
+    """window, overlap: frames; tile: pixels, 0 for none; clips: how many the batch holds, one after another; node: who
+    decodes, for messages."""
 
     window: int
     overlap: int
     tile: int
     clips: int
+    node: str = "Temporal VAE Decode"
 
 
 class Decoding:
@@ -80,19 +82,17 @@ class Decoding:
             # Outside the except block: inside it the exception keeps the tensors of the failed decode alive.
             comfy.model_management.soft_empty_cache()
             self.tile = self.smaller_tile(len(z))
-            logging.warning("[Video LDM] Temporal VAE Decode ran out of memory and goes on in tiles of %d pixels. Set "
-                            "tile to "
-                            "%d to have it so from the start, or lower window.", self.tile, self.tile)
+            logging.warning("[Video LDM] %s ran out of memory and goes on in tiles of %d pixels. Set tile to %d to have "
+                            "it so from the start, or lower window.", self.settings.node, self.tile, self.tile)
 
     def smaller_tile(self, frames: int) -> int:
         """The next tile to try where memory ran out; a sentence where an artist has to choose."""
         smaller = [tile for tile in FALLBACK_TILES if tile < min(self.tile or 10 ** 9, max(self.height, self.width))]
         if self.settings.tile or not smaller:
             tiles = f"in tiles of {self.tile} pixels" if self.tile else "at once"
-            raise VideoLDMError(f"Temporal VAE Decode ran out of memory with windows of {frames} frames of "
-                                f"{self.width}x"
-                                f"{self.height} {tiles}. Lower window, " + ("or lower tile." if self.tile else
-                                                                           "or set tile to 256."))
+            advice = "or lower tile." if self.tile else "or set tile to 256."
+            raise VideoLDMError(f"{self.settings.node} ran out of memory with windows of {frames} frames of "
+                                f"{self.width}x{self.height} {tiles}. Lower window, {advice}")
         return smaller[0]
 
     def in_pieces(self, z: Tensor, on_piece) -> Tensor:

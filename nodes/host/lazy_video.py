@@ -24,8 +24,8 @@ CODECS = {"mp4": ("auto", "h264"), "webm": ("auto", "vp9")}
 
 
 class LazyVideo(Input.Video):
-    """make(first, last): the frames of that range in order, some at a time, each IMAGE-like (n h w 3) in 0..1. It may be
-    called more than once and gives the same frames each time."""
+    """make(first, last): the frames of that range in order, some at a time, each IMAGE-like (n h w 3) in 0..1. It may
+    be called more than once and gives the same frames each time."""
 
     def __init__(self, make: Callable[[int, int], Iterator[torch.Tensor]], count: int, width: int, height: int, rate,
                  first: int = 0):
@@ -59,7 +59,8 @@ class LazyVideo(Input.Video):
     def get_components(self):
         """All frames in memory, for nodes that want them so."""
         width, height = self._size
-        files.refuse_beyond_memory(self._count * width * height * 12, f"{self._count} frames of {width}x{height} at once",
+        files.refuse_beyond_memory(self._count * width * height * 12,
+                                   f"{self._count} frames of {width}x{height} at once",
                                    "Save the VIDEO with Save Video or Save Video File, which take it piece by piece.")
         images = torch.empty(self._count, height, width, 3)
         step, done = files.progress(self._count), 0

@@ -98,7 +98,7 @@ def round_trip_warning(vae, made, file: DecoderFile) -> str | None:
 
 
 def test_picture(size: int):
-    """A picture (1 h w 3) in 0..1 with what a VAE must keep: a sky, a ground with stripes, two discs of strong colour."""
+    """A picture (1 h w 3) in 0..1 with what a VAE must keep: a sky, a striped ground, two discs of strong colour."""
     down, across = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
     sky = torch.stack([0.45 + 0.3 * down, 0.6 + 0.2 * down, 0.9 - 0.1 * down], -1)
     stripes = 0.35 + 0.1 * torch.sign(torch.sin(40 * across / (down + 0.2)))

@@ -23,8 +23,8 @@ def users_of(prompt: dict, slot: int) -> set[str]:
 
 
 def used_in_running(kind: str, slot: int) -> list[str]:
-    """Ids of the nodes of a kind in the running prompt whose output is connected: part of the fingerprint of a node that
-    leaves unused outputs out, so that connecting one makes it run again."""
+    """Ids of the nodes of a kind in the running prompt whose output is connected: part of the fingerprint of a node
+    that leaves unused outputs out, so that connecting one makes it run again."""
     # A running ComfyUI has imported it; in scripts and tests there is none to ask.
     running = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if running is None:

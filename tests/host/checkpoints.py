@@ -55,7 +55,8 @@ def sd3_state() -> dict:
     from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
     model = MMDiT(input_size=None, patch_size=2, in_channels=16, depth=1, out_channels=16, num_patches=64,
                   pos_embed_max_size=8, adm_in_channels=2048, pos_embed_scaling_factor=None,
-                  context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}},
+                  context_embedder_config={"target": "torch.nn.Linear",
+                                           "params": {"in_features": 64, "out_features": 64}},
                   dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
     return {f"{UNET_PREFIX}{key}": value.clone() for key, value in randomise(model).state_dict().items()}
 
@@ -129,7 +130,7 @@ def motion_layers(seed: int = 2, table_length: int = 0, pool: bool = False) -> T
 
 
 def motion_key(key: str) -> str:
-    """The name AnimateDiff's files have for a stack's key: input block 1, middle, output blocks 0 and 1 of one level."""
+    """The name AnimateDiff's files have for a stack's key: input block 1, middle, outputs 0 and 1 of one level."""
     _, site, suffix = key.split(".", 2)
     part, index = site.split("_")[:2]
     if part == "middle":
@@ -168,13 +169,15 @@ def motion_lora(seed: int = 5, rank: int = 4) -> dict:
 def vae_state() -> dict:
     """The names by which a VAE is told."""
     return {f"first_stage_model.{name}": torch.zeros(4) for name in
-            ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.mid.block_1.norm1.weight", "quant_conv.weight")}
+            ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.mid.block_1.norm1.weight",
+             "quant_conv.weight")}
 
 
 def controlnet_names() -> dict:
     """The names by which a ControlNet is told."""
     return {f"control_model.{name}": torch.zeros(4) for name in
-            ("input_hint_block.0.weight", "zero_convs.0.0.weight", "input_blocks.0.0.weight", "middle_block_out.0.weight")}
+            ("input_hint_block.0.weight", "zero_convs.0.0.weight", "input_blocks.0.0.weight",
+             "middle_block_out.0.weight")}
 
 
 def checkpoint_state() -> dict:
@@ -190,7 +193,8 @@ def svd_state() -> dict:
     """The names by which the temporal part of Stable Video Diffusion is told: Video LDM's layout, an image for text."""
     block = "input_blocks.1.1"
     return {f"{block}.time_stack.0.attn1.to_q.weight": torch.zeros(320, 320),
-            f"{block}.time_stack.0.attn2.to_k.weight": torch.zeros(320, 1024), f"{block}.time_mixer.mix_factor": torch.zeros(1)}
+            f"{block}.time_stack.0.attn2.to_k.weight": torch.zeros(320, 1024),
+            f"{block}.time_mixer.mix_factor": torch.zeros(1)}
 
 
 class RunsCode:

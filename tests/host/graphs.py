@@ -41,7 +41,8 @@ class Graph(dict):
     # This pack's nodes
 
     def layers(self, model, file=VIDEO, strength=1.0, schedule=AS_TRAINED, **optional):
-        return self.add("VideoLDMLoadTemporalLayers", model=model, file=file, strength=strength, schedule=schedule, **optional)
+        return self.add("VideoLDMLoadTemporalLayers", model=model, file=file, strength=strength, schedule=schedule,
+                        **optional)
 
     def clip(self, model, positive=None, negative=None, **changes):
         """Video LDM Sampler with few steps; `changes` to its widgets."""
@@ -76,8 +77,8 @@ def write_library(server):
     for seed, name in enumerate((POSITIVE, NEGATIVE, OTHER), 11):
         folder = server.base / "output" / name
         folder.mkdir(parents=True)
-        torch.save({"latents": [{"samples": torch.zeros(1, 4, 2, 3)}], "conditioning": [checkpoints.conditioning(seed)]},
-                   folder / "shard_0000.pkl")
+        torch.save({"latents": [{"samples": torch.zeros(1, 4, 2, 3)}],
+                    "conditioning": [checkpoints.conditioning(seed)]}, folder / "shard_0000.pkl")
 
 
 def out(link, slot):

@@ -60,7 +60,7 @@ def test_another_checkpoint_takes_the_place_of_the_first_and_back(server, client
 
 
 def test_a_controlnet_steers_each_frame_by_its_own_picture(server, client):
-    """Hints that differ in the last frame alone: with strength 0 of the layers the other frames stay, with them they move."""
+    """Hints that differ in the last frame alone: with strength 0 the other frames stay, with layers they move."""
     def frames(strength, hints):
         graph = Graph()
         pictures = [graph.add("LoadImage", image=server.put_input_image(f"hint_{shade}.png", torch.full((HEIGHT, WIDTH, 3), shade)))
@@ -105,7 +105,8 @@ def test_a_hook_on_the_positive_alone_leaves_the_negative_and_later_clips_as_the
         video, positive = graph.layers(graph.image_model()), graph.text(POSITIVE)
         if hooked:
             hook = graph.add("CreateHookLoraModelOnly", lora_name=LORA, strength_model=1.0)
-            positive = graph.add("ConditioningSetProperties", cond_NEW=positive, strength=1.0, set_cond_area="default", hooks=hook)
+            positive = graph.add("ConditioningSetProperties", cond_NEW=positive, strength=1.0, set_cond_area="default",
+                                 hooks=hook)
         return server.latent(graph, graph.clip(video, positive)[0])
     before, with_hook = frames(False), frames(True)
     client.request("/free", {"free_memory": True})
@@ -137,7 +138,8 @@ def test_areas_and_time_ranges_of_conditioning_act_on_a_clip(server, client):
     video = graph.layers(graph.image_model())
     positive, other = graph.text(POSITIVE), graph.text("other")
     early = graph.add("ConditioningSetTimestepRange", conditioning=other, start=0.0, end=0.5)
-    part = graph.add("ConditioningSetAreaPercentage", conditioning=other, width=0.5, height=1.0, x=0.0, y=0.0, strength=1.0)
+    part = graph.add("ConditioningSetAreaPercentage", conditioning=other, width=0.5, height=1.0, x=0.0, y=0.0,
+                     strength=1.0)
     mixed = [graph.add("ConditioningCombine", conditioning_1=positive, conditioning_2=more) for more in (early, part)]
     clips = server.latents(graph, [graph.clip(video, cond) for cond in (positive, *mixed)])
     assert all(clip.isfinite().all() for clip in clips)

@@ -50,16 +50,17 @@ def graph(**settings):
         "load": {"class_type": "VideoLDMLoadTemporalDecoder", "inputs": {"vae": ["demo", 2], "file": DECODER}},
         "latent": {"class_type": "LoadLatent", "inputs": {"latent": LATENT}},
         "decode": {"class_type": "VideoLDMTemporalDecode", "inputs": {
-            "vae": ["load", 0], "samples": ["latent", 0], "window": 4, "overlap": 2, "tile": 0, "fps": 6.0, **settings}}}
+            "vae": ["load", 0], "samples": ["latent", 0], "window": 4, "overlap": 2, "tile": 0, "fps": 6.0,
+            **settings}}}
 
 
 def save(**inputs):
-    return {"class_type": "VideoLDMSaveVideo", "inputs": {"filename_prefix": "decoded/clip", "format": "webp", "fps": 0.0,
-                                                          "crf": 0, "contact_sheet": 0, **inputs}}
+    return {"class_type": "VideoLDMSaveVideo", "inputs": {
+        "filename_prefix": "decoded/clip", "format": "webp", "fps": 0.0, "crf": 0, "contact_sheet": 0, **inputs}}
 
 
-CORE_SAVE = {"class_type": "SaveVideo", "inputs": {"video": ["decode", 1], "filename_prefix": "core/clip", "format": "mp4",
-                                                   "codec": "h264"}}
+CORE_SAVE = {"class_type": "SaveVideo", "inputs": {
+    "video": ["decode", 1], "filename_prefix": "core/clip", "format": "mp4", "codec": "h264"}}
 
 
 def frames_of(server, result, node):
@@ -119,7 +120,8 @@ def test_wrong_files_and_widgets_are_one_sentence_at_the_node(files, client):
     wrong = graph()
     wrong["load"]["inputs"]["file"] = "video_ldm_driving.safetensors"
     for prompt, node, sentence in (
-            (wrong, "load", "video_ldm_driving.safetensors is .*, not a temporal decoder. Load it with Load Temporal Layers"),
+            (wrong, "load", "video_ldm_driving.safetensors is .*, not a temporal decoder. Load it with Load Temporal "
+                            "Layers"),
             (graph(window=4, overlap=4), "decode", "overlap is 4 frames and window is 4"),
             (graph(clips=3), "decode", "10 frames, which do not divide into 3 clips"),
             (graph(tile=32), "decode", "tile is 32 pixels; 64 is the least")):

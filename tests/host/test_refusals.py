@@ -1,4 +1,4 @@
-"""What is refused in a running ComfyUI: one sentence, at the node where the mistake was made, and nothing left behind."""
+"""What is refused in a running ComfyUI: one sentence, at the node where the mistake was made; nothing stays behind."""
 
 import pytest
 import torch
@@ -32,7 +32,8 @@ def wrong_files(library):
 @pytest.fixture(scope="module")
 def wrong_models(library):
     """Image models that temporal layers for Stable Diffusion 1.x do not fit."""
-    for name, state in (("sd2", checkpoints.sd2_state()), ("sdxl", checkpoints.sdxl_state()), ("sd3", checkpoints.sd3_state())):
+    for name, state in (("sd2", checkpoints.sd2_state()), ("sdxl", checkpoints.sdxl_state()),
+                        ("sd3", checkpoints.sd3_state())):
         library.save_model("diffusion_models", f"{name}.safetensors", checkpoints.as_type(state, torch.float16))
     return library
 
@@ -68,7 +69,8 @@ def test_a_file_of_another_kind_is_refused_with_what_it_is_and_where_it_belongs(
     assert sentence.startswith(f"{file} is {OTHERS[file]}") and "oad " in sentence
 
 
-def test_the_temporal_part_of_stable_video_diffusion_is_refused_on_an_image_model_because_of_its_scaling(server, client, wrong_files):
+def test_the_temporal_part_of_stable_video_diffusion_is_refused_on_an_image_model_because_of_its_scaling(
+        server, client, wrong_files):
     sentence = refused_file(server, "svd.safetensors")
     assert sentence.startswith("svd.safetensors is the temporal part of Stable Video Diffusion") and "EDM" in sentence
 
@@ -136,7 +138,8 @@ def test_a_batch_of_a_core_sampler_that_is_no_whole_number_of_clips_is_refused(s
 
 @pytest.mark.parametrize("file, words", [("learned.safetensors", "learned table of 32 frame positions"),
                                          ("vector.safetensors", "clips of exactly 4 frames, not 33")])
-def test_more_frames_than_the_layers_can_place_in_time_are_refused_by_loader_and_sampler(server, client, wrong_files, file, words):
+def test_more_frames_than_the_layers_can_place_in_time_are_refused_by_loader_and_sampler(
+        server, client, wrong_files, file, words):
     graph = Graph()
     model = graph.image_model()
     clip = graph.clip(graph.layers(model, file), frames=33)

@@ -24,8 +24,11 @@ class PlainImages:
         # Changes nothing but what ComfyUI's cache goes by: core takes denoise above 0.9999 for 1.
         self.graph[self.sampler[0]]["inputs"]["denoise"] = 1 - 1e-5 * self.runs
         ran = []
-        latent = self.server.latent(self.graph, self.sampler[0],
-                                    on_event=lambda kind, data: ran.append(data["node"]) if kind == "executing" else None)
+
+        def note(kind, data):
+            if kind == "executing":
+                ran.append(data["node"])
+        latent = self.server.latent(self.graph, self.sampler[0], on_event=note)
         assert self.sampler[0] in ran and (self.model[0] in ran) == (self.runs == 0)
         self.runs += 1
         return latent
@@ -104,8 +107,8 @@ def test_the_same_graph_gives_the_same_frames_and_every_setting_changes_them(ser
 
     first = frames()
     changed = [frames(**change) for change in (
-        {"strength": 0.5}, {"schedule": "as trained"}, {"seed": 8}, {"frames": 2, "clips": 2}, {"lora": 1.0}, {"lora": 0.5},
-        {"steps": 3}, {"cfg": 3.0}, {"sampler": "euler_ancestral"}, {"file": "video.safetensors"},
+        {"strength": 0.5}, {"schedule": "as trained"}, {"seed": 8}, {"frames": 2, "clips": 2}, {"lora": 1.0},
+        {"lora": 0.5}, {"steps": 3}, {"cfg": 3.0}, {"sampler": "euler_ancestral"}, {"file": "video.safetensors"},
         {"file": "video.safetensors", "temporal": OTHER})]
     outcomes = [first, *changed]
     assert all(relative_error(a, b) > 1e-5 for i, a in enumerate(outcomes) for b in outcomes[:i])
@@ -127,7 +130,8 @@ def test_frames_per_clip_and_clips_of_the_sampler_are_what_they_are_for_a_core_s
 def test_the_frame_rate_of_the_layers_comes_out_of_the_sampler(server, client):
     graph = Graph()
     model = graph.image_model()
-    shown = [graph.add("PreviewAny", source=out(graph.clip(graph.layers(model, file)), 1)) for file in ("video.safetensors", MOTION)]
+    shown = [graph.add("PreviewAny", source=out(graph.clip(graph.layers(model, file)), 1))
+             for file in ("video.safetensors", MOTION)]
     outputs = client.run(graph).outputs
     assert [float(outputs[node]["text"][0]) for node, _ in shown] == [4.0, 8.0]
 
