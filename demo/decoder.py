@@ -19,7 +19,7 @@ from .data import car_weights
 FRAMES = 6                              # of a training clip: the paper's (Table 8)
 RATES = (models.FPS, *models.RATES)     # frames per second of the clips, drawn evenly
 LATENTS = "the Video LDM demo"
-# The error of pixels is small beside answers of a discriminator, whose share the adaptive weight brings down to its size.
+# Pixels' error is small beside a discriminator's answers, whose share the adaptive weight brings down to its size.
 TERMS = DecoderLossParams(adversarial=0.3, adversarial_from=300, features=0.05, perceptual=0.0)
 JUDGE_CHANNELS = 32
 
@@ -38,7 +38,8 @@ class DrivingClips:
     def __call__(self, step) -> Clip:
         drawn = [self.draw(step.generator) for _ in range(step.share(self.batch))]
         frames = torch.from_numpy(np.stack([clip.frames for clip in drawn]))
-        weights = torch.from_numpy(np.stack([car_weights(boxes_of(clip), models.HEIGHT, models.WIDTH) for clip in drawn]))
+        weights = [car_weights(boxes_of(clip), models.HEIGHT, models.WIDTH) for clip in drawn]
+        weights = torch.from_numpy(np.stack(weights))
         self.autoencoder.to(step.device)
         flat = frames.flatten(0, 1).to(step.device)
         parts = encode(self.autoencoder, flat).float(), to_model(flat), weights.flatten(0, 1).to(step.device)
@@ -46,7 +47,8 @@ class DrivingClips:
 
     @staticmethod
     def draw(generator):
-        index, rate = (int(torch.randint(0, count, (), generator=generator)) for count in (models.TRAIN_CLIPS, len(RATES)))
+        index = int(torch.randint(0, models.TRAIN_CLIPS, (), generator=generator))
+        rate = int(torch.randint(0, len(RATES), (), generator=generator))
         latest = (models.FRAMES - 1) / models.FPS - (FRAMES - 1) / RATES[rate]
         start = float(torch.rand((), generator=generator)) * max(latest, 0)
         return world.clip(world.train_seed(index), FRAMES, models.HEIGHT, models.WIDTH, RATES[rate], start)
@@ -62,13 +64,14 @@ def boxes_of(clip):
 
 
 def loss_of(weights, batch: int) -> DecoderLoss:
-    """The training of a fresh temporal decoder on the autoencoder with these weights; its discriminator is fresh too."""
+    """The training of a fresh temporal decoder on the autoencoder with these weights, beside a fresh discriminator."""
     autoencoder = host.build_autoencoder(models.AUTOENCODER)
     autoencoder.load_state_dict(weights)
     decoder = build_decoder(params())
     decoder.load_state_dict(autoencoder.decoder.state_dict(), strict=False)
-    return DecoderLoss(decoder, DrivingClips(autoencoder, batch), TERMS, PatchDiscriminator(3, JUDGE_CHANNELS, layers=2),
-                       post_quant=autoencoder.post_quant_conv, reconstruction=reconstruction_error)
+    return DecoderLoss(decoder, DrivingClips(autoencoder, batch), TERMS,
+                       PatchDiscriminator(3, JUDGE_CHANNELS, layers=2), post_quant=autoencoder.post_quant_conv,
+                       reconstruction=reconstruction_error)
 
 
 def write(path, tensors, weights, metadata) -> int:

@@ -60,7 +60,7 @@ class DecoderTimeStack(nn.Module):
             nn.Dropout(0.0),
             operations.Conv3d(channels, channels, kernel, padding=padding, **place),
         )
-        # By torch's own methods: a host's layers leave their weights as memory happens to be. The block is the identity.
+        # By torch's own methods: a host's layers leave weights as memory happens to be. The block is the identity.
         nn.GroupNorm.reset_parameters(self.in_layers[0])
         nn.Conv3d.reset_parameters(self.in_layers[2])
         nn.GroupNorm.reset_parameters(self.out_layers[0])
@@ -109,8 +109,8 @@ class TemporalDecoder(nn.Module):
 
     def temporal_names(self) -> list[str]:
         """Names of the parameters that the image decoder does not have."""
-        return [name for name, _ in self.named_parameters()
-                if ".time_stack." in name or name.endswith(("mix_factor", "time_mix_conv.weight", "time_mix_conv.bias"))]
+        marks = ".time_stack.", ".mix_factor", ".time_mix_conv."
+        return [name for name, _ in self.named_parameters() if any(mark in name for mark in marks)]
 
     def forward(self, z: Tensor, frames: int | None = None, skip_video: bool = False) -> Tensor:
         """z `(b t) c h w` -> pictures `(b t) 3 H W`. frames: t; by default the whole batch is one clip. skip_video:
@@ -145,8 +145,8 @@ class TemporalDecoder(nn.Module):
 
 
 def over_time(block: nn.Module, h: Tensor, frames: int) -> Tensor:
-    """A ResBlock and, on clips of `frames`, its temporal one: a * temporal + (1 - a) * spatial, a = sigmoid(mix_factor),
-    the other way round than in the U-Net (papers.md A.5). frames 0: the image model."""
+    """A ResBlock and, on clips of `frames`, its temporal one, mixed with a = sigmoid(mix_factor) as
+    a * temporal + (1 - a) * spatial: the other way round than in the U-Net (A.5). frames 0: the image model."""
     x = block(h, None)
     if not frames:
         return x
@@ -164,5 +164,5 @@ def check_image_decoder(decoder: nn.Module):
     """Refuse what is not LDM's decoder of 2-D convolutions."""
     missing = [part for part in PARTS if not hasattr(decoder, part)]
     if missing or not isinstance(decoder.conv_out, nn.Conv2d) or hasattr(decoder.conv_out, "time_mix_conv"):
-        raise VideoLDMError(f"This decoder ({type(decoder).__name__}) is not the image decoder of a Stable Diffusion VAE, "
-                            "and temporal layers attach to nothing else.")
+        raise VideoLDMError(f"This decoder ({type(decoder).__name__}) is not the image decoder of a Stable Diffusion "
+                            "VAE, and temporal layers attach to nothing else.")

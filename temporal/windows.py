@@ -1,8 +1,8 @@
 """Decoding in windows of frames and in spatial tiles, cross-faded: what a long clip costs is what one window costs.
 
-Windows are spread evenly, all of one length, and overlap by at least what was asked for. Within an overlap the first and
-the last quarter belong to one side alone, since the outermost frames of a window saw padding in place of a neighbour;
-between them the weight moves evenly. Where two windows agree, the result is exactly what they agree on.
+Windows are spread evenly, all of one length, and overlap by at least what was asked for. Within an overlap the first
+and the last quarter belong to one side alone, since the outermost frames of a window saw padding in place of a
+neighbour; between them the weight moves evenly. Where two windows agree, the result is exactly what they agree on.
 """
 
 import math
@@ -51,8 +51,8 @@ def in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overl
                last: int | None = None) -> Iterator[Tensor]:
     """Frames `first` to `last` (exclusive) of the decoded clip z (t c h w), in order, a few at a time.
 
-    decode: z of one window (w c h w) -> w pictures. The windows are those of the whole clip whatever range is asked for,
-    so that a part of a video is that part of the video; those that the range does not touch are not decoded.
+    decode: z of one window (w c h w) -> w pictures. The windows are those of the whole clip whatever range is asked
+    for, so that a part of a video is that part of the video; those that the range does not touch are not decoded.
     """
     length, last = len(z), len(z) if last is None else last
     starts, window = spread(length, window, overlap), min(window, length)

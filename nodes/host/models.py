@@ -268,6 +268,11 @@ def load_autoencoder(path):
     tensors, stored = read_part(path, "autoencoder")
     params = AutoencoderParams(**stored)
     check_keys(path, set(AutoencoderKL(**params.config()).state_dict()), tensors)
+    return vae_of(tensors, params)
+
+
+def vae_of(tensors: dict, params: AutoencoderParams):
+    """A VAE of ComfyUI's with these weights."""
     return comfy.sd.VAE(sd=tensors, config={"params": params.config()})
 
 

@@ -1,9 +1,9 @@
 """Temporal decoders: Stable Video Diffusion's in every form it is published in, and those trained here.
 
 Internally, and in files of this pack, names are those of the public SVD decoder behind `decoder.`: `mid.block_1.conv1`,
-`mid.block_1.time_stack.in_layers.2`, `mid.block_1.mix_factor`, `conv_out.time_mix_conv` (formats.md, b). A file holds the
-whole decoder, spatial layers too, since they are fine-tuned with the temporal ones; and `post_quant_conv` where it was
-trained behind one (SVD's was not). Sizes are told by shapes. The metadata of a file of this pack:
+`mid.block_1.time_stack.in_layers.2`, `mid.block_1.mix_factor`, `conv_out.time_mix_conv` (formats.md, b). A file holds
+the whole decoder, spatial layers too, since they are fine-tuned with the temporal ones; and `post_quant_conv` where it
+was trained behind one (SVD's was not). Sizes are told by shapes. The metadata of a file of this pack:
 
     format, version         what this is; another version than VERSION is refused
     latents                 the image model whose latents it decodes
@@ -110,7 +110,8 @@ def names_of(shapes) -> tuple[dict[str, str], dict[str, str]]:
     prefix = prefix_of(shapes) or ""
     inside = {key.removeprefix(f"{prefix}decoder."): key for key in shapes if key.startswith(f"{prefix}decoder.")}
     if any(name.startswith("mid_block.") for name in inside):
-        levels = 1 + max((int(m[1]) for m in (re.match(r"up_blocks\.(\d+)\.", name) for name in inside) if m), default=0)
+        found = (re.match(r"up_blocks\.(\d+)\.", name) for name in inside)
+        levels = 1 + max((int(match[1]) for match in found if match), default=0)
         inside = {ldm_name(name, levels): key for name, key in inside.items()}
     inside = {re.sub(r"^time_mix_conv\.", "conv_out.time_mix_conv.", name): key for name, key in inside.items()}
     quant = {part: f"{prefix}post_quant_conv.{part}" for part in ("weight", "bias")}
@@ -145,8 +146,8 @@ def params_of(name: str, title: str, shapes: Mapping[str, tuple]) -> DecoderPara
         raise VideoLDMError(f"{name} looks like {title}, but its kernel over time is {kernel}; this pack knows "
                             f"{' and '.join(map(str, KERNELS))}.")
     if any(width % GROUPS for width in widths):
-        raise VideoLDMError(f"{name} looks like {title}, but its levels have {widths} channels, which do not divide into "
-                            f"{GROUPS} groups. The file is damaged or from an unknown variant.")
+        raise VideoLDMError(f"{name} looks like {title}, but its levels have {widths} channels, which do not divide "
+                            f"into {GROUPS} groups. The file is damaged or from an unknown variant.")
     return DecoderParams(latent_channels, channels, tuple(width // channels for width in widths), blocks - 1, kernel)
 
 
@@ -203,9 +204,9 @@ def load(file: TensorFile, found: Identified) -> DecoderFile:
     channels = params.latent_channels
     if post_quant and {part: tuple(tensor.shape) for part, tensor in post_quant.items()} != {
             "weight": (channels, channels, 1, 1), "bias": (channels,)}:
-        raise VideoLDMError(f"{file.name} looks like {found.title}, but its post_quant_conv does not fit its latents of "
-                            f"{channels} channels. The file is damaged: download or write it again.")
-    require_one_dtype(file.name, {**tensors, **{f"post_quant_conv.{part}": value for part, value in post_quant.items()}})
+        raise VideoLDMError(f"{file.name} looks like {found.title}, but its post_quant_conv does not fit its latents "
+                            f"of {channels} channels. The file is damaged: download or write it again.")
+    require_one_dtype(file.name, tensors | {f"post_quant_conv.{part}": value for part, value in post_quant.items()})
     metadata = file.metadata
     if not own:
         return DecoderFile(file.name, found.kind, found.title, params, tensors, {}, SVD_LATENTS, SVD_FRAMES,
@@ -219,10 +220,11 @@ def check_metadata(file: TensorFile):
     metadata, name = file.metadata, file.name
     missing = [entry for entry in REQUIRED if entry not in metadata]
     if missing:
-        raise VideoLDMError(f"{name} is {TITLE} whose metadata lacks {', '.join(missing)}. Write it again with this pack.")
+        raise VideoLDMError(f"{name} is {TITLE} whose metadata lacks {', '.join(missing)}. Write it again with this "
+                            "pack.")
     if metadata["version"] != str(VERSION):
-        raise VideoLDMError(f"{name} is written in version {metadata['version']} of the format of temporal decoders; this "
-                            f"pack reads version {VERSION}. Update the pack.")
+        raise VideoLDMError(f"{name} is written in version {metadata['version']} of the format of temporal decoders; "
+                            f"this pack reads version {VERSION}. Update the pack.")
     try:
         readable = int(metadata["frames"]) >= 1 and float(metadata.get("fps") or 1) > 0
     except ValueError:
@@ -233,12 +235,12 @@ def check_metadata(file: TensorFile):
 
 
 def fitted(name: str, title: str, params: DecoderParams, tensors: dict) -> dict:
-    """The tensors if they are exactly a decoder's; diffusers' attention has linear layers where LDM's has 1x1 kernels."""
+    """The tensors if they are exactly a decoder's; diffusers' attention is linear where LDM's has 1x1 kernels."""
     wanted = shapes_of(params)
     missing, surplus = [key for key in wanted if key not in tensors], [key for key in tensors if key not in wanted]
     if missing:
-        raise VideoLDMError(f"{name} looks like {title}, but {len(missing)} of its {len(wanted)} tensors are missing (the "
-                            f"first: {missing[0]}). The file is incomplete: download or write it again.")
+        raise VideoLDMError(f"{name} looks like {title}, but {len(missing)} of its {len(wanted)} tensors are missing "
+                            f"(the first: {missing[0]}). The file is incomplete: download or write it again.")
     if surplus:
         raise VideoLDMError(f"{name} looks like {title}, but holds {len(surplus)} tensors that such a decoder does not "
                             f"have (the first: {surplus[0]}). It comes from a variant that this pack does not know.")
@@ -248,8 +250,8 @@ def fitted(name: str, title: str, params: DecoderParams, tensors: dict) -> dict:
         if len(shape) == 4 and shape[2:] == (1, 1) and tuple(tensor.shape) == shape[:2]:
             tensor = tensor[..., None, None]
         if tuple(tensor.shape) != shape:
-            raise VideoLDMError(f"{name} looks like {title}, but {key} has shape {list(tensor.shape)} where {list(shape)} "
-                                "is due. The file is damaged or from an unknown variant.")
+            raise VideoLDMError(f"{name} looks like {title}, but {key} has shape {list(tensor.shape)} where "
+                                f"{list(shape)} is due. The file is damaged or from an unknown variant.")
         result[key] = tensor
     return result
 

@@ -61,8 +61,8 @@ class DecoderLoss:
                  post_quant: nn.Module | None = None, perceptual: nn.Module | None = None,
                  reconstruction: Callable[..., Tensor] = absolute_error, train_spatial: bool = True):
         if params.perceptual and perceptual is None:
-            raise VideoLDMError(f"The perceptual term counts {params.perceptual:g}, and no perceptual network is given. Give "
-                                "one (temporal/training/perceptual.py), or set it to 0.")
+            raise VideoLDMError(f"The perceptual term counts {params.perceptual:g}, and no perceptual network is "
+                                "given. Give one (temporal/training/perceptual.py), or set it to 0.")
         if (params.adversarial or params.features) and discriminator is None and image_discriminator is None:
             raise VideoLDMError("The adversarial and feature terms need a discriminator. Give one, or set both to 0.")
         self.decoder, self.clips, self.params = decoder, clips, params

@@ -12,8 +12,8 @@ GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (n 3 h w) with dims 2, clips (b 3 t h w) with dims 3 -> (answers, features): answers before any squashing,
-    one per patch and, for clips, per frame; features: what every layer but the last gives.
+    """Pictures (n 3 h w) with dims 2, clips (b 3 t h w) with dims 3 -> (answers, features): answers before any
+    squashing, one per patch and, for clips, per frame; features: what every layer but the last gives.
 
     layers: how often the picture is halved; time is never made shorter, for clips have few frames.
     """

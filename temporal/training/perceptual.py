@@ -41,7 +41,8 @@ class VGGDistance(nn.Module):
             for number, conv in self.convs.items():
                 conv.load_state_dict({part: stored[f"features.{number}.{part}"] for part in ("weight", "bias")})
         except Exception as error:
-            raise VideoLDMError(f"'{path}' does not hold torchvision's VGG16 weights ({type(error).__name__}: {error}). Use "
+            reason = f"{type(error).__name__}: {error}"
+            raise VideoLDMError(f"'{path}' does not hold torchvision's VGG16 weights ({reason}). Use "
                                 "vgg16-397923af.pth, or train without a perceptual network.") from error
 
     def features(self, x: Tensor) -> list[Tensor]:
