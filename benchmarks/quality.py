@@ -17,7 +17,7 @@ from ..demo import train
 from ..demo.features import features_of, load_network
 from ..temporal.errors import VideoLDMError
 from ..temporal.metrics import frechet_distance, motion_ratio
-from . import layout, longer
+from . import layout, longer, reconstruction
 from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
@@ -28,7 +28,7 @@ MOTION_RANGE = (0.7, 1.4)
 SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuffled", "real, first frame frozen"
 IMAGE, ATTENTION, FULL = "image model alone (mix 1)", "attention only", "convolution + attention"
 BUNDLED = "the bundled layers: convolution + attention, trained on with context frames"
-PARTS = ("key-frames", "longer", "interpolation", "layout")
+PARTS = ("key-frames", "longer", "interpolation", "layout", "reconstruction")
 
 
 def main(argv=None):
@@ -131,4 +131,4 @@ def contact_sheet(rows):
 
 
 MEASURES = {"key-frames": key_frames, "longer": longer.extension, "interpolation": longer.interpolation,
-            "layout": layout.control}
+            "layout": layout.control, "reconstruction": reconstruction.decoders}
