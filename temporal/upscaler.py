@@ -1,0 +1,110 @@
+"""Upscaling video with a diffusion model that sees the small frames (Video LDM, section 3.4; papers.md A.6).
+
+    g(x_tau; c_gamma, gamma, tau)        c_gamma = alpha_gamma * x_low + sigma_gamma * eps
+
+The small frames x_low are noised a little, concatenated with x_tau frame by frame, and the network is told the noise
+level gamma. A video of any size is predicted in windows of frames and in tiles over all frames of a window, blended in
+every step; the noise they begin with is cut from one field, so that neither has a reason to show.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import VideoLDMError
+from .training.diffusion import Diffusion
+from .windows import ramp, spread
+
+TRAINED_LEVEL = 250     # temporal layers are trained with levels drawn from 0 to this (Appendix H)
+TILE_OVERLAP = 4        # neighbouring tiles share one part in so many of a tile
+
+
+def check_level(level: int, most: int):
+    """Refuse a noise level that the upscaler has never seen."""
+    if not 0 <= level <= most:
+        raise VideoLDMError(f"noise_level is {level}, and this upscaler was trained with levels from 0 to {most}. Set "
+                            "it within that; 30 is usual.")
+
+
+def noise_augmented(x_low: Tensor, level: int, eps: Tensor, schedule: Diffusion) -> Tensor:
+    """c_gamma for the small frames x_low `t c h w`; eps of one frame serves all. Level 0 leaves them as they are."""
+    if level == 0:
+        return x_low
+    return schedule.add_noise(x_low, torch.full((len(x_low),), level), eps)
+
+
+# Windows and tiles
+
+@dataclass(frozen=True)
+class Cuts:
+    """How a video `t h w` is cut: the frames of each window, the rows and the columns of its tiles."""
+
+    frames: list[slice]
+    rows: list[slice]
+    columns: list[slice]
+
+    @property
+    def pieces(self) -> int:
+        return len(self.frames) * len(self.rows) * len(self.columns)
+
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        """Frames, height and width of one piece; they are all of one size."""
+        return tuple(spans[0].stop - spans[0].start for spans in (self.frames, self.rows, self.columns))
+
+    @property
+    def whole(self) -> tuple[int, int, int]:
+        return self.frames[-1].stop, self.rows[-1].stop, self.columns[-1].stop
+
+
+def cut(frames: int, height: int, width: int, window: int, overlap: int, tile: int) -> Cuts:
+    """Windows of `window` frames that share `overlap` or more, and tiles of `tile` latents, 0 for none, that share a
+    quarter. What is longer than the video is clipped to it. Raises VideoLDMError for windows that do not advance."""
+    if overlap >= window:
+        raise VideoLDMError(f"overlap is {overlap} frames and window is {window}: windows must be longer than what "
+                            "they share. Lower overlap, or raise window.")
+    shared = tile // TILE_OVERLAP
+    return Cuts(covering(frames, window, overlap), covering(height, tile or height, shared),
+                covering(width, tile or width, shared))
+
+
+def covering(length: int, size: int, overlap: int) -> list[slice]:
+    size = min(size, length)
+    return [slice(start, start + size) for start in spread(length, size, overlap)]
+
+
+def in_pieces(predict: Callable[[slice, slice, slice], Tensor], cuts: Cuts, channels: int) -> Tensor:
+    """The video `t channels h w` of which `predict(frames, rows, columns)` gives one piece.
+
+    Tiles are blended into rows, these into windows, and windows into the video. In every place the weights are those of
+    a partition of unity; where pieces agree, the result is what they agree on, to the bit.
+    """
+    frames, height, width = cuts.whole
+    window_length, tile_height, _ = cuts.largest
+
+    def strip(span: slice, rows: slice) -> Tensor:
+        pieces = (predict(span, rows, columns) for columns in cuts.columns)
+        return blended(pieces, cuts.columns, torch.zeros(window_length, channels, tile_height, width), 3)
+
+    def window(span: slice) -> Tensor:
+        strips = (strip(span, rows) for rows in cuts.rows)
+        return blended(strips, cuts.rows, torch.zeros(window_length, channels, height, width), 2)
+    return blended(map(window, cuts.frames), cuts.frames, torch.zeros(frames, channels, height, width), 0)
+
+
+def blended(pieces: Iterable[Tensor], spans: list[slice], whole: Tensor, dim: int) -> Tensor:
+    """Pieces along `dim`, in order, put into `whole`; each fades in over the places that those before it have filled.
+
+    The fade is that of windows.py. lerp towards the later piece: weights before w and of the new one are (1 - w, w), so
+    that they go on summing to 1 however many pieces share a place.
+    """
+    filled = 0
+    for piece, span in zip(pieces, spans, strict=True):
+        length = span.stop - span.start
+        weights = torch.cat([ramp(filled - span.start), torch.ones(span.stop - filled)])
+        target = whole.narrow(dim, span.start, length)
+        target.lerp_(piece.to(whole), weights.view(-1, *[1] * (whole.ndim - 1 - dim)))
+        filled = span.stop
+    return whole
