@@ -272,12 +272,18 @@ def test_cancel_is_noticed_within_a_window_and_leaves_no_hooks(made, monkeypatch
     (torch.zeros(1, 4, 3, 6, 8), {}, "has 5 dimensions .* Use core's VAE Decode"),
     (latents(0), {}, "The LATENT has no frames"),
     (latents(4), {"clips": 3}, "4 frames, which do not divide into 3 clips. Set clips"),
-    (latents(4), {"window": 4, "overlap": 4}, "overlap is 4 frames and window is 4"),
+    (latents(5), {"window": 4, "overlap": 4}, "overlap is 4 frames and window is 4"),
     (latents(4), {"tile": 32}, "tile is 32 pixels; 64 is the least"),
 ])
 def test_what_cannot_be_decoded_is_a_sentence(made, z, settings, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         Decoding(made, z, DecodeSettings(**{"window": 8, "overlap": 2, "tile": 0, "clips": 1, **settings}))
+
+
+def test_an_overlap_that_nothing_uses_is_no_mistake(made, vae):
+    z = latents(5)
+    assert torch.equal(whole(made, z, 5, 9), made.decode(z))                    # one window
+    assert relative_error(whole(vae, z, 2, 4), vae.decode(z)) < 1e-5            # frames that do not see each other
 
 
 def test_one_frame_odd_sizes_and_frames_smaller_than_a_tile_are_decoded(made):

@@ -134,7 +134,7 @@ def check_latents(vae, samples: Tensor, settings: DecodeSettings):
     if len(samples) % settings.clips:
         raise VideoLDMError(f"The LATENT has {len(samples)} frames, which do not divide into {settings.clips} clips. "
                             "Set clips to the number that was sampled, or to 1.")
-    if settings.overlap >= settings.window:
+    if settings.overlap >= settings.window < len(samples) // settings.clips and is_temporal(vae):
         raise VideoLDMError(f"overlap is {settings.overlap} frames and window is {settings.window}: windows must be "
                             "longer than what they share. Lower overlap, or raise window.")
     if settings.tile and settings.tile < SMALLEST_TILE:
