@@ -20,7 +20,7 @@ from ..temporal.training.plot import plot_curves
 from .cascade import Cascade, real_clips
 
 REAL = 512                                  # reference clips
-ROLLOUTS, LENGTHS, TAIL, STEPS = 24, (16, 64, 256), 16, 10
+ROLLOUTS, LENGTHS, TAIL, STEPS = 16, (16, 64, 256), 16, 10
 GUIDANCES = (1.0, 2.0)
 CLIPS, KEYS = 24, 8                         # of interpolation
 OURS, LATENT, PIXEL, REPEAT = "Latent Interpolate x4", "latent blending", "pixel blending", "key frames repeated"
