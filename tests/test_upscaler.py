@@ -34,7 +34,8 @@ def test_the_weights_of_all_pieces_sum_to_one_everywhere(video):
     cuts, seen = cut(*video), []
 
     def mark(frames, rows, columns):
-        part = torch.zeros(frames.stop - frames.start, cuts.pieces, rows.stop - rows.start, columns.stop - columns.start)
+        length, height, width = (span.stop - span.start for span in (frames, rows, columns))
+        part = torch.zeros(length, cuts.pieces, height, width)
         part[:, len(seen)] = 1
         seen.append((frames, rows, columns))
         return part

@@ -1,0 +1,171 @@
+"""Video Upscale on ComfyUI's own samplers: the sampler sees the whole video, the network one piece of it at a time.
+
+Core prepares a sampling of one piece, so that its estimate of memory is that of a piece; a wrapper around the sampler
+then puts the whole video in its place, on the CPU, where it rests between steps. In every step a context handler, which
+is core's own place for it, cuts latents and small frames into pieces, moves each to the device, and blends what the
+network predicts.
+"""
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management
+import torch
+from comfy.context_windows import ContextHandlerABC
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...temporal.errors import VideoLDMError
+from ...temporal.training.diffusion import Diffusion
+from ...temporal.upscaler import Cuts, in_pieces, noise_augmented
+from . import attach, compat, files, sampling
+from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
+
+KEY = "video_ldm/upscale"
+CORE_NOISE = "ContextWindows_sampler_sample"    # core's own windows shuffle noise under this key, in newer versions
+AUGMENTATION_SEED = -10     # core's distance from the sampling's seed to that of the noise on the small frames
+TEXT_ALONE = {"control": "a ControlNet", "gligen": "GLIGEN boxes", "area": "an area", "mask": "a mask"}
+
+
+class UpscalePieces(ContextHandlerABC):
+    """Predicts a video piece by piece and blends the pieces. small: the noised small frames `t 3 h w`, on the CPU.
+    on_piece(): after each. Nothing of a call is kept here."""
+
+    def __init__(self, small: Tensor, level: int, cuts: Cuts, device, on_piece):
+        self.small, self.level, self.cuts, self.device, self.on_piece = small, level, cuts, device, on_piece
+
+    def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
+        return True
+
+    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[Tensor]:
+        """Predictions `t c h w` for each of `conds`, on the CPU as x_in is."""
+        options = model_options.get("transformer_options", {})
+        channels = x_in.shape[1]
+
+        def predict(frames: slice, rows: slice, columns: slice) -> Tensor:
+            files.check_cancelled()
+            window = ClipWindow(list(range(frames.start, frames.stop)), len(x_in), len(x_in))
+            place = frames, slice(None), rows, columns
+            small = self.small[place].to(self.device)
+            parts = self.call(calc_cond_batch, model, [self.get_resized_cond(cond, small, window) for cond in conds],
+                              x_in[place].to(self.device), timestep[frames].to(self.device),
+                              {**model_options, "transformer_options": in_window(options, window)})
+            self.on_piece()
+            return torch.cat(parts, dim=1).to(x_in)
+        return list(in_pieces(predict, self.cuts, channels * len(conds)).split(channels, dim=1))
+
+    def call(self, calc_cond_batch, *arguments) -> list[Tensor]:
+        """The network on one piece; where memory runs out, a sentence."""
+        try:
+            return calc_cond_batch(*arguments)
+        except Exception as error:
+            if not compat.is_out_of_memory(error):
+                raise
+        # Outside the except block: inside it the exception keeps the tensors of the failed call alive.
+        comfy.model_management.soft_empty_cache()
+        frames, height, width = self.cuts.largest
+        raise VideoLDMError(f"Video Upscale ran out of memory with windows of {frames} frames in pieces of "
+                            f"{4 * width}x{4 * height} pixels. Lower tile, or window.")
+
+    def get_resized_cond(self, cond_in, small: Tensor, window: ClipWindow, device=None):
+        """One conditioning, as core's `convert_cond` has it, for a piece: its frames' text, its small frames."""
+        if cond_in is None:
+            return None
+        told = {"c_concat": comfy.conds.CONDNoiseShape(small),
+                "y": comfy.conds.CONDRegular(torch.tensor([self.level], device=small.device))}
+
+        def of_piece(model_conds: dict) -> dict:
+            kept = {name: value for name, value in model_conds.items() if name not in told}
+            return {**{name: windowed_value(value, window) for name, value in kept.items()}, **told}
+        return [{**cond, "model_conds": of_piece(cond["model_conds"])} for cond in cond_in]
+
+
+def on_whole_video(noise: Tensor):
+    """A wrapper around core's sampler: it runs on the whole video, from `noise` `t c h w`, on the CPU."""
+    def wrapper(executor, guider, sigmas, extra_args, callback, piece_noise, piece_latent, denoise_mask, disable_pbar):
+        empty = noise.new_zeros(1).expand_as(noise)
+        return executor(guider, sigmas.cpu(), extra_args, callback, noise, empty, denoise_mask, disable_pbar)
+    return wrapper
+
+
+class PieceProgress:
+    """One bar over all pieces of all steps, with the first frame as its preview after each step."""
+
+    def __init__(self, model, steps: int, pieces: int):
+        self.bar = sampling.RolloutProgress(model, steps, pieces)
+        self.pieces, self.before, self.done = pieces, 0, 0
+
+    def on_piece(self):
+        # Samplers of second order go over the pieces more than once in a step.
+        self.done = min(self.done + 1, self.pieces)
+        self.bar.show(self.before + self.done, [])
+
+    def callback(self, step, x0, x, total_steps):
+        self.before, self.done = (step + 1) * self.pieces, 0
+        self.bar.show(self.before, self.bar.pictures(x0[:1]) if self.bar.previewer else [])
+
+
+def upscaled_latents(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int, *settings) -> Tensor:
+    """Latents `t 4 h w` of the large frames. small: `t h w 3` in 0..1; settings: as ksample has them after its steps.
+
+    With temporal layers every frame has noise of its own, as the layers were trained; without them all frames have the
+    same, so that what stands still flickers less.
+    """
+    frames, height, width = small.shape[:3]
+    noisy = frames if attach.sets_of_layers(model) else 1
+    noise = sampling.noise_like(torch.zeros(1).expand(noisy, 4, height, width), seed).expand(frames, -1, -1, -1)
+    eps = torch.randn(noisy, 3, height, width, generator=torch.Generator().manual_seed(seed + AUGMENTATION_SEED))
+    x_low = small.movedim(-1, 1).float().cpu() * 2 - 1
+    c_low = noise_augmented(x_low, level, eps, schedule_of(model))
+    progress = PieceProgress(model, steps, cuts.pieces)
+    m = model.clone()
+    # Core's windows over frames, and the pack's, give way to this node's own.
+    m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, CORE_ESTIMATE)
+    m.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, CORE_NOISE)
+    m.model_options[HANDLER] = UpscalePieces(c_low, level, cuts, m.load_device, progress.on_piece)
+    m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, on_whole_video(noise))
+    length, tile_height, tile_width = cuts.largest
+    piece = torch.zeros(length, 4, tile_height, tile_width)
+    return sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece, callback=progress.callback)
+
+
+def schedule_of(model) -> Diffusion:
+    """The noise schedule for the small frames, which is not the one of the latents."""
+    augmentor = model.model.noise_augmentor
+    return Diffusion(augmentor.linear_start, augmentor.linear_end, augmentor.num_timesteps)
+
+
+# What the node refuses before it samples
+
+def most_noise(model) -> int:
+    """The highest noise level that the upscaler knows; a sentence for a MODEL that is no x4 upscaler."""
+    if not isinstance(getattr(model, "model", None), comfy.model_base.SD_X4Upscaler):
+        raise VideoLDMError(f"The connected MODEL ({attach.model_title(model)}) is not the Stable Diffusion x4 "
+                            "upscaler, which is a model of its own. Load x4-upscaler-ema.safetensors with Load "
+                            "Checkpoint and connect its MODEL, CLIP and VAE.")
+    return model.model.noise_augmentor.max_noise_level
+
+
+def check_text(model, conditioning: list, name: str):
+    """Refuse what does not go with a piece of a video, and the text of another model."""
+    wanted = attach.context_dim(model)
+    for text, settings in conditioning:
+        for key, what in TEXT_ALONE.items():
+            if settings.get(key) is not None:
+                raise VideoLDMError(f"The {name} conditioning carries {what}, which Video Upscale does not take: it "
+                                    "upscales piece by piece and takes text alone. Connect CLIP Text Encode directly.")
+        if text.shape[-1] != wanted:
+            raise VideoLDMError(f"The text of the {name} conditioning has a width of {text.shape[-1]}, and the x4 "
+                                f"upscaler takes {wanted}. Encode it with the CLIP of the upscaler's own checkpoint.")
+
+
+def check_vae(vae):
+    """Refuse a VAE that does not decode the x4 upscaler's latents."""
+    if vae is None:
+        raise VideoLDMError("No VAE is connected, and this upscaler makes latents. Connect the VAE of the x4 "
+                            "upscaler's checkpoint.")
+    factor = vae.spacial_compression_decode() if getattr(vae, "latent_dim", 2) == 2 else None
+    if vae.latent_channels != 4 or factor != 4:
+        size = "is one of a video model" if factor is None else (f"decodes {vae.latent_channels} channels to {factor} "
+                                                                 "pixels per latent")
+        raise VideoLDMError(f"The connected VAE {size}; the x4 upscaler's decodes 4 channels to 4 pixels per latent. "
+                            "Connect the VAE of the x4 upscaler's checkpoint.")

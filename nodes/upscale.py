@@ -1,0 +1,164 @@
+"""Four times the size: Video Upscale."""
+
+import torch
+
+from ..temporal.errors import VideoLDMError
+from ..temporal.upscaler import TRAINED_LEVEL, check_level, cut
+from ..temporal.video import DEFAULT_RATE
+from .decode import IMAGE_SLOT, pictures_and_video
+from .host import attach, temporal_vae, upscaling, windows, wiring
+from .host.api import io
+from .host.decoding import SMALLEST_TILE, Decoding, DecodeSettings
+from .sample import sampler_inputs
+
+FACTOR = 4      # large pixels for each small one
+TITLE = "Video Upscale"
+
+
+class VideoUpscale(io.ComfyNode):
+    """The paper's text-to-video upsampler is the Stable Diffusion x4 upscaler with temporal layers, on 8 frames with a
+    noise augmentation of 30 steps (section 3.4, Appendix H)."""
+
+    @classmethod
+    def define_schema(cls):
+        common = sampler_inputs()
+        return io.Schema(
+            node_id="VideoLDMUpscale",
+            display_name=TITLE,
+            category="video ldm/upscale",
+            description="Makes a video four times as wide and high with the Stable Diffusion x4 upscaler. Windows of "
+                        "frames and tiles are blended in every step, so that a video of any length and size needs the "
+                        "memory of one piece. With temporal layers made for the upscaler its frames go together; "
+                        "without them every frame is upscaled by itself.",
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of x4-upscaler-ema.safetensors, with temporal layers for "
+                                                "it from Load Temporal Layers, or without."),
+                io.Conditioning.Input("positive", tooltip="What the video shows, in words, encoded by the CLIP of the "
+                                                          "upscaler's checkpoint. The prompt of the video is best."),
+                io.Conditioning.Input("negative", tooltip="What it should not show, encoded by the same CLIP."),
+                io.Int.Input("noise_level", default=30, min=0, max=350,
+                             tooltip="Noise on the small frames, in steps of the upscaler's schedule. More lets the "
+                                     "upscaler invent more and hides faults of the small frames. The paper used 30; "
+                                     f"temporal layers know up to {TRAINED_LEVEL}, the upscaler alone up to 350."),
+                io.Int.Input("window", default=8, min=1, max=4096,
+                             tooltip="Frames that are upscaled together: 8 in the paper. Memory grows with it. "
+                                     "Without temporal layers it is the batch and changes nothing else."),
+                io.Int.Input("overlap", default=2, min=0, max=4095,
+                             tooltip="Frames that neighbouring windows share and fade over, at least. More hides seams "
+                                     "better and takes longer. Without temporal layers none are shared."),
+                io.Int.Input("tile", default=1024, min=0, max=16384, step=64,
+                             tooltip="Size of spatial tiles in pixels of the large frames, each over all frames of a "
+                                     "window; 0 upscales whole frames. Tiles share a quarter of their size. Lower it "
+                                     "where memory runs out; more overlap makes it slower."),
+                io.Float.Input("fps", default=0.0, min=0.0, max=240.0, step=0.01,
+                               tooltip="Frames per second of the VIDEO. 0: that of the connected video, else "
+                                       f"{DEFAULT_RATE}."),
+                *common[6:],
+                io.Image.Input("images", optional=True,
+                               tooltip="The small frames. Connect these or a video, not both."),
+                io.Video.Input("video", optional=True,
+                               tooltip="The small frames as a VIDEO; its sound is not kept. Connect this or images, "
+                                       "not both."),
+                io.Vae.Input("vae", optional=True,
+                             tooltip="The VAE of the upscaler's checkpoint, which turns its latents into pictures. "
+                                     "The VAE of the video's own model does not fit."),
+            ],
+            outputs=[
+                io.Image.Output("images_out", display_name="IMAGE",
+                                tooltip="Every large frame at once, in memory: width x height x 12 bytes each, 3 GB "
+                                        "for 100 frames of 2048x1280. Not made unless it is connected; connected "
+                                        "later, the video is upscaled again."),
+                io.Video.Output("video_out", display_name="VIDEO",
+                                tooltip="The large frames as a stream, decoded while Save Video or Save Video File "
+                                        "writes them: one piece in memory, however long the video."),
+                io.String.Output("report", display_name="report",
+                                 tooltip="What was upscaled, and how, in words."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return wiring.used_in_running("VideoLDMUpscale", IMAGE_SLOT)
+
+    @classmethod
+    def execute(cls, model, positive, negative, noise_level, window, overlap, tile, fps, seed, steps, cfg, sampler,
+                scheduler, images=None, video=None, vae=None) -> io.NodeOutput:
+        sets = attach.sets_of_layers(model)
+        most = upscaling.most_noise(model)
+        check_level(noise_level, min(most, TRAINED_LEVEL) if sets else most)
+        upscaling.check_text(model, positive, "positive")
+        upscaling.check_text(model, negative, "negative")
+        upscaling.check_vae(vae)
+        check_tile(tile)
+        small, rate = small_frames(images, video)
+        count, height, width = small.shape[:3]
+        cuts = cut(count, height, width, window, overlap if sets else 0, tile // FACTOR)
+        check_window(windows.params_of_layers(model), cuts.largest[0])
+        latents = upscaling.upscaled_latents(model, small, noise_level, cuts, seed, steps, cfg, sampler, scheduler,
+                                             positive, negative)
+        decoding = Decoding(vae, latents, decode_settings(vae, window, overlap, tile))
+        report = report_of(small, noise_level, cuts, sets)
+        return io.NodeOutput(*pictures_and_video(decoding, fps or rate or DEFAULT_RATE, cls.hidden), report)
+
+
+def small_frames(images, video):
+    """The small frames `t h w 3` in 0..1 and their rate, None where nobody says."""
+    if images is not None and video is not None:
+        raise VideoLDMError("Video Upscale takes images or a video, and both are connected. Disconnect one of them.")
+    if images is None and video is None:
+        raise VideoLDMError("Video Upscale has nothing to upscale. Connect images or a video.")
+    rate = None
+    if images is None:
+        components = video.get_components()
+        images, rate = components.images, components.frame_rate
+    if not len(images):
+        raise VideoLDMError("The connected images are an empty batch. Connect at least one frame.")
+    if images.shape[-1] not in (3, 4):
+        raise VideoLDMError(f"The small frames have {images.shape[-1]} channels, and the upscaler takes colour "
+                            "pictures of 3. Convert them to RGB.")
+    return images[..., :3], rate
+
+
+def check_tile(tile: int):
+    if tile and tile < SMALLEST_TILE:
+        raise VideoLDMError(f"tile is {tile} pixels; {SMALLEST_TILE} is the least. Raise it, or set it to 0 for none.")
+
+
+def check_window(layers: list, frames: int):
+    """Refuse a window that the temporal layers cannot run."""
+    for params in layers:
+        if params.mix_length > 1 and frames != params.mix_length:
+            raise VideoLDMError(f"The temporal layers on this MODEL run clips of exactly {params.mix_length} frames, "
+                                f"and the pieces have {frames}. Set window to {params.mix_length}, and connect at "
+                                "least so many frames.")
+        if params.table_length and frames > params.table_length:
+            raise VideoLDMError(f"The temporal layers on this MODEL run clips of up to {params.table_length} frames, "
+                                f"and the pieces have {frames}. Set window to {params.table_length} or fewer.")
+
+
+def decode_settings(vae, window: int, overlap: int, tile: int) -> DecodeSettings:
+    """A plain VAE decodes frame by frame, which gives the same pictures in less memory."""
+    if temporal_vae.is_temporal(vae):
+        return DecodeSettings(window, min(overlap, window - 1), tile, 1, TITLE)
+    return DecodeSettings(1, 0, tile, 1, TITLE)
+
+
+def report_of(small: torch.Tensor, noise_level: int, cuts, sets: list[dict]) -> str:
+    count, height, width = small.shape[:3]
+    frames, tile_height, tile_width = cuts.largest
+    tiles = len(cuts.rows) * len(cuts.columns)
+    lines = [f"{count} frames of {width}x{height} upscaled to {FACTOR * width}x{FACTOR * height}, noise level "
+             f"{noise_level}.",
+             f"{len(cuts.frames)} windows of {frames} frames, each in {tiles} tiles of {FACTOR * tile_width}x"
+             f"{FACTOR * tile_height}."]
+    for layers in sets:
+        trained = "" if layers["frames"] == frames else f", trained on clips of {layers['frames']} frames"
+        lines.append(f"Temporal layers: {layers['title']}, strength {layers['strength']:g}{trained}.")
+    if not sets:
+        lines.append("No temporal layers: every frame was upscaled by itself, all from the same noise, so details may "
+                     "flicker. Load Temporal Layers takes layers made for this upscaler.")
+    return "\n".join(lines)
+
+
+NODES = [VideoUpscale]

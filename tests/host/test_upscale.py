@@ -1,0 +1,107 @@
+"""Video Upscale in a real ComfyUI: the smallest x4 upscaler, its VAE and layers for it, through the stock loaders."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from video_ldm.temporal.video import open_video
+from video_ldm.tests import upscale_help
+from video_ldm.tests.host import checkpoints
+from video_ldm.tests.host.client import Interrupted, NodeError
+from video_ldm.tests.host.graphs import POSITIVE, Graph, out
+from video_ldm.tests.host.test_video_nodes import everything_in
+
+MODEL, VAE, LAYERS = "x4.safetensors", "x4_vae.safetensors", "x4_layers.safetensors"
+WORDS, NO_WORDS = "upscale_positive", "upscale_negative"
+FRAMES, SIZE = 3, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def upscaler_files(library):
+    half = torch.float16
+    library.save_model("diffusion_models", MODEL, checkpoints.as_type(upscale_help.unet_state(), half))
+    library.save_model("vae", VAE, checkpoints.as_type(upscale_help.vae_state(), half))
+    upscale_help.write_layers(library.model_path("video_ldm", LAYERS), dtype=half)
+    for seed, name in enumerate((WORDS, NO_WORDS), 11):
+        folder = library.base / "output" / name
+        folder.mkdir(parents=True)
+        torch.save({"latents": [{"samples": torch.zeros(1, 4, 2, 3)}], "conditioning": [upscale_help.text(seed)]},
+                   folder / "shard_0000.pkl")
+
+
+def upscaled(graph, server, layers=True, **changes):
+    """The node on a few frames that are all the same, in one step."""
+    model = graph.image_model(MODEL)
+    if layers:
+        model = graph.layers(model, LAYERS)
+    name = server.put_input_image("small.png", upscale_help.small_frames(1, SIZE, SIZE)[0])
+    images = graph.add("RepeatImageBatch", image=graph.add("LoadImage", image=name), amount=FRAMES)
+    inputs = dict(positive=graph.text(WORDS), negative=graph.text(NO_WORDS), noise_level=30, window=2, overlap=1,
+                  tile=0, fps=6.0, seed=7, steps=1, cfg=1.0, sampler="euler", scheduler="normal", images=images,
+                  vae=graph.add("VAELoader", vae_name=VAE))
+    return graph.add("VideoLDMUpscale", model=model, **{**inputs, **changes})
+
+
+def save(graph, **inputs):
+    return graph.add("VideoLDMSaveVideo", **{"filename_prefix": "upscaled/clip", "format": "webp", "fps": 0.0, "crf": 0,
+                                             "contact_sheet": 0, **inputs})[0]
+
+
+def test_a_clip_is_upscaled_with_layers_for_the_upscaler_and_streams_to_a_file(server, client):
+    graph = Graph()
+    node = upscaled(graph, server)
+    file, report = save(graph, video=out(node, 1)), graph.add("PreviewAny", source=out(node, 2))[0]
+    result = client.run(graph)
+    video = open_video(server.output_path(result.outputs[file]["images"][0]))
+    assert (video.frames, video.width, video.height, video.rate) == (FRAMES, 4 * SIZE, 4 * SIZE, 6)
+    assert np.stack(list(video.iterate())).std() > 5
+    assert "Temporal layers: " in result.outputs[report]["text"][0]
+    bars = [data["value"] for kind, data in result.events if kind == "progress" and data["node"] == node[0]]
+    assert bars[-1] == 2                # windows 0..1 and 1..2, one step
+
+
+def test_without_layers_a_still_clip_stays_still_and_the_report_says_what_is_missing(server, client):
+    graph = Graph()
+    node = upscaled(graph, server, layers=False)
+    preview, report = graph.add("PreviewImage", images=node)[0], graph.add("PreviewAny", source=out(node, 2))[0]
+    result = client.run(graph)
+    files = [server.output_path(file) for file in result.outputs[preview]["images"]]
+    frames = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]).astype(int)
+    assert frames.shape == (FRAMES, 4 * SIZE, 4 * SIZE, 3) and frames.std() > 5
+    assert np.abs(frames[1:] - frames[0]).max() <= 1
+    assert "No temporal layers" in result.outputs[report]["text"][0]
+
+
+def refused(server, client, sentence, unconnected=None, positive=None, **changes):
+    graph = Graph()
+    if positive:
+        changes["positive"] = graph.text(positive)
+    node = upscaled(graph, server, **changes)
+    graph[node[0]]["inputs"].pop(unconnected, None)
+    save(graph, video=out(node, 1))
+    with pytest.raises(NodeError, match=sentence) as caught:
+        client.run(graph)
+    return caught.value.node_id == node[0] and caught.value.exception_type == "VideoLDMError"
+
+
+def test_wrong_connections_and_widgets_are_one_sentence_at_the_node(server, client):
+    assert refused(server, client, "noise_level is 300, .* from 0 to 250", noise_level=300)
+    assert refused(server, client, "No VAE is connected", unconnected="vae")
+    assert refused(server, client, "has nothing to upscale", unconnected="images")
+    assert refused(server, client, "tile is 32 pixels", tile=32)
+    assert refused(server, client, "has a width of 768, and the x4 upscaler takes 1024", positive=POSITIVE)
+
+
+def test_cancelling_leaves_no_file(server, client):
+    graph = Graph()
+    node = upscaled(graph, server, steps=20)
+    save(graph, video=out(node, 1))
+    before = everything_in(server.base / "output")
+
+    def stop(kind, data):
+        if kind == "progress" and data["node"] == node[0] and data["value"] >= 1:
+            client.interrupt()
+    with pytest.raises(Interrupted):
+        client.run(graph, on_event=stop)
+    assert everything_in(server.base / "output") == before

@@ -1,0 +1,316 @@
+"""Video Upscale in this process: on the smallest x4 upscaler that ComfyUI detects, and on a stubbed network."""
+
+import comfy.model_management
+import comfy.sd
+import folder_paths
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_sdupscale import SD_4XUpscale_Conditioning
+
+from video_ldm.nodes import upscale as nodes
+from video_ldm.nodes.host import attach, decoding, sampling, upscaling
+from video_ldm.nodes.host.lazy_video import LazyVideo
+from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
+from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.training.diffusion import Diffusion
+from video_ldm.temporal.upscaler import cut, noise_augmented
+from video_ldm.tests import upscale_help
+from video_ldm.tests.attach_help import load_model
+from video_ldm.tests.host import checkpoints
+from video_ldm.tests.small import relative_error
+from video_ldm.tests.upscale_help import small_frames, small_vae, text
+
+PIXELS = 64     # the least tile, in pixels of the large frames: 16 latents
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("video_ldm")
+    folder_paths.add_model_folder_path("video_ldm", str(folder))
+    upscale_help.write_layers(folder / "upscaler_layers.safetensors")
+    upscale_help.write_layers(folder / "upscaler_vector.safetensors", mix_length=4)
+    checkpoints.write_video_layers(folder / "image_layers.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def state():
+    return upscale_help.unet_state()
+
+
+@pytest.fixture(scope="module")
+def upscaler(state):
+    """The upscaler's MODEL, shared by the tests: nothing they do may stay on it."""
+    model = load_model(state)
+    options = {**model.model_options}
+    yield model
+    assert model.model_options == options and not any(model.wrappers.values())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.model.modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.model.diffusion_model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return small_vae()
+
+
+def with_layers(model, file="upscaler_layers.safetensors", strength=1.0):
+    return LoadTemporalLayers.execute(model, file, strength, AS_TRAINED).result[0]
+
+
+class Stub:
+    """Stands in for the network, point by point, and keeps what it is told at every call."""
+
+    def __init__(self, model):
+        self.model, self.calls = model.clone(), []
+        self.model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stub", self.run)
+
+    def run(self, executor, x, timesteps, context, y, control, options, **kwargs):
+        self.calls.append({"x": x, "y": y, "context": context, "options": options})
+        return torch.tanh(x[:, :4] + x[:, 4:].sum(1, keepdim=True)) * context.mean((1, 2))[:, None, None, None]
+
+
+def latents_of(model, small, window=8, overlap=2, tile=0, level=30, seed=5, steps=2, cfg=2.0, sampler="euler",
+               positive=None, scheduler="normal"):
+    """What the node samples; overlap and tile (in latents) as they come."""
+    cuts = cut(*small.shape[:3], window, overlap, tile)
+    return upscaling.upscaled_latents(model, small, level, cuts, seed, steps, cfg, sampler, scheduler,
+                                      positive or text(), text(12))
+
+
+# Sampling
+
+def test_without_layers_a_frame_is_what_cores_own_nodes_make_of_it(upscaler):
+    small = small_frames(1, 16, 24)
+    for level in (30, 0):
+        positive, negative, latent = SD_4XUpscale_Conditioning.execute(small, text(), text(12), 4.0, level / 350).result
+        core = sampling.ksample(upscaler, 5, 2, 2.0, "euler", "normal", positive, negative, latent, 1.0)
+        assert core.shape == (1, 4, 16, 24)
+        assert relative_error(latents_of(upscaler, small, level=level), core) < 1e-5
+
+
+def test_without_layers_frames_are_upscaled_alone_and_from_the_same_noise(upscaler):
+    small = small_frames(2)
+    together = latents_of(upscaler, torch.cat([small, small[:1]]), window=3)
+    assert relative_error(together[2], together[0]) < 1e-5 < relative_error(together[1], together[0])
+    assert relative_error(latents_of(upscaler, small, window=1, overlap=0), together[:2]) < 1e-5
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_ancestral", "dpmpp_2m_sde", "uni_pc"])
+def test_where_the_network_acts_point_by_point_windows_and_tiles_change_nothing(upscaler, folder, sampler):
+    """In every step, with noise of the sampler's own too: to the bit, and the same as without pieces."""
+    small, stub = small_frames(7, 20, 28), Stub(with_layers(upscaler, strength=0.0))
+    whole = latents_of(stub.model, small, steps=3, sampler=sampler)
+    pieces = latents_of(stub.model, small, 4, 2, 8, steps=3, sampler=sampler)
+    assert whole.shape == (7, 4, 20, 28) and whole.std() > 0
+    assert torch.equal(pieces, whole)
+    assert max(len(call["x"]) for call in stub.calls[-10:]) == 2 * 4
+
+
+def test_the_network_is_given_pieces_with_their_noised_small_frames_their_text_and_the_noise_level(upscaler, folder):
+    small, stub = small_frames(6, 16, 24), Stub(with_layers(upscaler, strength=0.0))
+    words = [[torch.cat([text(seed)[0][0] for seed in range(6)]), {}]]      # one text for each frame
+    latents_of(stub.model, small, 4, 2, 16, level=200, steps=1, cfg=1.0, positive=words)
+    eps = torch.randn(6, 3, 16, 24, generator=torch.Generator().manual_seed(5 - 10))
+    noised = noise_augmented(small.movedim(-1, 1) * 2 - 1, 200, eps, Diffusion(0.0001, 0.02))
+    places = [(frames, columns) for frames in ((0, 4), (2, 6)) for columns in ((0, 16), (8, 24))]
+    assert len(stub.calls) == len(places)
+    for call, ((first, last), (left, right)) in zip(stub.calls, places):
+        assert call["x"].shape == (4, 7, 16, 16) and call["y"].tolist() == [200] * 4
+        assert relative_error(call["x"][:, 4:], noised[first:last, :, :, left:right]) < 1e-6
+        assert torch.equal(call["context"], words[0][0][first:last])
+        assert call["options"][attach.FRAMES] == 4
+
+
+def test_pieces_begin_from_one_field_of_noise_and_each_frame_has_its_own_with_layers(upscaler, folder):
+    small = small_frames(1).repeat(6, 1, 1, 1)
+    stub = Stub(with_layers(upscaler, strength=0.0))
+    latents_of(stub.model, small, 4, 2, steps=1, cfg=1.0)
+    first, second = (call["x"] for call in stub.calls)
+    assert torch.equal(first[2:], second[:2])       # frames 2 and 3: latents and noised small frames
+    assert len({frame.sum().item() for frame in torch.cat([first[:, :4], second[2:, :4]])}) == 6
+
+
+def test_the_sampler_works_on_the_cpu_and_core_prepares_for_one_piece(upscaler):
+    small, stub, seen = small_frames(9, 20, 28), Stub(upscaler), []
+
+    def note(executor, model, shape, *args, **kwargs):
+        seen.append(tuple(shape))
+        return executor(model, shape, *args, **kwargs)
+    stub.model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "test", note)
+    latents = latents_of(stub.model, small, 4, 2, 8)
+    assert seen == [(4, 4, 8, 8)] and latents.device.type == "cpu" and latents.shape == (9, 4, 20, 28)
+
+
+# Temporal layers
+
+def test_layers_made_for_the_upscaler_load_and_act_within_their_window(upscaler, folder):
+    model, small = with_layers(upscaler), small_frames(3)
+    changed = torch.cat([small[:2], 1 - small[2:]])
+    before, after = (latents_of(model, frames, 2, 1, steps=1, cfg=1.0) for frames in (small, changed))
+    assert torch.equal(before[0], after[0])                     # windows are 0..1 and 1..2
+    assert relative_error(after[1], before[1]) > 1e-5           # frame 1 has not changed, and sees frame 2
+    bypassed = latents_of(with_layers(upscaler, strength=0.0), small, 2, 1, steps=1, cfg=1.0)
+    assert relative_error(before, bypassed) > 1e-3
+
+
+def test_one_window_with_layers_is_what_cores_sampler_makes_of_the_clip(upscaler, folder):
+    model, small = with_layers(upscaler), small_frames(2)
+    positive, negative, latent = SD_4XUpscale_Conditioning.execute(small, text(), text(12), 4.0, 30 / 350).result
+    core = sampling.ksample(model, 5, 1, 2.0, "euler", "normal", positive, negative, latent, 1.0)
+    assert relative_error(latents_of(model, small, steps=1), core) < 1e-5
+
+
+def test_layers_and_models_that_do_not_fit_are_refused_by_the_loader(upscaler, folder):
+    with pytest.raises(VideoLDMError, match="image_layers.safetensors is .*, and the connected MODEL is the Stable "
+                                            "Diffusion x4 upscaler"):
+        with_layers(upscaler, "image_layers.safetensors")
+    with pytest.raises(VideoLDMError, match="made for Stable Diffusion x4 upscaler, and the connected MODEL is Stable"):
+        with_layers(load_model(checkpoints.unet_state()))
+
+
+# The node
+
+class Hidden:
+    def __init__(self, used):
+        link = {"save": {"class_type": "SaveImage", "inputs": {"images": ["7", 0]}}} if used else {}
+        self.prompt, self.unique_id = {"7": {"class_type": "VideoLDMUpscale", "inputs": {}}, **link}, "7"
+
+
+@pytest.fixture
+def run(monkeypatch, vae):
+    """The node with few steps: images, video, report."""
+    def run(model, used=False, positive=None, negative=None, **changes):
+        monkeypatch.setattr(nodes.VideoUpscale, "hidden", Hidden(used))
+        inputs = {"noise_level": 30, "window": 4, "overlap": 2, "tile": PIXELS, "fps": 0.0, "seed": 5, "steps": 2,
+                  "cfg": 2.0, "sampler": "euler", "scheduler": "normal", "vae": vae, **changes}
+        if "images" not in inputs and "video" not in inputs:
+            inputs["images"] = small_frames(3, 20, 24)
+        return nodes.VideoUpscale.execute(model, positive or text(), negative or text(12), **inputs).result
+    return run
+
+
+def test_the_video_is_four_times_as_large_and_its_frames_are_the_images(upscaler, run):
+    stub = Stub(upscaler)
+    images, video, _ = run(stub.model, used=True)
+    assert images.shape == (3, 80, 96, 3) and 0 <= images.min() and images.max() <= 1 and images.std() > 0
+    blocked, streamed, _ = run(stub.model)
+    assert streamed.get_dimensions() == (96, 80) and streamed.get_frame_count() == 3 and streamed.get_frame_rate() == 8
+    assert torch.equal(streamed.get_components().images, images) and torch.equal(video.get_components().images, images)
+
+
+def test_images_are_decoded_only_where_they_are_connected_and_a_video_only_when_asked(upscaler, run, monkeypatch):
+    monkeypatch.setattr(decoding.Decoding, "decode_piece", None)
+    blocked, video, _ = run(Stub(upscaler).model)
+    assert type(blocked).__name__ == "ExecutionBlocker"
+    assert "The IMAGE of Video Upscale was not connected" in blocked.message
+    assert video.get_frame_count() == 3
+
+
+def test_a_video_is_upscaled_as_its_frames_and_keeps_its_rate(upscaler, run):
+    small, stub = small_frames(3, 20, 24), Stub(upscaler)
+    video = LazyVideo(lambda first, last: iter([small[first:last]]), 3, 24, 20, 12)
+    images, out, _ = run(stub.model, used=True, video=video)
+    assert out.get_frame_rate() == 12 and torch.equal(images, run(stub.model, used=True, images=small)[0])
+    assert run(stub.model, video=video, fps=6.0)[1].get_frame_rate() == 6
+
+
+def test_one_frame_alpha_and_a_tile_larger_than_the_frames_are_taken(upscaler, run):
+    small, stub = small_frames(1, 9, 11), Stub(upscaler)
+    alone, _, report = run(stub.model, used=True, images=small, tile=4096)
+    assert alone.shape == (1, 36, 44, 3) and "1 windows of 1 frames, each in 1 tiles of 44x36" in report
+    with_alpha = torch.cat([small, torch.rand(1, 9, 11, 1)], dim=-1)
+    assert torch.equal(run(stub.model, used=True, images=with_alpha, tile=0)[0], alone)
+
+
+def test_the_report_says_what_was_done_and_that_layers_are_missing(upscaler, folder, run):
+    _, _, alone = run(Stub(upscaler).model)
+    assert "3 frames of 24x20 upscaled to 96x80, noise level 30" in alone and "No temporal layers: every frame" in alone
+    _, _, report = run(Stub(with_layers(upscaler, strength=0.0)).model)
+    assert "No temporal layers" not in report and "strength 0, trained on clips of 4 frames" in report
+
+
+def test_without_layers_windows_share_nothing(upscaler, run):
+    stub = Stub(upscaler)
+    run(stub.model, images=small_frames(4), window=2, overlap=1, steps=1, cfg=1.0)
+    assert len(stub.calls) == 2
+
+
+def test_progress_covers_every_piece_of_every_step(upscaler, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sampling.RolloutProgress, "show", lambda self, value, pictures: shown.append(value))
+    for sampler in ("euler", "heun"):
+        shown.clear()
+        latents_of(Stub(upscaler).model, small_frames(6, 16, 24), 4, 2, 16, sampler=sampler)
+        assert shown == sorted(shown) and shown[-1] >= 2 * 4 and {1, 2, 3, 4} <= set(shown)
+
+
+def test_cancelling_is_noticed_between_pieces_and_leaves_the_model_as_it_was(upscaler, folder, run, monkeypatch):
+    cancelled = comfy.model_management.InterruptProcessingException
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) > 2:
+            raise cancelled
+    stub = Stub(with_layers(upscaler, strength=0.0))
+    options = dict(stub.model.model_options)
+    monkeypatch.setattr(upscaling.files, "check_cancelled", check)
+    with pytest.raises(cancelled):
+        run(stub.model)
+    assert len(stub.calls) == 2 and stub.model.model_options == options
+
+
+def test_memory_running_out_is_a_sentence(upscaler, run):
+    model = upscaler.clone()
+
+    def fail(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "full", fail)
+    with pytest.raises(VideoLDMError, match="Video Upscale ran out of memory with windows of 3 frames in pieces"):
+        run(model)
+
+
+VIDEO = LazyVideo(lambda first, last: iter(()), 3, 24, 20, 12)
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"noise_level": 351}, "noise_level is 351, .* levels from 0 to 350"),
+    ({"images": None}, "has nothing to upscale. Connect images or a video"),
+    ({"images": small_frames(1), "video": VIDEO}, "images or a video, and both are connected"),
+    ({"images": torch.rand(2, 8, 8, 1)}, "The small frames have 1 channels"),
+    ({"images": small_frames(0)}, "an empty batch"),
+    ({"tile": 32}, "tile is 32 pixels; 64 is the least"),
+    ({"vae": None}, "No VAE is connected, and this upscaler makes latents"),
+    ({"positive": checkpoints.conditioning(3)}, "The text of the positive conditioning has a width of 768, and the x4 "
+                                                "upscaler takes 1024"),
+    ({"negative": [[text()[0][0], {"control": object()}]]}, "The negative conditioning carries a ControlNet"),
+    ({"positive": [[text()[0][0], {"mask": torch.ones(1, 8, 8)}]]}, "The positive conditioning carries a mask"),
+    ({"positive": [[text()[0][0], {"area": (1, 1, 0, 0)}]]}, "The positive conditioning carries an area"),
+])
+def test_what_cannot_be_upscaled_is_a_sentence_before_anything_is_sampled(upscaler, run, changes, sentence):
+    stub = Stub(upscaler)
+    with pytest.raises(VideoLDMError, match=sentence):
+        run(stub.model, **changes)
+    assert not stub.calls
+
+
+def test_with_layers_the_limits_are_theirs(upscaler, folder, run):
+    layers = Stub(with_layers(upscaler, strength=0.0)).model
+    with pytest.raises(VideoLDMError, match="noise_level is 251, .* levels from 0 to 250"):
+        run(layers, noise_level=251)
+    with pytest.raises(VideoLDMError, match="overlap is 4 frames and window is 4"):
+        run(layers, overlap=4)
+    with pytest.raises(VideoLDMError, match="clips of exactly 4 frames, and the pieces have 3. Set window to 4"):
+        run(with_layers(upscaler, "upscaler_vector.safetensors"))
+
+
+def test_another_model_and_the_videos_own_vae_are_refused(upscaler, run):
+    with pytest.raises(VideoLDMError, match="The connected MODEL .Stable Diffusion 1.x. is not the Stable Diffusion x4 "
+                                            "upscaler"):
+        run(load_model(checkpoints.unet_state()))
+    from video_ldm.tests import decoder_help
+    with pytest.raises(VideoLDMError, match="VAE decodes 4 channels to 8 pixels per latent; the x4 upscaler's decodes "
+                                            "4 channels to 4 pixels"):
+        run(upscaler, vae=decoder_help.small_vae())
