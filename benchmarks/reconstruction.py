@@ -42,8 +42,8 @@ def verdict(rows):
     (before, _, sharp), (after, _, blurred) = rows[IMAGE], rows[TEMPORAL]
     failures = []
     if after > before * (1 - LEAST_GAIN):
-        failures.append(f"FAILED: the distance of the {TEMPORAL} ({after:.3f}) is not a third below that of the {IMAGE} "
-                        f"({before:.3f}).")
+        failures.append(f"FAILED: the distance of the {TEMPORAL} ({after:.3f}) is not a third below that of the "
+                        f"{IMAGE} ({before:.3f}).")
     if blurred < sharp - LARGEST_LOSS:
         failures.append(f"FAILED: the PSNR falls by more than {LARGEST_LOSS} dB, from {sharp:.2f} to {blurred:.2f}.")
     return failures
