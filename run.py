@@ -45,7 +45,7 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__.split("\n\n")[1].replace("\n", " "))
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     demo_parser = commands.add_parser("demo", help="render a workflow in a real ComfyUI; leaves an MP4 in output/")
-    demo_parser.add_argument("workflow", nargs="?", default="quickstart", help="a name in workflows/api, or a file")
+    demo_parser.add_argument("workflow", nargs="?", default="drive", help="a name in workflows/api, or a file; default: drive")
     ui_parser = commands.add_parser("ui", help="open ComfyUI with the pack and the quickstart loaded")
     ui_parser.add_argument("--port", type=int, default=8188, help="default 8188; another where that is taken")
     ui_parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")

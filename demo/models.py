@@ -41,7 +41,7 @@ STAGES = {
     "prediction": Stage("prediction layers", 4, LoopParams(
         steps=1600, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
     "interpolation": Stage("interpolation layers", 6, LoopParams(
-        steps=1600, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
+        steps=3000, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
     "layout": Stage("scene layout", 32, LoopParams(
         steps=2300, lr=2e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", save_every=150, seed=19)),
     "temporal-decoder": Stage("temporal decoder", 4, LoopParams(
