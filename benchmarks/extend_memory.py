@@ -1,7 +1,10 @@
 """Memory that Extend Video takes for a video of some length: `python run.py _inside benchmarks.extend_memory FRAMES`.
 
-Prints the bytes beyond the weights and the latents that come out. The bundled models, two steps a clip.
+Prints the bytes beyond the latents that come out, of the process at its peak, and of what the extension takes of them.
+The bundled models, two steps a clip.
 """
+
+import psutil           # ComfyUI requires it
 
 from ..demo import models, train
 from ..nodes.host import models as host
@@ -23,7 +26,8 @@ def main(argv):
                                      "normal", frames, 1.0, 2, STOP).result
 
     extend(WARM_UP)
+    held = psutil.Process().memory_info().rss
     taken = growth(lambda: extend(int(argv[0])))
-    latents = out[0]["samples"]
-    print(taken - latents.numel() * latents.element_size())
+    latents = out[0]["samples"].numel() * out[0]["samples"].element_size()
+    print(held + taken - latents, taken - latents)
     return 0
