@@ -9,6 +9,7 @@ from ..temporal.video import DEFAULT_RATE
 from .host import files, temporal_vae, wiring
 from .host.api import io
 from .host.decoding import Decoding, DecodeSettings
+from .host.latents import RATE, clips_of
 from .host.lazy_video import LazyVideo
 
 IMAGE_SLOT = 0
@@ -114,10 +115,10 @@ class TemporalDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, samples, window, overlap, tile, fps, clips=0) -> io.NodeOutput:
-        latents = samples["samples"]
-        settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(latents)))
-        decoding = Decoding(vae, latents, settings)
-        rate = fps or samples.get("frame_rate") or DEFAULT_RATE
+        frames = samples["samples"]
+        settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(frames)))
+        decoding = Decoding(vae, frames, settings)
+        rate = fps or samples.get(RATE) or DEFAULT_RATE
         return io.NodeOutput(*pictures_and_video(decoding, rate, cls.hidden))
 
 
@@ -130,12 +131,6 @@ def pictures_and_video(decoding: Decoding, rate, hidden) -> tuple:
         return blocked, LazyVideo(decoding.frames, *size)
     images = decode_all(decoding)
     return images, LazyVideo(lambda first, last: iter([images[first:last]]), *size)
-
-
-def clips_of(latent: dict, frames: int) -> int:
-    """How many clips a LATENT says it holds; a batch that was taken apart since then is one clip."""
-    clips = latent.get("clips") or 1
-    return clips if frames % clips == 0 else 1
 
 
 def decode_all(decoding: Decoding) -> torch.Tensor:

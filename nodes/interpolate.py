@@ -4,7 +4,7 @@ import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import between
-from .host import attach, context, sampling
+from .host import attach, context, latents, sampling
 from .host.api import io
 from .sample import require_layers, temporal_texts
 
@@ -71,8 +71,7 @@ class LatentInterpolate(io.ComfyNode):
             clip_model = attach.with_clip_options(model, WINDOW, texts, rate)
             clips = [interpolate(clip_model, clip, (seed + 2 * number + turn) % 2**64, settings, windows, progress)
                      for number, clip in enumerate(clips)]
-        kept = {key: value for key, value in latent.items() if key not in ("noise_mask", "batch_index")}
-        return io.NodeOutput({**kept, "samples": torch.cat(clips), "frame_rate": rate}, rate)
+        return io.NodeOutput(latents.with_frames(latent, torch.cat(clips), rate, len(clips[0])), rate)
 
 
 def check_layers(sets):
@@ -85,7 +84,7 @@ def check_layers(sets):
 
 
 def rate_of(latent, fps: float) -> float:
-    rate = fps or latent.get("frame_rate")
+    rate = fps or latent.get(latents.RATE)
     if not rate:
         raise VideoLDMError("The LATENT does not say its frame rate, which the interpolation layers are told. Set fps "
                             "to the frame rate of the key frames.")
@@ -94,13 +93,12 @@ def rate_of(latent, fps: float) -> float:
 
 def key_frames(latent) -> list[torch.Tensor]:
     """The key frames `t c h w` of each clip: there is nothing to make between the end of one and the next."""
-    frames, clips = latent["samples"], latent.get("clips", 1)
-    if frames.ndim != 4:
-        raise VideoLDMError(f"The key frames have {frames.ndim} dimensions; frames of Stable Diffusion have 4 (frames, "
-                            "channels, height, width). They come from another kind of video model.")
-    if len(frames) % clips:
-        raise VideoLDMError(f"The LATENT says that it holds {clips} clips, and its {len(frames)} frames do not divide "
+    frames = latents.check_frames(latent["samples"], "The key frames")
+    length = latent.get(latents.CLIP_FRAMES) or len(frames)
+    if len(frames) > length and len(frames) % length:
+        raise VideoLDMError(f"The LATENT holds clips of {length} frames, and its {len(frames)} frames do not divide "
                             "into them: it was cut or joined after sampling. Cut it by whole clips.")
+    clips = latents.clips_of(latent, len(frames))
     if len(frames) < 2 * clips:
         raise VideoLDMError("There is one key frame, and interpolation makes what lies between two. Connect a LATENT "
                             "of 2 or more frames.")

@@ -6,7 +6,7 @@ import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import OVERLAP, plan
-from .host import attach, context, sampling
+from .host import attach, context, latents, sampling
 from .host.api import io
 from .sample import fps_of, require_layers, sampler_inputs, temporal_texts
 
@@ -157,15 +157,14 @@ class ExtendVideo(io.ComfyNode):
         except sampling.Cancelled:
             if on_cancel == STOP or done == (0 if given is None else len(given)):
                 raise
-        kept = {key: value for key, value in (latent or {}).items()
-                if key not in ("noise_mask", "batch_index", "clips")}
-        out = {**kept, "samples": video[:done], "frame_rate": fps}
+        out = latents.with_frames(latent, video[:done], fps, done)
         return io.NodeOutput(out, fps, rollout_report(model, calls, done, length))
 
 
 def refuse_several_clips(latent):
-    if latent is not None and latent.get("clips", 1) > 1:
-        raise VideoLDMError(f"The LATENT to start from holds {latent['clips']} clips, and one video is extended at a "
+    clips = latents.clips_of(latent, len(latent["samples"])) if latent is not None else 1
+    if clips > 1:
+        raise VideoLDMError(f"The LATENT to start from holds {clips} clips, and one video is extended at a "
                             "time. Sample one clip, or cut one out with Latent From Batch.")
 
 
@@ -173,9 +172,7 @@ def empty_video(model, given, length: int, width: int, height: int) -> torch.Ten
     """Room for all frames on the CPU, those that are given in their place."""
     if given is None:
         return sampling.empty_latent(model, length, width, height)
-    if given.ndim != 4:
-        raise VideoLDMError(f"The frames to start from have {given.ndim} dimensions; frames of Stable Diffusion have 4 "
-                            "(frames, channels, height, width). They come from another kind of video model.")
+    latents.check_frames(given, "The frames to start from")
     video = torch.zeros(length, *given.shape[1:])
     video[:len(given)] = given
     return video

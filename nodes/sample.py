@@ -1,7 +1,7 @@
 """Sampling clips: the Video LDM Sampler, which saves wiring over core's KSampler and knows what a clip is."""
 
 from ..temporal.errors import VideoLDMError
-from .host import attach, sampling
+from .host import attach, latents, sampling
 from .host.api import io
 
 FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
@@ -98,7 +98,7 @@ class VideoLDMSampler(io.ComfyNode):
         clip_model = attach.with_clip_options(model, frames, temporal_texts(temporal_prompt), fps)
         samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent,
                                    denoise)
-        return io.NodeOutput({**latent, "samples": samples, "frame_rate": fps, "clips": len(samples) // frames}, fps)
+        return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames}, fps)
 
 
 def clip_latent(model, latent, frames: int, clips: int, width: int, height: int, denoise: float) -> dict:
@@ -108,10 +108,7 @@ def clip_latent(model, latent, frames: int, clips: int, width: int, height: int,
             raise VideoLDMError(f"denoise is {denoise:g}, which keeps part of a latent, and no latent is connected. "
                                 "Connect one, or set denoise to 1.")
         return {"samples": sampling.empty_latent(model, clips * frames, width, height)}
-    samples = latent["samples"]
-    if samples.ndim != 4:
-        raise VideoLDMError(f"The connected latent has {samples.ndim} dimensions; frames of Stable Diffusion have 4 "
-                            "(frames, channels, height, width). It comes from another kind of video model.")
+    samples = latents.check_frames(latent["samples"], "The connected frames")
     if len(samples) % frames:
         raise VideoLDMError(f"The connected latent has {len(samples)} frames, which do not divide into clips of "
                             f"{frames}. Set frames to {len(samples)}, or to a number that divides it.")

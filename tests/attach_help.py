@@ -39,6 +39,24 @@ def image(state):
     """The image MODEL, shared by the tests: nothing they do may stay on it."""
     model = load_model(state)
     yield model
+    assert_untouched(model, state)
+
+
+def models_with_layers(tmp_path_factory, write):
+    """Yields {name: MODEL} with the layers of each file that `write(folder)` leaves, and "image" without any, on one
+    network; afterwards nothing may have stayed on it."""
+    folder = tmp_path_factory.mktemp("video_ldm")
+    folder_paths.add_model_folder_path("video_ldm", str(folder))
+    write(folder)
+    state = checkpoints.unet_state()
+    image = load_model(state)
+    found = {path.stem: with_layers(image, path.name) for path in folder.iterdir()}
+    yield {"image": image, **found}
+    assert_untouched(image, state)
+
+
+def assert_untouched(model, state):
+    """No hook is left on the network, and its weights are those it was loaded with."""
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
     assert all(torch.equal(value, state[key]) for key, value in model.model.diffusion_model.state_dict().items())
 

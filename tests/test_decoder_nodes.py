@@ -186,7 +186,7 @@ def test_clips_of_a_batch_are_decoded_one_by_one(made):
     two = whole(made, z, 4, 2, clips=2)
     assert torch.equal(two, torch.cat([whole(made, z[:6], 4, 2), whole(made, z[6:], 4, 2)]))
     assert not torch.equal(two, whole(made, z, 4, 2))
-    assert [nodes.clips_of(latent, 12) for latent in ({"clips": 2}, {"clips": 5}, {})] == [2, 1, 1]
+    assert [nodes.clips_of(latent, 12) for latent in ({"clip_frames": 6}, {"clip_frames": 5}, {})] == [2, 1, 1]
 
 
 def test_tiles_are_decoded_over_all_frames_of_a_window(made):
@@ -332,9 +332,9 @@ def test_the_rate_is_the_widgets_then_the_latents_then_the_usual_one(made, monke
 
 def test_the_clips_are_the_widgets_then_the_latents(made, monkeypatch):
     z = latents(6)
-    by_latent, _ = run_node(monkeypatch, made, True, {"samples": z, "clips": 2})
+    by_latent, _ = run_node(monkeypatch, made, True, {"samples": z, "clip_frames": 3})
     by_widget, _ = run_node(monkeypatch, made, True, {"samples": z}, clips=2)
-    one, _ = run_node(monkeypatch, made, True, {"samples": z, "clips": 2}, clips=1)
+    one, _ = run_node(monkeypatch, made, True, {"samples": z, "clip_frames": 3}, clips=1)
     assert torch.equal(by_latent, by_widget) and not torch.equal(by_latent, one)
 
 

@@ -3,19 +3,18 @@
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import comfy.sd
-import folder_paths
 import pytest
 import torch
+from nodes import LatentFromBatch      # ComfyUI's
 
 from video_ldm.nodes.host import attach, context, sampling
 from video_ldm.nodes.interpolate import LatentInterpolate
-from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
 from video_ldm.nodes.longer import KEEP, STOP, ContextFrames, ExtendVideo, positions_of
 from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.nodes.windows import FrameWindows
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.rollout import Step, between, plan
+from video_ldm.tests.attach_help import models_with_layers
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
 from video_ldm.tests.small import relative_error
@@ -25,20 +24,13 @@ SIZE = (4, 2, 3)        # of a latent frame
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """MODELs with layers of every kind, by name, on one random image model."""
-    folder = tmp_path_factory.mktemp("video_ldm")
-    folder_paths.add_model_folder_path("video_ldm", str(folder))
-    checkpoints.write_video_layers(folder / "plain.safetensors")
-    checkpoints.write_context_layers(folder / "prediction.safetensors")
-    checkpoints.write_interpolation_layers(folder / "between.safetensors")
-    checkpoints.save(folder / "motion_modules.safetensors", checkpoints.motion_state())
-    state = checkpoints.unet_state()
-    image = comfy.sd.load_diffusion_model_state_dict(dict(state))
-    found = {path.stem: LoadTemporalLayers.execute(image, path.name, 1.0, AS_MODEL).result[0]
-             for path in folder.iterdir()}
-    yield {"image": image, **found}
-    assert all(torch.equal(value, state[key]) for key, value in image.model.diffusion_model.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in image.model.modules())
+    """MODELs with layers of every kind, by name."""
+    def write(folder):
+        checkpoints.write_video_layers(folder / "plain.safetensors")
+        checkpoints.write_context_layers(folder / "prediction.safetensors")
+        checkpoints.write_interpolation_layers(folder / "between.safetensors")
+        checkpoints.save(folder / "motion_modules.safetensors", checkpoints.motion_state())
+    yield from models_with_layers(tmp_path_factory, write)
 
 
 def frames_of(count, seed=5):
@@ -280,7 +272,7 @@ def test_cancelling_stops_or_keeps_what_is_finished(models, monkeypatch):
     ("prediction", {"length": 1}, "Set a length above 1"),
     ("prediction", {"frames": 2}, "more than 2 frames"),
     ("prediction", {"overlap": 3}, "trained for the context frames none; 0; 0, 1, not for 0, 1, 2"),
-    ("prediction", {"latent": {"samples": frames_of(4), "clips": 2}}, "holds 2 clips, and one video is extended"),
+    ("prediction", {"latent": {"samples": frames_of(4), "clip_frames": 2}}, "holds 2 clips, and one video is extended"),
     ("between", {}, "trained for the context frames 0, -1")])
 def test_an_extension_that_cannot_work_is_refused(models, kind, changes, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
@@ -326,12 +318,21 @@ def test_a_window_hears_its_own_two_key_frames_and_no_other(models):
 
 def test_clips_of_one_latent_stay_apart(models):
     keys = frames_of(6)
-    both = interpolate(models["between"], keys, latent={"samples": keys, "frame_rate": 2.0, "clips": 2})[0]
-    assert both["samples"].shape == (18, *SIZE) and both["clips"] == 2
+    both = interpolate(models["between"], keys, latent={"samples": keys, "frame_rate": 2.0, "clip_frames": 3})[0]
+    assert both["samples"].shape == (18, *SIZE) and both["clip_frames"] == 9
     assert torch.equal(both["samples"][:9], interpolate(models["between"], keys[:3])[0]["samples"])
     assert torch.equal(both["samples"][9::4], keys[3:])
     with pytest.raises(VideoLDMError, match="do not divide"):
-        interpolate(models["between"], keys, latent={"samples": keys, "frame_rate": 2.0, "clips": 4})
+        interpolate(models["between"], keys, latent={"samples": keys, "frame_rate": 2.0, "clip_frames": 4})
+
+
+def test_one_clip_cut_out_of_a_batch_is_one_clip(models):
+    """Core's Latent From Batch keeps what else the LATENT says."""
+    whole = VideoLDMSampler.execute(models["plain"], text(), text(12), 4, 24, 16, 2, 7, 2, 2.0, "euler", "normal", 1.0)
+    cut = LatentFromBatch().frombatch(whole.result[0], 4, 4)[0]
+    assert extend(models["prediction"], latent=cut)[0]["samples"].shape == (9, *SIZE)
+    assert len(interpolate(models["between"], None, latent=cut)[0]["samples"]) == 13
+    assert len(interpolate(models["between"], None, latent=whole.result[0])[0]["samples"]) == 26
 
 
 def test_the_two_steps_differ_in_the_frame_rate_they_are_told(models):

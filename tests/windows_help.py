@@ -3,13 +3,12 @@
 import comfy.controlnet
 import comfy.samplers
 import comfy.sd
-import folder_paths
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
 from video_ldm.nodes.windows import WINDOWS, FrameWindows
+from video_ldm.tests.attach_help import models_with_layers
 from video_ldm.tests.host import checkpoints
 
 LENGTH, OVERLAP, LONG = 4, 2, 6         # of a window, shared, of a clip: the windows are 0..3 and 2..5
@@ -19,20 +18,13 @@ BOTH = pytest.mark.parametrize("file", ["video", "motion"])
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """MODELs with layers of every kind, by name, on one random image model."""
-    folder = tmp_path_factory.mktemp("video_ldm")
-    folder_paths.add_model_folder_path("video_ldm", str(folder))
-    checkpoints.write_video_layers(folder / "video.safetensors")
-    checkpoints.write_video_layers(folder / "vector.safetensors", mix_length=LENGTH)
-    checkpoints.save(folder / "motion.safetensors", checkpoints.motion_state())
-    checkpoints.save(folder / "learned.safetensors", checkpoints.motion_state(learned=True))
-    state = checkpoints.unet_state()
-    image = comfy.sd.load_diffusion_model_state_dict(dict(state))
-    found = {path.stem: LoadTemporalLayers.execute(image, path.name, 1.0, AS_MODEL).result[0]
-             for path in folder.iterdir()}
-    yield {"image": image, **found}
-    assert all(torch.equal(value, state[key]) for key, value in image.model.diffusion_model.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in image.model.modules())
+    """MODELs with layers of every kind, by name."""
+    def write(folder):
+        checkpoints.write_video_layers(folder / "video.safetensors")
+        checkpoints.write_video_layers(folder / "vector.safetensors", mix_length=LENGTH)
+        checkpoints.save(folder / "motion.safetensors", checkpoints.motion_state())
+        checkpoints.save(folder / "learned.safetensors", checkpoints.motion_state(learned=True))
+    yield from models_with_layers(tmp_path_factory, write)
 
 
 def windowed(model, mode=WINDOWS, length=LENGTH, overlap=OVERLAP, schedule="static", fuse="pyramid", max_distance=8):

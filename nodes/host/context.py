@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy.sampler_helpers import prepare_mask
 from torch import Tensor
 
 from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
 from .attach import KNOWN, frames_per_clip, sets_of_layers, transformer_options
+from .latents import check_frames
 
 KEY = "video_ldm_context"       # of the wrappers
 
@@ -51,9 +53,7 @@ def check_trained(model, positions: tuple[int, ...]):
 def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0):
     """A clone that samples clips in which the frames at `positions` are the given latents `(k n) c h w`."""
     positions = tuple(positions)
-    if latents.ndim != 4:
-        raise VideoLDMError(f"The context frames have {latents.ndim} dimensions; frames of Stable Diffusion have 4 "
-                            "(frames, channels, height, width). They come from another kind of video model.")
+    check_frames(latents, "The context frames")
     if not positions or len(latents) % len(positions):
         raise VideoLDMError(f"{len(latents)} context frames were given for {len(positions)} positions. Give one frame "
                             "for each position.")
@@ -113,9 +113,7 @@ def sample_with_noise_mask(executor, noise, latent_image, sampler, sigmas, denoi
     known = fitted(executor.class_obj, noise)
     mask = torch.ones(len(noise), 1, *noise.shape[2:], device=noise.device)
     if denoise_mask is not None:
-        given = denoise_mask.reshape(-1, 1, *denoise_mask.shape[-2:]).to(mask)
-        given = torch.nn.functional.interpolate(given, size=noise.shape[2:], mode="bilinear")
-        mask = mask * given.repeat(-(-len(mask) // len(given)), 1, 1, 1)[:len(mask)]
+        mask = prepare_mask(denoise_mask, noise.shape, noise.device)[:, :1].clone()
     mask.unflatten(0, (-1, known.frames))[:, list(known.positions)] = 0
     return write(executor(noise, write(latent_image, known), sampler, sigmas, mask, *args, **kwargs), known)
 
