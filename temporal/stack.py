@@ -274,17 +274,24 @@ def attach(unet: nn.Module, call: Call) -> list:
     if missing:
         raise VideoLDMError(f"The model has no place for the temporal layer {missing[0]} of these {params.family} "
                             "layers: they were made for another kind of model.")
-    call.levels = unet_levels(unet)
-    if params.context is not None and max(call.levels.values()) >= params.context.levels:
-        raise VideoLDMError(f"The model halves its latents {max(call.levels.values())} times, and the context input of "
-                            f"these {params.family} layers was made for a model that does so "
-                            f"{params.context.levels - 1} times.")
+    if params.context is not None:
+        call.levels = levels_of(unet, params)
     handles = [sites[site][0].register_forward_hook(site_hook(call, site)) for site, _ in params.bricks]
     if params.pool_spatial_norms:
         for norm in spatial_norms(unet):
             handles.append(norm.register_forward_pre_hook(fold_hook(call)))
             handles.append(norm.register_forward_hook(unfold_hook(call)))
     return handles
+
+
+def levels_of(unet: nn.Module, params: StackParams) -> dict:
+    """Resolution of each block; refused where the context input of the layers has not so many."""
+    levels = unet_levels(unet)
+    if max(levels.values()) >= params.context.levels:
+        raise VideoLDMError(f"The model halves its latents {max(levels.values())} times, and the context input of these "
+                            f"{params.family} layers was made for a model that does so {params.context.levels - 1} "
+                            "times.")
+    return levels
 
 
 def site_hook(call: Call, site: Site):

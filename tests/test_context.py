@@ -11,6 +11,7 @@ from video_ldm.temporal.conditioning import (context_input, context_mask, initia
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.formats import Base, Schedule, load_temporal, video_ldm
 from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES, CallSettings, TemporalStack, open_call, video_ldm_params
+from video_ldm.temporal.training.checkpointing import open_call_checkpointed
 from video_ldm.temporal.sites import unet_levels, unet_sites
 
 FRAMES = 5
@@ -138,6 +139,22 @@ def test_the_new_columns_learn_from_the_first_step(unet):
     columns = stack.layers["input_1_post_res_0"].time_stack.in_layers[2].weight.grad[:, -16:]
     assert columns.abs().max() > 0
     unet.zero_grad(set_to_none=True)
+
+
+def test_checkpointed_training_gives_the_same_gradients(unet):
+    x, t, context = batch(2, FRAMES)
+    known = known_input(torch.randn(2, 4, *x.shape[2:]), (0, -1), FRAMES, 2)
+    gradients = []
+    for opened in (open_call, open_call_checkpointed):
+        stack = context_stack(unet, BOTH_ENDS, fps_width=768)
+        with opened(unet, [(stack, CallSettings(frames=FRAMES, known=known, fps=8.0))], context=context):
+            unet(x, t, context=context).square().mean().backward()
+        gradients.append({name: weight.grad for name, weight in stack.named_parameters()})
+        unet.zero_grad(set_to_none=True)
+    plain, kept_less = gradients
+    assert all(plain[name].abs().max() > 0 for name in plain if name.startswith(("context_downsampler", "fps_token")))
+    for name, gradient in plain.items():
+        assert (kept_less[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
 def test_the_frame_rate_is_the_only_difference_between_two_steps(unet):
