@@ -13,7 +13,7 @@ from PIL import Image
 from ..demo import layout, models, train, world
 from ..nodes.host.layout import layout_patcher, with_layout
 from ..temporal.formats import load_layout
-from ..temporal.layout import Layout
+from ..temporal.layout import together
 from .cascade import SAMPLER, SCHEDULER, Cascade
 
 SCENES, STEPS, CFG = 64, 20, 3.0
@@ -51,9 +51,8 @@ def scenes_with_cars(count: int) -> list[int]:
 def layouts(path, text, seeds):
     """CONDITIONING of the scenes' layouts, and the one that says nothing."""
     scenes = [layout.layout_of(world.scene(seed), [0.0]) for seed in seeds]
-    together = Layout(*(torch.cat([getattr(scene, name) for scene in scenes]) for name in Layout.__dataclass_fields__))
     patcher = layout_patcher(load_layout(path), str(path))
-    return [with_layout([[text, {}]], patcher, told) for told in (together, None)]
+    return [with_layout([[text, {}]], patcher, told) for told in (together(scenes), None)]
 
 
 @torch.inference_mode()

@@ -40,6 +40,15 @@ def interpolation_clip(index):
     return world.clip(world.train_seed(index), INTERPOLATED_FRAMES, HEIGHT, WIDTH, rate_of(index), start).frames
 
 
+def corners_of(clip):
+    """Corners (t 3 4) of the cars in each frame, 0 where there are fewer."""
+    corners = np.zeros((len(clip.boxes), 3, 4), np.float32)
+    for time, found in enumerate(clip.boxes):
+        for number, (_, *box) in enumerate(found):
+            corners[time, number] = box
+    return corners
+
+
 def render_training_set(files):
     """Render frames and boxes once; seeds 0..TRAIN_CLIPS-1."""
     if files.frames.exists() and files.boxes.exists():
@@ -52,9 +61,7 @@ def render_training_set(files):
     for index in range(TRAIN_CLIPS):
         clip = world.clip(world.train_seed(index), FRAMES, HEIGHT, WIDTH, FPS)
         frames[index] = clip.frames
-        for time, found in enumerate(clip.boxes):
-            for number, (_, *corners) in enumerate(found):
-                boxes[index, time, number] = corners
+        boxes[index] = corners_of(clip)
     frames.flush()
     del frames
     np.save(files.boxes, boxes)

@@ -14,7 +14,7 @@ from ..temporal.training.decoder import Clip, DecoderLoss, DecoderLossParams
 from ..temporal.training.discriminator import PatchDiscriminator
 from . import models, world
 from .autoencoder import encode, reconstruction_error, to_model
-from .data import car_weights
+from .data import car_weights, corners_of
 
 FRAMES = 6                              # of a training clip: the paper's (Table 8)
 RATES = (models.FPS, *models.RATES)     # frames per second of the clips, drawn evenly
@@ -38,7 +38,7 @@ class DrivingClips:
     def __call__(self, step) -> Clip:
         drawn = [self.draw(step.generator) for _ in range(step.share(self.batch))]
         frames = torch.from_numpy(np.stack([clip.frames for clip in drawn]))
-        weights = [car_weights(boxes_of(clip), models.HEIGHT, models.WIDTH) for clip in drawn]
+        weights = [car_weights(corners_of(clip), models.HEIGHT, models.WIDTH) for clip in drawn]
         weights = torch.from_numpy(np.stack(weights))
         self.autoencoder.to(step.device)
         flat = frames.flatten(0, 1).to(step.device)
@@ -52,15 +52,6 @@ class DrivingClips:
         latest = (models.FRAMES - 1) / models.FPS - (FRAMES - 1) / RATES[rate]
         start = float(torch.rand((), generator=generator)) * max(latest, 0)
         return world.clip(world.train_seed(index), FRAMES, models.HEIGHT, models.WIDTH, RATES[rate], start)
-
-
-def boxes_of(clip):
-    """Corners (t 3 4) of the cars in each frame, 0 where there are fewer."""
-    boxes = np.zeros((FRAMES, 3, 4), np.float32)
-    for time, found in enumerate(clip.boxes):
-        for number, (_, *corners) in enumerate(found):
-            boxes[time, number] = corners
-    return boxes
 
 
 def loss_of(weights, batch: int) -> DecoderLoss:

@@ -6,7 +6,7 @@ import torch
 from ..nodes.host.layout import call_unet
 from ..temporal.formats import layout as layout_format
 from ..temporal.formats.record import Base
-from ..temporal.layout import Layout, LayoutParams, SceneLayout
+from ..temporal.layout import Layout, LayoutParams, SceneLayout, together
 from ..temporal.training.layout import LayoutLoss, Scenes
 from . import models, world
 
@@ -51,7 +51,7 @@ class Frames:
         x = torch.stack([torch.from_numpy(np.array(self.latents[clip, frame])) for clip, frame in zip(clips, frames)])
         layouts = [layout_of(world.scene(world.train_seed(clip)), [frame / models.FPS])
                    for clip, frame in zip(clips, frames)]
-        layout = Layout(*(torch.cat([getattr(one, name) for one in layouts]) for name in Layout.__dataclass_fields__))
+        layout = together(layouts)
         context = torch.stack([self.embeddings[self.rows[clip]] for clip in clips])
         return Scenes(x.to(step.device), layout.to(step.device), context.to(step.device))
 

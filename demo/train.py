@@ -40,6 +40,7 @@ WORK, BUNDLE = ROOT / ".train", ROOT / "models" / "demo"
 LAYOUT_FILE = "video_ldm_driving_layout.safetensors"
 LAYERS_FILE, INTERPOLATION_FILE = "video_ldm_driving.safetensors", "video_ldm_driving_x4.safetensors"
 DECODER_FILE = "video_ldm_driving_decoder.safetensors"
+BUNDLED = ("autoencoder", "text", "image", "prediction", "interpolation", "layout", "temporal-decoder", "features")
 ENCODE_BATCH, CLIP_BATCH = 64, 16       # pictures, short clips
 
 
@@ -304,7 +305,7 @@ def encode_texts(files):
 # The bundle
 
 def write_bundle(files, arguments):
-    """Write the finished cascade as fp16 safetensors, each with everything that rebuilds it."""
+    """Write the finished cascade as fp16 safetensors, each with everything that rebuilds it, once all of it is there."""
     latents = json.loads(made(files.latent_params, "latents").read_text(encoding="utf-8"))
     image = host.ImageParams(models.UNET, host.LatentParams(**latents), models.LINEAR_START, models.LINEAR_END,
                              models.PREDICTION)
@@ -314,6 +315,8 @@ def write_bundle(files, arguments):
     parts = {"autoencoder": (weights_of(files, "autoencoder", "autoencoder"), models.AUTOENCODER),
              "text": (tokens, text),
              "image": ({host.UNET_PREFIX + key: value for key, value in unet.items()}, image)}
+    for stage in BUNDLED:
+        made(files.weights(stage), stage)
     if rank() != 0:
         return "written by the first process"
     sizes = [write_part(arguments.output, part, *content) for part, content in parts.items()]

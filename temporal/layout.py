@@ -53,6 +53,11 @@ class Layout:
         return Layout(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
+def together(layouts: list[Layout]) -> Layout:
+    """Scenes of several layouts as one; each has as many boxes."""
+    return Layout(*(torch.cat([getattr(one, name) for one in layouts]) for name in Layout.__dataclass_fields__))
+
+
 def nothing_said(params: LayoutParams, scenes: int = 1) -> Layout:
     """The unconditional layout."""
     return Layout(torch.zeros(scenes, 0, 4), torch.zeros(scenes, 0, dtype=torch.long),
