@@ -10,6 +10,7 @@
 import io
 
 import numpy as np
+import pytest
 import safetensors.torch
 from PIL import Image
 
@@ -76,6 +77,19 @@ class HostServer(Server):
         result = self.client.run(prompt, **options)
         files = [result.outputs[f"save {number}"]["latents"][0] for number in range(len(places))]
         return [safetensors.torch.load_file(self.output_path(file))["latent_tensor"] for file in files]
+
+    def cancelled(self, prompt, node, slot=0):
+        """Run a prompt and press Cancel at its second step; the steps that it still made."""
+        steps = []
+
+        def cancel(kind, data):
+            if kind == "progress":
+                steps.append(data["value"])
+                if len(steps) == 2:
+                    self.client.interrupt()
+        with pytest.raises(Interrupted):
+            self.latent(prompt, node, slot, on_event=cancel)
+        return steps
 
     # ---- the log ----------------------------------------------------------------------------------------------
 
