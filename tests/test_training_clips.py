@@ -125,3 +125,11 @@ def test_files_that_are_not_clips_are_refused_in_a_sentence(tmp_path):
         open_videos(tmp_path / "empty")
     with pytest.raises(VideoLDMError, match="is not a file of clips"):
         open_videos(tmp_path / "a.mp4")
+
+
+def test_weights_are_those_of_the_frames_drawn():
+    clips = Clips(numbered_videos(), frames=4, batch=16, stride=2, weights=numbered_videos()[:, :, :1] + 0.5)
+    drawn = clips(step())
+    assert drawn.weights.shape == (16, 4, 1, 2, 3) and torch.equal(drawn.weights, drawn.latents[:, :, :1] + 0.5)
+    with pytest.raises(VideoLDMError, match="5 videos came with weights of 5; each needs those of all its frames"):
+        Clips(numbered_videos(), 4, 1, weights=numbered_videos()[:, 1:])

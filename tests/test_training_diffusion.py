@@ -101,3 +101,16 @@ def test_unknown_settings_are_refused_in_a_sentence(arguments, sentence):
 def test_a_tau_per_clip_instead_of_per_frame_is_refused():
     with pytest.raises(VideoLDMError, match="one step per batch item"):
         Diffusion(*SD).add_noise(clips(), torch.tensor([1, 2]), clips())
+
+
+def test_weights_count_places_and_leave_the_best_answer_what_it_is():
+    diffusion, x, noise = Diffusion(0.0015, 0.0195, prediction="v"), clips(), clips(1)
+    tau, output = torch.arange(6) * 100, clips(2)
+    ones = torch.ones(6, 1, 8, 8)
+    plain = diffusion.loss(output, x, noise, tau)
+    assert torch.allclose(diffusion.loss(output, x, noise, tau, ones), plain)
+    half = ones.clone()
+    half[..., :4] = 3
+    error = (diffusion.target(x, noise, tau) - output).square()
+    assert torch.allclose(diffusion.loss(output, x, noise, tau, half), (3 * error[..., :4] + error[..., 4:]).mean() / 2)
+    assert diffusion.loss(diffusion.target(x, noise, tau), x, noise, tau, half) == 0

@@ -10,11 +10,13 @@ from ..errors import VideoLDMError
 
 class Batch(NamedTuple):
     """latents: clips (b t c h w) or images (n c h w), float32. context: a text per clip or image (n l d), or None.
-    fps: the frame rate of each clip (n), for layers that are told it."""
+    fps: the frame rate of each clip (n), for layers that are told it. weights: how much each place counts in the loss
+    (b t 1 h w), None for all alike."""
 
     latents: Tensor
     context: Tensor | None = None
     fps: Tensor | None = None
+    weights: Tensor | None = None
 
 
 def as_clips(latents, frames=None):

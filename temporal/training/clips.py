@@ -70,12 +70,13 @@ class Clips:
     videos: sequence of arrays or tensors (T, c, h, w) of any floating type, or uint8 frames (T, h, w, c), which become
     -1..1. frames, stride: a window is every stride-th of (frames - 1) * stride + 1 neighbouring frames. batch: clips
     per step over all processes. embeddings: texts (k, l, d); captions: for each video its row there, by default its
-    own number. fps: frames per second of each video, for layers that are told the rate of their window.
+    own number. fps: frames per second of each video, for layers that are told the rate of their window. weights: for
+    each video how much each of its places counts (T, 1, h, w).
     """
 
-    def __init__(self, videos, frames, batch, stride=1, embeddings=None, captions=None, fps=None):
+    def __init__(self, videos, frames, batch, stride=1, embeddings=None, captions=None, fps=None, weights=None):
         self.videos, self.frames, self.batch, self.stride = videos, frames, batch, stride
-        self.embeddings, self.captions, self.fps = embeddings, captions, fps
+        self.embeddings, self.captions, self.fps, self.weights = embeddings, captions, fps, weights
         self.span = (frames - 1) * stride + 1
         if min(frames, batch, stride) < 1:
             raise VideoLDMError(f"Frames, batch and stride must be 1 or more, not {frames}, {batch} and {stride}.")
@@ -89,18 +90,25 @@ class Clips:
         self._check_captions()
         if fps is not None and (len(fps) != len(videos) or min(map(float, fps)) <= 0):
             raise VideoLDMError(f"{len(videos)} videos came with {len(fps)} frame rates; each needs one above 0.")
+        if weights is not None and [len(part) for part in weights] != [len(video) for video in videos]:
+            raise VideoLDMError(f"{len(videos)} videos came with weights of {len(weights)}; each needs those of all its "
+                                "frames.")
 
     def __call__(self, step):
         """Batch of clips (b t c h w) on the step's device, b being this process's share."""
-        windows, texts = [], []
+        windows, texts, weights = [], [], []
         for _ in range(step.share(self.batch)):
             index = self._draw(len(self.videos), step)
             video = self.videos[index]
             start = self._draw(len(video) - self.span + 1, step)
-            windows.append(as_frames(video[start:start + self.span:self.stride]))
+            span = slice(start, start + self.span, self.stride)
+            windows.append(as_frames(video[span]))
             texts.append(index)
+            if self.weights is not None:
+                weights.append(as_frames(self.weights[index][span]))
         fps = None if self.fps is None else torch.tensor([float(self.fps[index]) / self.stride for index in texts])
-        return Batch(torch.stack(windows).to(step.device), self._context(texts, step), fps)
+        weights = torch.stack(weights).to(step.device) if weights else None
+        return Batch(torch.stack(windows).to(step.device), self._context(texts, step), fps, weights)
 
     def images(self, batch):
         """Another sampler of the same videos: `batch` single frames per step, as images (n c h w)."""

@@ -71,9 +71,13 @@ class Diffusion:
         alpha, sigma = self._at(tau, x_tau)
         return alpha * output + sigma * x_tau
 
-    def loss(self, output, x, noise, tau):
-        """|| target - output ||^2, its mean over everything, in float32."""
-        return torch.nn.functional.mse_loss(output.float(), self.target(x, noise, tau).float())
+    def loss(self, output, x, noise, tau, weights=None):
+        """|| target - output ||^2, its mean over everything, in float32. weights (n 1 ...): how much each place counts;
+        what is learned best stays the same, for the network may answer every place by itself."""
+        target = self.target(x, noise, tau).float()
+        if weights is None:
+            return torch.nn.functional.mse_loss(output.float(), target)
+        return (weights * (output.float() - target).square()).mean()
 
     def _at(self, tau, x):
         """alpha_tau and sigma_tau as (n, 1, ...), ready to multiply x of shape (n, ...)."""

@@ -103,8 +103,9 @@ class TemporalLoss:
         context = drop_context(batch.context, self.null_context, self.dropout, generator)
         context = per_frame(context, frames)
         tau = per_frame(self.diffusion.random_tau(count, generator, clips.device), frames)
-        takes = self.stack.params.context
-        known = draw_known(takes.positions, clips, generator) if takes is not None else None
+        takes = self.stack.params.known_positions
+        known = draw_known(takes, clips, generator) if takes is not None else None
         settings = CallSettings(frames=frames, known=known, fps=batch.fps)
         with self.open_call(self.backbone, [(self.stack, settings)], context=context):
-            return denoising_loss(self.backbone, self.diffusion, clips.flatten(0, 1), tau, context, generator)
+            weights = None if batch.weights is None else batch.weights.flatten(0, 1)
+            return denoising_loss(self.backbone, self.diffusion, clips.flatten(0, 1), tau, context, generator, weights)
