@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ..demo import models, train, world
+from ..demo import bundle, layers, models, train, world
 from ..nodes.host import attach
 from ..nodes.host import models as host
 from ..nodes.host.context import with_context_frames
@@ -52,11 +52,10 @@ class Cascade:
     def text(self, caption):
         return self.clip.encode_from_tokens(self.clip.tokenize(caption))
 
-    def bundled(self, file=train.LAYERS_FILE, strength=1.0):
+    def bundled(self, file=bundle.LAYERS_FILE, strength=1.0):
         """The image model with bundled layers; strength 0 is mix 1 everywhere."""
-        layers = load_temporal(self.folder / file)
-        context = layers.params.context and layers.params.context.positions
-        return self.patched(layers.params, layers.tensors, strength, context=context)
+        loaded = load_temporal(self.folder / file)
+        return self.patched(loaded.params, loaded.tensors, strength, context=loaded.params.known_positions)
 
     def arm(self, stage):
         """The image model with the layers of an arm of the ablation, which `train-demo` leaves in its work folder."""
@@ -65,7 +64,7 @@ class Cascade:
             raise VideoLDMError(f"there is no '{path}'. Train it with: python run.py train-demo")
         weights = {key.removeprefix("temporal."): value for key, value in load_file(path).items()}
         unet = attach.spatial_unet(self.model)
-        return self.patched(train.temporal_params(unet, convolution=stage == "temporal"), weights, 1.0)
+        return self.patched(layers.temporal_params(unet, convolution=stage == "temporal"), weights, 1.0)
 
     def patched(self, params, tensors, strength, context=None):
         stack = attach.build_stack(params, tensors, torch.float32)

@@ -6,7 +6,7 @@ The bundled models, two steps a clip.
 
 import psutil           # ComfyUI requires it
 
-from ..demo import models, train
+from ..demo import bundle, models, train
 from ..nodes.host import models as host
 from ..nodes.load import AS_TRAINED, LoadTemporalLayers
 from ..nodes.longer import STOP, ExtendVideo
@@ -17,7 +17,7 @@ WARM_UP = 14        # frames: what is loaded and planned once is not counted
 
 def main(argv):
     model, clip, _ = host.load_demo(train.BUNDLE)
-    model = LoadTemporalLayers.execute(model, train.LAYERS_FILE, 1.0, AS_TRAINED).result[0]
+    model = LoadTemporalLayers.execute(model, bundle.LAYERS_FILE, 1.0, AS_TRAINED).result[0]
     text = [[clip.encode_from_tokens(clip.tokenize("a busy road by day")), {}]]
     out = []
 

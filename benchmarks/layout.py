@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..demo import layout, models, train, world
+from ..demo import bundle, layout, models, train, world
 from ..nodes.host.layout import layout_patcher, with_layout
 from ..temporal.formats import load_layout
 from ..temporal.layout import together
@@ -31,7 +31,7 @@ def control(arguments):
     captions = torch.cat([cascade.text(world.caption(world.scene(seed))) for seed in seeds])
     real = np.stack([world.render(world.scene(seed), 0.0, models.HEIGHT, models.WIDTH) for seed in seeds])
     empty = cascade.null.expand(len(seeds), -1, -1)
-    said, unsaid = layouts(arguments.models / train.LAYOUT_FILE, empty, seeds)
+    said, unsaid = layouts(arguments.models / bundle.LAYOUT_FILE, empty, seeds)
     rows = {REAL: real, TEXT: sampled(cascade, [[captions, {}]], [[empty, {}]]), OURS: sampled(cascade, said, unsaid)}
     sheet(rows).save(arguments.output / "layout.png")
     figures = {name: figures_of(frames, seeds, real) for name, frames in rows.items()}

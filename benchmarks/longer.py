@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import torch
 
-from ..demo import models, train, world
+from ..demo import bundle, models, train, world
 from ..demo.features import features_of, load_network
 from ..nodes.interpolate import interpolate
 from ..nodes.host import attach, sampling
@@ -74,7 +74,7 @@ def extension_table(rows, floor, count):
 def interpolation(arguments):
     """The table of interpolated video, and sentences on what does not hold."""
     cascade = Cascade(arguments.models, arguments.train, arguments.steps, arguments.cfg)
-    model, rate = cascade.bundled(train.INTERPOLATION_FILE), models.RATES[0]
+    model, rate = cascade.bundled(bundle.INTERPOLATION_FILE), models.RATES[0]
     errors, seams = {name: [] for name in (OURS, LATENT, PIXEL, REPEAT)}, {"real": [], OURS: []}
     for number in range(REAL, REAL + min(arguments.clips, CLIPS)):
         drive = world.clip(world.held_out_seed(number), between(KEYS), models.HEIGHT, models.WIDTH, rate)

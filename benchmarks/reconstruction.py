@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from ..demo import train
+from ..demo import bundle, train
 from ..demo.features import features_of, load_network
 from ..nodes.host import models as host
 from ..nodes.host.decoding import Decoding, DecodeSettings
@@ -24,7 +24,7 @@ def decoders(arguments):
     """The table of both decoders on held-out clips, and sentences on what does not hold."""
     vae = host.load_autoencoder(arguments.models / "autoencoder.safetensors")
     try:
-        temporal = with_temporal_decoder(vae, load_decoder(arguments.models / train.DECODER_FILE))
+        temporal = with_temporal_decoder(vae, load_decoder(arguments.models / bundle.DECODER_FILE))
     except VideoLDMError as error:
         return f"Reconstruction is left out: {error}\n", []
     clips, network = real_clips(range(arguments.clips)), load_network(arguments.models / "features.safetensors")

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file
 
 from . import world
 from .models import FPS, FRAMES, HEIGHT, INTERPOLATED_FRAMES, RATES, TRAIN_CLIPS, WIDTH
@@ -21,12 +22,26 @@ class Files:
         self.boxes = self.folder / "boxes.npy"              # float32 (n t 3 4), fractions of the picture, 0 if absent
         self.latents = self.folder / "latents.npy"          # float32 (n t c h/8 w/8), scaled to unit deviation
         self.interpolation = self.folder / "interpolation.npy"     # the same of interpolation_clip(0), (1), ...
+        self.large, self.large_boxes = self.folder / "large.npy", self.folder / "large-boxes.npy"    # for the upscaler
         self.latent_params = self.folder / "latents.json"
         self.texts = self.folder / "texts.safetensors"      # embeddings of the different captions, and each clip's row
 
     def weights(self, stage):
         """Averaged weights of a finished stage."""
         return self.folder / f"{stage}.safetensors"
+
+
+def weights_of(files, stage, name):
+    """Averaged weights of one module of a finished stage."""
+    weights, prefix = load_file(made(files.weights(stage), stage)), f"{name}."
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def made(path, stage):
+    """A file that a stage makes; a sentence if that stage is still to come."""
+    if not path.exists():
+        raise SystemExit(f"The stage '{stage}' has not been done yet: python run.py train-demo --stage {stage}")
+    return path
 
 
 def rate_of(index):
@@ -75,6 +90,16 @@ def car_weights(boxes, height, width):
     down = (rows >= boxes[..., 1:2]) & (rows <= boxes[..., 3:4])
     inside = (across[:, :, None, :] & down[:, :, :, None]).any(axis=1)
     return (1 + CAR_WEIGHT * inside[:, None]).astype(np.float32)
+
+
+def latent_weights(boxes):
+    """The same of latents, for boxes of clips (n t k 4): float32 (n t 1 h/8 w/8). A latent that a car touches counts as
+    the car does, since a far car is smaller than one."""
+    parts = []
+    for clip in boxes:
+        pixels = car_weights(clip, HEIGHT, WIDTH)
+        parts.append(pixels.reshape(len(clip), 1, HEIGHT // 8, 8, WIDTH // 8, 8).max(axis=(3, 5)))
+    return np.stack(parts)
 
 
 def captions():

@@ -9,8 +9,8 @@ fifth faster than one process with two threads.
 
 import argparse
 import json
+import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +18,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..nodes.host import models as host
-from ..temporal.formats import video_ldm
-from ..temporal.formats.record import Base, Schedule
 from ..temporal.atomic import write_atomically
-from ..temporal.conditioning import initialise, with_context
+from ..temporal.conditioning import initialise
 from ..temporal.layout import SceneLayout
-from ..temporal.stack import BOTH_ENDS, FIRST_FRAMES, TemporalStack, video_ldm_params
+from ..temporal.stack import TemporalStack
 from ..temporal.training.clips import Clips
-from ..temporal.training.diffusion import Diffusion
 from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
 from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import data, decoder, layout, models, world
+from . import bundle, data, decoder, layers, layout, models, upscaler, world
 from .autoencoder import AutoencoderLoss, encode
+from .data import made, weights_of
 from .features import FeatureLoss, VideoNetwork
 from .text import TextLoss, encode_ids, text_params, token_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK, BUNDLE = ROOT / ".train", ROOT / "models" / "demo"
-LAYOUT_FILE = "video_ldm_driving_layout.safetensors"
-LAYERS_FILE, INTERPOLATION_FILE = "video_ldm_driving.safetensors", "video_ldm_driving_x4.safetensors"
-DECODER_FILE = "video_ldm_driving_decoder.safetensors"
-BUNDLED = ("autoencoder", "text", "image", "prediction", "interpolation", "layout", "temporal-decoder", "features")
 ENCODE_BATCH, CLIP_BATCH = 64, 16       # pictures, short clips
 
 
@@ -49,9 +43,13 @@ def main(argv=None):
     parser.add_argument("--folder", type=Path, default=WORK, help="work folder: checkpoints, logs, cached data")
     parser.add_argument("--output", type=Path, default=BUNDLE, help="where the finished models are written")
     parser.add_argument("--stage", choices=[*STEPS, "all"], default="all", help="one stage only; default: all of them")
+    parser.add_argument("--from-bundle", action="store_true",
+                        help="take the bundled models for finished stages, all but the one named by --stage")
     parser.add_argument("--max-minutes", type=float, help="stop the stage in progress after this time, resumable")
     arguments = parser.parse_args(argv)
     files = data.Files(arguments.folder)
+    if arguments.from_bundle and rank() == 0:
+        bundle.restore(BUNDLE, files, but=arguments.stage)
     for name in STEPS if arguments.stage == "all" else [arguments.stage]:
         started = time.monotonic()
         figures = STEPS[name](files, arguments)
@@ -64,6 +62,8 @@ def main(argv=None):
 def train(stage, files, modules, loss, arguments):
     """Run or resume one Loop; afterwards its averaged weights are in files.weights(stage). The figures of its end."""
     about = models.STAGES[stage]
+    if files.weights(stage).exists() and not (files.folder / stage).exists():
+        return "taken from the bundle"
     loop = Loop(about.loop, modules, loss, files.folder / stage, about.title)
     limit = arguments.max_minutes
     if not loop.run(max_seconds=None if limit is None else limit * 60):
@@ -74,19 +74,6 @@ def train(stage, files, modules, loss, arguments):
     last = json.loads(loop.log.read_text(encoding="utf-8").splitlines()[-1])
     numbers = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key not in ("step", "lr", "seconds"))
     return f"step {loop.step}, {numbers}, trained {loop.seconds:.0f} s in all"
-
-
-def weights_of(files, stage, name):
-    """Averaged weights of one module of a finished stage."""
-    weights, prefix = load_file(made(files.weights(stage), stage)), f"{name}."
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
-def made(path, stage):
-    """A file that a stage makes; a sentence if that stage is still to come."""
-    if not path.exists():
-        raise SystemExit(f"The stage '{stage}' has not been done yet: python run.py train-demo --stage {stage}")
-    return path
 
 
 def seeded(stage, build):
@@ -116,23 +103,20 @@ def train_text(files, arguments):
     return train("text", files, {"text": network, "head": loss.head}, loss, arguments)
 
 
-def diffusion():
-    return Diffusion(models.LINEAR_START, models.LINEAR_END, prediction=models.PREDICTION)
-
-
 def train_image(files, arguments):
     network = seeded("image", lambda: host.build_unet(models.UNET))
     batch = clips_of(files, "image", 1)
     texts = load_file(made(files.texts, "latents"))
-    loss = ImageLoss(network, diffusion(), batch, texts["null"], models.DROPOUT)
+    loss = ImageLoss(network, models.diffusion(), batch, texts["null"], models.DROPOUT)
     return train("image", files, {"unet": network}, loss, arguments)
 
 
 def train_temporal(files, arguments, stage="temporal"):
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
-    stack = seeded(stage, lambda: TemporalStack(temporal_params(unet, convolution=stage == "temporal")))
+    stack = seeded(stage, lambda: TemporalStack(layers.temporal_params(unet, convolution=stage == "temporal")))
     texts = load_file(made(files.texts, "latents"))
-    loss = TemporalLoss(unet, stack, diffusion(), clips_of(files, stage, models.FRAMES), texts["null"], models.DROPOUT)
+    loss = TemporalLoss(unet, stack, models.diffusion(), clips_of(files, stage, models.FRAMES), texts["null"],
+                        models.DROPOUT)
     return train(stage, files, loss.modules, loss, arguments)
 
 
@@ -145,13 +129,15 @@ def train_layout(files, arguments):
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
     scene = seeded("layout", lambda: SceneLayout(layout.params(models.UNET)))
     latents, texts = np.load(made(files.latents, "latents"), mmap_mode="r"), load_file(made(files.texts, "latents"))
-    return train("layout", files, {"scene": scene}, layout.loss(unet, scene, diffusion(), latents, texts), arguments)
+    return train("layout", files, {"scene": scene}, layout.loss(unet, scene, models.diffusion(), latents, texts),
+                 arguments)
 
 
 def train_prediction(files, arguments):
     """The key-frame layers learn to go on from 0, 1 or 2 first frames."""
-    clips = clips_of(files, "prediction", models.FRAMES)
-    return train_with_context(files, arguments, "prediction", prediction_params, clips)
+    boxes = np.load(made(files.boxes, "render"))
+    clips = clips_of(files, "prediction", models.FRAMES, weights=data.latent_weights(boxes))
+    return train_with_context(files, arguments, "prediction", layers.prediction_params, clips)
 
 
 def train_interpolation(files, arguments):
@@ -161,39 +147,23 @@ def train_interpolation(files, arguments):
     clips = Clips(latents, models.INTERPOLATED_FRAMES, models.STAGES["interpolation"].batch,
                   embeddings=texts["embeddings"], captions=texts["rows"].tolist(),
                   fps=[data.rate_of(index) for index in range(len(latents))])
-    return train_with_context(files, arguments, "interpolation", interpolation_params, clips)
+    return train_with_context(files, arguments, "interpolation", layers.interpolation_params, clips)
 
 
 def train_with_context(files, arguments, stage, params, clips):
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
     stack = seeded(stage, lambda: TemporalStack(params(unet)))
-    initialise(stack, weights_of(files, "temporal", "temporal"))
+    begin = "temporal" if files.weights("temporal").exists() else bundle.KEY_FRAMES
+    initialise(stack, weights_of(files, begin if files.weights(begin).exists() else "temporal", "temporal"))
     texts = load_file(made(files.texts, "latents"))
-    loss = TemporalLoss(unet, stack, diffusion(), clips, texts["null"], models.DROPOUT)
+    loss = TemporalLoss(unet, stack, models.diffusion(), clips, texts["null"], models.DROPOUT)
     return train(stage, files, loss.modules, loss, arguments)
 
 
-def prediction_params(unet):
-    return with_context(temporal_params(unet), len(models.UNET.channel_mult), FIRST_FRAMES,
-                        channels=models.CONTEXT_CHANNELS)
-
-
-def interpolation_params(unet):
-    params = replace(temporal_params(unet), frames=models.INTERPOLATED_FRAMES)
-    return with_context(params, len(models.UNET.channel_mult), BOTH_ENDS, channels=models.CONTEXT_CHANNELS,
-                        fps_width=models.UNET.context_dim)
-
-
-def temporal_params(unet, convolution=True):
-    return video_ldm_params(unet, models.UNET.emb_dim, models.UNET.context_dim,
-                            lambda channels: channels // models.UNET.head_channels, models.FRAMES,
-                            convolution=convolution)
-
-
-def clips_of(files, stage, frames):
+def clips_of(files, stage, frames, weights=None):
     texts = load_file(made(files.texts, "latents"))
     return Clips(np.load(made(files.latents, "latents"), mmap_mode="r"), frames, models.STAGES[stage].batch,
-                 embeddings=texts["embeddings"], captions=texts["rows"].tolist())
+                 embeddings=texts["embeddings"], captions=texts["rows"].tolist(), weights=weights)
 
 
 def train_decoder(files, arguments):
@@ -201,6 +171,28 @@ def train_decoder(files, arguments):
     weights = weights_of(files, "autoencoder", "autoencoder")
     loss = seeded("temporal-decoder", lambda: decoder.loss_of(weights, models.STAGES["temporal-decoder"].batch))
     return train("temporal-decoder", files, loss.modules, loss, arguments)
+
+
+def train_upscaler(files, arguments):
+    """The image upscaler, on single frames."""
+    unet = seeded("upscaler", lambda: host.build_unet(upscaler.UNET))
+    return train_on_patches(files, arguments, "upscaler", unet, None, 1)
+
+
+def train_upscaler_layers(files, arguments):
+    """Temporal layers on the frozen image upscaler."""
+    unet = frozen(host.build_unet(upscaler.UNET), weights_of(files, "upscaler", "unet"))
+    stack = seeded("upscaler-temporal", lambda: TemporalStack(upscaler.temporal_params(unet)))
+    return train_on_patches(files, arguments, "upscaler-temporal", unet, stack, models.FRAMES)
+
+
+def train_on_patches(files, arguments, stage, unet, stack, frames):
+    texts = load_file(made(files.texts, "latents"))
+    patches = upscaler.RenderedPatches(np.load(made(files.large, "render-large"), mmap_mode="r"),
+                                       np.load(files.large_boxes), frames, models.STAGES[stage].batch,
+                                       texts["embeddings"], texts["rows"].tolist())
+    loss = upscaler.loss(unet, stack, patches, texts)
+    return train(stage, files, loss.modules, loss, arguments)
 
 
 def train_features(files, arguments):
@@ -222,6 +214,17 @@ def prepare(make, path, *arguments):
 def render(files, arguments):
     prepare(data.render_training_set, files.frames, files)
     return f"{models.TRAIN_CLIPS} clips of {models.FRAMES} frames, {models.WIDTH}x{models.HEIGHT}"
+
+
+def render_large(files, arguments):
+    prepare(render_large_clips, files.large, files)
+    return f"{upscaler.CLIPS} clips of {models.FRAMES} frames, {upscaler.WIDTH}x{upscaler.HEIGHT}"
+
+
+def render_large_clips(files):
+    temporary = files.large.with_suffix(".tmp")
+    np.save(files.large_boxes, upscaler.render(temporary))
+    os.replace(temporary, files.large)
 
 
 def make_latents(files, arguments):
@@ -305,69 +308,13 @@ def encode_texts(files):
 # The bundle
 
 def write_bundle(files, arguments):
-    """Write the finished cascade as fp16 safetensors, each with everything that rebuilds it, once all of it is there."""
-    latents = json.loads(made(files.latent_params, "latents").read_text(encoding="utf-8"))
-    image = host.ImageParams(models.UNET, host.LatentParams(**latents), models.LINEAR_START, models.LINEAR_END,
-                             models.PREDICTION)
-    text = text_params()
-    unet = weights_of(files, "image", "unet")
-    tokens = host.gather_tokens(transformer_of(weights_of(files, "text", "text")), text)
-    parts = {"autoencoder": (weights_of(files, "autoencoder", "autoencoder"), models.AUTOENCODER),
-             "text": (tokens, text),
-             "image": ({host.UNET_PREFIX + key: value for key, value in unet.items()}, image)}
-    for stage in BUNDLED:
-        made(files.weights(stage), stage)
-    if rank() != 0:
-        return "written by the first process"
-    sizes = [write_part(arguments.output, part, *content) for part, content in parts.items()]
-    sizes.append(write_layers(files, arguments.output / LAYERS_FILE, "prediction", prediction_params, models.FPS))
-    sizes.append(write_layers(files, arguments.output / INTERPOLATION_FILE, "interpolation", interpolation_params))
-    sizes.append(decoder.write(arguments.output / DECODER_FILE, weights_of(files, "temporal-decoder", "decoder"),
-                               weights_of(files, "autoencoder", "autoencoder"), notes("temporal-decoder")))
-    sizes.append(layout.write(arguments.output / LAYOUT_FILE, weights_of(files, "layout", "scene"),
-                              load_file(files.texts)["null"], notes("layout")))
-    sizes.append(write_tensors(arguments.output / "features.safetensors", weights_of(files, "features", "network"),
-                               {"format": "video_ldm_demo_features", **notes("features")}))
-    return f"{sum(sizes) / 1e6:.1f} MB in '{arguments.output}'"
-
-
-def transformer_of(weights):
-    prefix = "transformer."
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
-def write_part(folder, part, tensors, params):
-    return write_tensors(folder / f"{part}.safetensors", tensors, host.part_metadata(part, params, notes(part)))
-
-
-def write_tensors(path, tensors, metadata):
-    """Write fp16 safetensors; the size in bytes."""
-    half = {key: tensor.to(torch.float16).contiguous() for key, tensor in tensors.items()}
-    metadata = {key: str(value) for key, value in metadata.items()}
-    write_atomically(path, lambda temporary: save_file(half, temporary, metadata=metadata))
-    return path.stat().st_size
-
-
-def write_layers(files, path, stage, params, fps=None):
-    half = {key: value.to(torch.float16) for key, value in weights_of(files, stage, "temporal").items()}
-    params = params(host.build_unet(models.UNET))
-    video_ldm.write(path, half, params, base=Base("Video LDM demo", models.UNET.context_dim),
-                    schedule=Schedule("linear", models.LINEAR_START, models.LINEAR_END, models.PREDICTION),
-                    fps=fps, licence=models.LICENCE, metadata=notes(stage))
-    return path.stat().st_size
-
-
-def notes(stage):
-    """Where a file's weights come from."""
-    about = models.STAGES[stage]
-    return {"title": f"Video LDM demo: {about.title}", "author": "video-ldm", "licence_note": models.LICENCE,
-            "trained_on": f"procedural driving world, seeds 0 to {models.TRAIN_CLIPS - 1}",
-            "held_out_seeds": f"{world.HELD_OUT} and up", "steps": about.loop.steps, "seed": about.loop.seed,
-            "batch": about.batch, "size": f"{models.WIDTH}x{models.HEIGHT}"}
+    bundle.check_finished(files)
+    return bundle.write(files, arguments.output) if rank() == 0 else "written by the first process"
 
 
 STEPS = {"render": render, "autoencoder": train_autoencoder, "text": train_text, "latents": make_latents,
          "image": train_image, "temporal": train_temporal, "temporal-attention": train_attention_only,
          "layout": train_layout, "prediction": train_prediction,
          "interpolation-data": make_interpolation_data, "interpolation": train_interpolation,
-         "temporal-decoder": train_decoder, "features": train_features, "bundle": write_bundle}
+         "temporal-decoder": train_decoder, "render-large": render_large, "upscaler": train_upscaler,
+         "upscaler-temporal": train_upscaler_layers, "features": train_features, "bundle": write_bundle}

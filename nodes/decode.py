@@ -126,7 +126,7 @@ def pictures_and_video(decoding: Decoding, rate, hidden) -> tuple:
     """IMAGE and VIDEO of a decoding, the first only where it is connected. hidden: the running node's."""
     size = decoding.count, decoding.width, decoding.height, rate
     if not wiring.is_used(hidden, IMAGE_SLOT):
-        blocked = wiring.left_out(f"The IMAGE of {decoding.settings.node} was not connected when it ran. Run it "
+        blocked = wiring.left_out(f"The IMAGE of {decoding.node} was not connected when it ran. Run it "
                                   "again.")
         return blocked, LazyVideo(decoding.frames, *size)
     images = decode_all(decoding)

@@ -1,9 +1,9 @@
 """Loading: temporal layers onto a MODEL, motion LoRA, and the bundled demo models."""
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.formats import load_motion_lora, load_temporal
+from ..temporal.formats import load_motion_lora, load_temporal, load_upscaler
 from ..temporal.stack import unet_sites
-from .host import attach, files, models
+from .host import attach, files, models, upscaler_model, upscaling
 from .host.api import io
 
 AS_TRAINED, AS_MODEL = "as trained", "the model's own"
@@ -58,6 +58,8 @@ class LoadTemporalLayers(io.ComfyNode):
         layers = load_temporal(path)
         channels = {site: count for site, (_, count) in unet_sites(unet).items()}
         layers.check_base(channels, attach.context_dim(model), attach.model_title(model))
+        if layers.params.takes_small_frames:
+            upscaling.check_upscaler(model, f"{layers.name} is made for an upscaler, whose small frames it sees")
         if frames_per_clip:
             check_clip_length(layers, frames_per_clip)
         loras = motion_lora or []
@@ -65,7 +67,7 @@ class LoadTemporalLayers(io.ComfyNode):
         shared = None if loras else (path, *files.fingerprint(file))
         stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype), shared)
         settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title,
-                    "context": layers.params.context and layers.params.context.positions,
+                    "context": layers.params.known_positions,
                     "takes_fps": bool(layers.params.fps_width)}
         pairs = [(lora.fitting(layers.params), lora_strength) for lora, lora_strength in loras]
         out = attach.attach_layers(model, stack, settings, pairs, frames_per_clip)
@@ -162,4 +164,42 @@ class LoadDemo(io.ComfyNode):
         return io.NodeOutput(*models.load_demo(files.DEMO_FOLDER))
 
 
-NODES = [LoadTemporalLayers, MotionLoRA, LoadDemo]
+class LoadVideoModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VideoLDMLoadVideoModel",
+            display_name="Load Video Model",
+            category="video ldm/load",
+            description="Loads a whole network that is made for video, as a MODEL: an upscaler in pixel space, for Video "
+                        "Upscale. The bundled one makes the demo's frames four times as large; others are trained with "
+                        "this pack.",
+            inputs=[
+                io.Combo.Input("file", options=files.list_files(),
+                               tooltip="A file in models/video_ldm, or a bundled demo file. Files of temporal layers "
+                                       "belong into Load Temporal Layers."),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="The network, without temporal layers."),
+                io.String.Output("report", display_name="report", tooltip="What was loaded and how to use it, in "
+                                                                          "words."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file):
+        return files.fingerprint(file)
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        loaded = load_upscaler(files.resolve(file))
+        params = loaded.params
+        lines = [f"{loaded.name}: {params.title}, a video upscaler in pixel space. It needs no VAE.",
+                 f"Noise levels up to {params.most_noise}; {params.usual_noise} is what it was made to be run with.",
+                 "Without temporal layers every frame is upscaled by itself: load some made for it with Load Temporal "
+                 "Layers."]
+        licence = [f"Licence: {params.licence}."] if params.licence else []
+        return io.NodeOutput(upscaler_model.load_upscaler(loaded), "\n".join(lines + licence))
+
+
+NODES = [LoadTemporalLayers, MotionLoRA, LoadDemo, LoadVideoModel]

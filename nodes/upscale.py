@@ -3,15 +3,14 @@
 import torch
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.upscaler import TRAINED_LEVEL, check_level, cut
+from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, check_level, cut
 from ..temporal.video import DEFAULT_RATE
 from .decode import IMAGE_SLOT, pictures_and_video
 from .host import attach, temporal_vae, upscaling, windows, wiring
 from .host.api import io
-from .host.decoding import SMALLEST_TILE, Decoding, DecodeSettings
+from .host.decoding import SMALLEST_TILE, Decoding, DecodeSettings, Pixels
 from .sample import sampler_inputs
 
-FACTOR = 4      # large pixels for each small one
 TITLE = "Video Upscale"
 
 
@@ -26,13 +25,15 @@ class VideoUpscale(io.ComfyNode):
             node_id="VideoLDMUpscale",
             display_name=TITLE,
             category="video ldm/upscale",
-            description="Makes a video four times as wide and high with the Stable Diffusion x4 upscaler. Windows of "
+            description="Makes a video four times as wide and high with the Stable Diffusion x4 upscaler, or with one "
+                        "in pixel space. Windows of "
                         "frames and tiles are blended in every step, so that a video of any length and size needs the "
                         "memory of one piece. With temporal layers made for the upscaler its frames go together; "
                         "without them every frame is upscaled by itself.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL of x4-upscaler-ema.safetensors, with temporal layers for "
-                                                "it from Load Temporal Layers, or without."),
+                io.Model.Input("model", tooltip="The MODEL of x4-upscaler-ema.safetensors, or an upscaler from Load "
+                                                "Video Model, with temporal layers for it from Load Temporal Layers, or "
+                                                "without."),
                 io.Conditioning.Input("positive", tooltip="What the video shows, in words, encoded by the CLIP of the "
                                                           "upscaler's checkpoint. The prompt of the video is best."),
                 io.Conditioning.Input("negative", tooltip="What it should not show, encoded by the same CLIP."),
@@ -61,7 +62,8 @@ class VideoUpscale(io.ComfyNode):
                                        "not both."),
                 io.Vae.Input("vae", optional=True,
                              tooltip="The VAE of the upscaler's checkpoint, which turns its latents into pictures. "
-                                     "The VAE of the video's own model does not fit."),
+                                     "The VAE of the video's own model does not fit. None for an upscaler that makes "
+                                     "pixels."),
             ],
             outputs=[
                 io.Image.Output("images_out", display_name="IMAGE",
@@ -89,16 +91,20 @@ class VideoUpscale(io.ComfyNode):
         check_level(noise_level, min(most, TRAINED_LEVEL) if sets else most)
         upscaling.check_text(model, positive, "positive")
         upscaling.check_text(model, negative, "negative")
-        upscaling.check_vae(vae)
+        upscaling.check_vae(model, vae)
         check_tile(tile)
         small, rate = small_frames(images, video)
         count, height, width = small.shape[:3]
-        cuts = cut(count, height, width, window, overlap if sets else 0, tile // FACTOR)
+        space = upscaling.space_of(model)
+        cuts = cut(count, space.grid * height, space.grid * width, window, overlap if sets else 0, tile // space.pixels)
         check_window(windows.params_of_layers(model), cuts.largest[0])
-        latents = upscaling.upscaled_latents(model, small, noise_level, cuts, seed, steps, cfg, sampler, scheduler,
-                                             positive, negative)
-        decoding = Decoding(vae, latents, decode_settings(vae, window, overlap, tile))
-        report = report_of(small, noise_level, cuts, sets)
+        made = upscaling.upscaled(model, small, noise_level, cuts, seed, steps, cfg, sampler, scheduler, positive,
+                                  negative)
+        report = report_of(model, small, noise_level, cuts, sets)
+        if vae is None:
+            decoding = Pixels(made, TITLE)
+        else:
+            decoding = Decoding(vae, made, decode_settings(vae, window, overlap, tile))
         return io.NodeOutput(*pictures_and_video(decoding, fps or rate or DEFAULT_RATE, cls.hidden), report)
 
 
@@ -144,14 +150,17 @@ def decode_settings(vae, window: int, overlap: int, tile: int) -> DecodeSettings
     return DecodeSettings(1, 0, tile, 1, TITLE)
 
 
-def report_of(small: torch.Tensor, noise_level: int, cuts, sets: list[dict]) -> str:
+def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[dict]) -> str:
     count, height, width = small.shape[:3]
     frames, tile_height, tile_width = cuts.largest
+    pixels, usual = upscaling.space_of(model).pixels, getattr(model.model, "usual_noise", noise_level)
     tiles = len(cuts.rows) * len(cuts.columns)
     lines = [f"{count} frames of {width}x{height} upscaled to {FACTOR * width}x{FACTOR * height}, noise level "
              f"{noise_level}.",
-             f"{len(cuts.frames)} windows of {frames} frames, each in {tiles} tiles of {FACTOR * tile_width}x"
-             f"{FACTOR * tile_height}."]
+             f"{len(cuts.frames)} windows of {frames} frames, each in {tiles} tiles of {pixels * tile_width}x"
+             f"{pixels * tile_height}."]
+    if usual != noise_level:
+        lines.append(f"This upscaler was made to be run with noise level {usual}.")
     for layers in sets:
         trained = "" if layers["frames"] == frames else f", trained on clips of {layers['frames']} frames"
         lines.append(f"Temporal layers: {layers['title']}, strength {layers['strength']:g}{trained}.")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .errors import VideoLDMError
-from .stack import ContextParams, ResBlockParams, StackParams, TemporalStack
+from .stack import ContextParams, ResBlockParams, SmallFramesParams, StackParams, TemporalStack
 
 CHANNELS = 128          # of context per resolution (Table 6)
 
@@ -62,13 +62,23 @@ def known_input(latents: Tensor, positions, frames: int, clips: int) -> Tensor:
 def with_context(params: StackParams, levels: int, positions, latent_channels: int = 4, channels: int = CHANNELS,
                  fps_width: int = 0) -> StackParams:
     """Params of the same layers with an input for known frames, and a frame-rate token where fps_width is not 0."""
-    bricks = tuple((site, replace(brick, context_channels=channels) if isinstance(brick, ResBlockParams) else brick)
+    context = ContextParams(channels, latent_channels, levels, tuple(tuple(p) for p in positions))
+    return replace(widened(params, context), fps_width=fps_width)
+
+
+def with_small_frames(params: StackParams, levels: int, channels: int = CHANNELS) -> StackParams:
+    """Params of the same layers with an upscaler's input for small frames (Table 6: dim c_S 3)."""
+    return widened(params, SmallFramesParams(channels, levels))
+
+
+def widened(params: StackParams, context: ContextParams | SmallFramesParams) -> StackParams:
+    """Convolutions that take more channels, and where these come from."""
+    bricks = tuple((site, replace(brick, context_channels=context.channels) if isinstance(brick, ResBlockParams) else brick)
                    for site, brick in params.bricks)
     if bricks == params.bricks:
         raise VideoLDMError(f"These {params.family} layers have no temporal convolutions, or already take context frames: "
                             "known frames enter through the convolutions.")
-    context = ContextParams(channels, latent_channels, levels, tuple(tuple(p) for p in positions))
-    return replace(params, bricks=bricks, context=context, fps_width=fps_width)
+    return replace(params, bricks=bricks, context=context)
 
 
 @torch.no_grad()

@@ -65,8 +65,23 @@ class ContextParams:
     positions: tuple[tuple[int, ...], ...]
 
     @property
+    def in_channels(self) -> int:
+        return self.latent_channels + 1
+
+    @property
     def from_noise(self) -> bool:
         return () in self.positions
+
+
+@dataclass(frozen=True)
+class SmallFramesParams:
+    """The input for small frames of an upscaler's layers (Table 6: dim c_S 3, as many channels behind it as for known
+    frames): each ResBlock receives `channels` more. The frames are those that the network itself is given, the last
+    `in_channels` channels of its input."""
+
+    channels: int
+    levels: int
+    in_channels: int = 3
 
 
 BrickParams = ResBlockParams | TransformerParams | MotionParams
@@ -78,8 +93,8 @@ class StackParams:
 
     frames: the clip length it was trained on. positions: how many frames its position table was made for, None where
     positions are computed without a table. pool_spatial_norms: the spatial GroupNorms see all frames of a clip
-    together (formats.md, trap 2). context: the input for known frames, None without one. fps_width: width of the token
-    that tells the frame rate, 0 without one.
+    together (formats.md, trap 2). context: the input for known frames, or an upscaler's for small ones; None without.
+    fps_width: width of the token that tells the frame rate, 0 without one.
     """
 
     family: str
@@ -87,8 +102,17 @@ class StackParams:
     frames: int
     positions: int | None
     pool_spatial_norms: bool
-    context: ContextParams | None = None
+    context: ContextParams | SmallFramesParams | None = None
     fps_width: int = 0
+
+    @property
+    def known_positions(self) -> tuple[tuple[int, ...], ...] | None:
+        """The sets of known frames that the layers were trained for; None where they take none."""
+        return self.context.positions if isinstance(self.context, ContextParams) else None
+
+    @property
+    def takes_small_frames(self) -> bool:
+        return isinstance(self.context, SmallFramesParams)
 
     @property
     def mix_length(self) -> int:
@@ -112,9 +136,9 @@ class TemporalStack(nn.Module):
         place = {"operations": operations, "dtype": dtype, "device": device}
         for site, brick in params.bricks:
             self.layers[site.name] = build_brick(brick, attention, place)
-        known = params.context
-        if known is not None:
-            self.context_downsampler = ContextDownsampler(known.latent_channels + 1, known.channels, known.levels, **place)
+        given = params.context
+        if given is not None:
+            self.context_downsampler = ContextDownsampler(given.in_channels, given.channels, given.levels, **place)
         if params.fps_width:
             self.fps_token = FpsToken(params.fps_width, **place)
 
@@ -157,7 +181,8 @@ def build_brick(params: BrickParams, attention, place: dict) -> nn.Module:
 class CallSettings:
     """What a set of layers is told per call: frames per clip, strength (0 is the image model, 1 as trained), the text
     of the temporal layers `(b t) l d` where it is not the spatial one, the attention band of convolution in time, the
-    known frames c_S `(b t) c+1 h w` (none: an all-zero mask), and the frame rate to make, one number or `b` of them."""
+    known frames c_S `(b t) c+1 h w` (none: an all-zero mask) or an upscaler's small frames `(b t) 3 h w`, and the frame
+    rate to make, one number or `b` of them."""
 
     frames: int
     strength: float = 1.0
@@ -206,7 +231,10 @@ class Call:
 
     def known_frames(self, x: Tensor) -> Tensor:
         known, params = self.settings.known, self.stack.params.context
-        wanted = (len(x), params.latent_channels + 1, *x.shape[2:])
+        wanted = (len(x), params.in_channels, *x.shape[2:])
+        if known is None and self.stack.params.takes_small_frames:
+            raise VideoLDMError(f"These {self.stack.params.family} layers see the small frames that are upscaled, and the "
+                                "model was called without any. Upscale with Video Upscale.")
         if known is None:
             return x.new_zeros(wanted)
         if known.shape != wanted:

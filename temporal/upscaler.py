@@ -18,6 +18,7 @@ from .training.diffusion import Diffusion
 from .windows import ramp, spread
 
 TRAINED_LEVEL = 250     # temporal layers are trained with levels drawn from 0 to this (Appendix H)
+FACTOR = 4              # large pixels for each small one, along each side
 TILE_OVERLAP = 4        # neighbouring tiles share one part in so many of a tile
 
 
@@ -30,9 +31,25 @@ def check_level(level: int, most: int):
 
 def noise_augmented(x_low: Tensor, level: int, eps: Tensor, schedule: Diffusion) -> Tensor:
     """c_gamma for the small frames x_low `t c h w`; eps of one frame serves all. Level 0 leaves them as they are."""
-    if level == 0:
-        return x_low
-    return schedule.add_noise(x_low, torch.full((len(x_low),), level), eps)
+    return noised(x_low, torch.full((len(x_low),), level), eps, schedule)
+
+
+def noised(x_low: Tensor, levels: Tensor, eps: Tensor, schedule: Diffusion) -> Tensor:
+    """The same where each frame has a level of its own (t,)."""
+    c_low = schedule.add_noise(x_low, levels, eps)
+    return torch.where(levels.view(-1, *[1] * (x_low.ndim - 1)) == 0, x_low, c_low)
+
+
+# Where the small frames stand beside x: a latent upscaler's latents have their size, a pixel upscaler's x is larger
+
+def as_they_are(c_low: Tensor) -> Tensor:
+    """On the grid of a latent upscaler, which decodes each of its places to FACTOR x FACTOR pixels."""
+    return c_low
+
+
+def enlarged(c_low: Tensor) -> Tensor:
+    """`t 3 h w` -> `t 3 4h 4w`: on the grid of an upscaler in pixel space, bilinear."""
+    return torch.nn.functional.interpolate(c_low, scale_factor=FACTOR, mode="bilinear")
 
 
 # Windows and tiles

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from video_ldm.demo import models as sizes
-from video_ldm.demo import train
+from video_ldm.demo import bundle
 from video_ldm.demo.text import encode_ids, text_params, token_ids
 from video_ldm.nodes.host import models
 from video_ldm.temporal.errors import VideoLDMError
@@ -25,9 +25,9 @@ def cascade(tmp_path_factory):
     params, image = text_params(), models.ImageParams(UNET, LATENT, 0.0015, 0.0195, "v")
     text, unet, autoencoder = models.build_text(params), models.build_unet(UNET), models.build_autoencoder(AUTOENCODER)
     tokens = models.gather_tokens(text.transformer.state_dict(), params)
-    train.write_part(folder, "text", tokens, params)
-    train.write_part(folder, "image", {models.UNET_PREFIX + k: v for k, v in unet.state_dict().items()}, image)
-    train.write_part(folder, "autoencoder", autoencoder.state_dict(), AUTOENCODER)
+    bundle.write_part(folder, "text", tokens, params)
+    bundle.write_part(folder, "image", {models.UNET_PREFIX + k: v for k, v in unet.state_dict().items()}, image)
+    bundle.write_part(folder, "autoencoder", autoencoder.state_dict(), AUTOENCODER)
     return folder, text, unet
 
 

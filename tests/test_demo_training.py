@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from video_ldm.demo import data, layout, models, train
+from video_ldm.demo import bundle, data, layout, models, train, upscaler
 from video_ldm.nodes.host import models as host
-from video_ldm.temporal.formats import load_decoder, load_layout, load_temporal
+from video_ldm.temporal.formats import load_decoder, load_layout, load_temporal, load_upscaler
 from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES
 
 
@@ -16,6 +16,8 @@ def small(monkeypatch):
     monkeypatch.setattr(models, "TRAIN_CLIPS", 3)
     monkeypatch.setattr(data, "TRAIN_CLIPS", 3)
     monkeypatch.setattr(models, "UNET", dataclasses.replace(models.UNET, model_channels=32, channel_mult=(1, 1, 1)))
+    monkeypatch.setattr(upscaler, "CLIPS", 2)
+    monkeypatch.setattr(upscaler, "UNET", dataclasses.replace(upscaler.UNET, channel_mult=(1, 1, 1, 1)))
     for name, stage in models.STAGES.items():
         loop = dataclasses.replace(stage.loop, steps=2, save_every=1, log_every=1)
         monkeypatch.setitem(models.STAGES, name, dataclasses.replace(stage, batch=2, loop=loop))
@@ -28,13 +30,15 @@ def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_
     train.main(arguments)
     printed = capsys.readouterr().out
     assert all(f"{name}: " in printed for name in train.STEPS)
-    bundle = tmp_path / "bundle"
-    model, clip, vae = host.load_demo(bundle)
-    layers, between = load_temporal(bundle / train.LAYERS_FILE), load_temporal(bundle / train.INTERPOLATION_FILE)
+    made = tmp_path / "bundle"
+    model, clip, vae = host.load_demo(made)
+    layers, between = load_temporal(made / bundle.LAYERS_FILE), load_temporal(made / bundle.INTERPOLATION_FILE)
     assert layers.params.frames == models.FRAMES and layers.params.context.positions == FIRST_FRAMES
     assert between.params.frames == 5 and between.params.context.positions == BOTH_ENDS and between.params.fps_width
-    assert load_decoder(bundle / train.DECODER_FILE).frames == 6
-    assert load_layout(bundle / train.LAYOUT_FILE).params == layout.params(models.UNET)
+    assert load_decoder(made / bundle.DECODER_FILE).frames == 6
+    assert load_layout(made / bundle.LAYOUT_FILE).params == layout.params(models.UNET)
+    assert load_upscaler(made / bundle.UPSCALER_FILE).params == upscaler.file_params("Video LDM demo: upscaler")
+    assert load_temporal(made / bundle.UPSCALER_LAYERS_FILE).params.takes_small_frames
     seconds = json.loads((tmp_path / "work" / "image" / "last.json").read_text())["seconds"]
     train.main(arguments)               # everything is finished: nothing is trained again
     assert json.loads((tmp_path / "work" / "image" / "last.json").read_text())["seconds"] == seconds
@@ -43,9 +47,29 @@ def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_
 @pytest.mark.parametrize("stage, missing", [
     ("autoencoder", "render"), ("latents", "autoencoder"), ("image", "latents"), ("temporal", "image"),
     ("features", "render"), ("prediction", "latents"), ("interpolation", "latents"),
-    ("temporal-decoder", "autoencoder"), ("layout", "image"), ("bundle", "latents")])
+    ("temporal-decoder", "autoencoder"), ("layout", "image"),
+    ("upscaler", "latents"), ("upscaler-temporal", "upscaler"), ("bundle", "latents")])
 def test_a_stage_before_its_time_says_which_one_is_missing(small, tmp_path, stage, missing):
     if stage == "latents":
         train.main(["--folder", str(tmp_path), "--stage", "render"])
     with pytest.raises(SystemExit, match=f"The stage '{missing}' has not been done yet"):
         train.main(["--folder", str(tmp_path), "--output", str(tmp_path), "--stage", stage])
+
+
+def test_a_stage_can_be_trained_anew_on_the_bundled_models(tmp_path, capsys, monkeypatch):
+    """All others are taken from the bundle, to the half precision in which it holds them."""
+    monkeypatch.setattr(bundle, "STAGES", tuple(stage for stage in bundle.STAGES if stage != "features"))
+    monkeypatch.setattr(models, "TRAIN_CLIPS", 3)
+    monkeypatch.setattr(data, "TRAIN_CLIPS", 3)
+    stage = models.STAGES["features"]
+    monkeypatch.setitem(models.STAGES, "features", dataclasses.replace(
+        stage, batch=2, loop=dataclasses.replace(stage.loop, steps=1)))
+    arguments = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path / "bundle"), "--from-bundle"]
+    for name in ("render", "features"):
+        train.main([*arguments, "--stage", name])
+    train.main([*arguments, "--stage", "image"])
+    printed = capsys.readouterr().out
+    assert "features: step 1" in printed and "image: taken from the bundle" in printed
+    original = load_temporal(train.BUNDLE / bundle.LAYERS_FILE).tensors
+    back = data.weights_of(data.Files(tmp_path / "work"), "prediction", "temporal")
+    assert back.keys() == original.keys() and all(back[key].equal(original[key].float()) for key in back)

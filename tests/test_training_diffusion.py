@@ -104,8 +104,8 @@ def test_a_tau_per_clip_instead_of_per_frame_is_refused():
 
 
 def test_weights_count_places_and_leave_the_best_answer_what_it_is():
-    diffusion, x, noise = Diffusion(0.0015, 0.0195, prediction="v"), clips(), clips(1)
-    tau, output = torch.arange(6) * 100, clips(2)
+    diffusion, (x, noise, output) = Diffusion(0.0015, 0.0195, prediction="v"), (clips(n).float() for n in range(3))
+    tau = torch.arange(6) * 100
     ones = torch.ones(6, 1, 8, 8)
     plain = diffusion.loss(output, x, noise, tau)
     assert torch.allclose(diffusion.loss(output, x, noise, tau, ones), plain)

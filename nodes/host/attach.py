@@ -49,7 +49,7 @@ class TemporalLayersWrapper:
             strength=options.get("strength", 1.0),
             text=temporal_text(context, transformer_options),
             max_distance=options.get("max_distance"),
-            known=known_frames(self.stack, len(x), transformer_options),
+            known=known_frames(self.stack, x, transformer_options),
             fps=transformer_options.get(FPS),
         )
         self.warn(settings)
@@ -88,17 +88,21 @@ def frames_per_clip(batch: int, transformer_options: dict) -> int:
     return frames
 
 
-def known_frames(stack: TemporalStack, batch: int, transformer_options: dict):
-    """c_S `(b t) c+1 h w` of layers with an input for known frames, else None; the same for every condition."""
+def known_frames(stack: TemporalStack, x: torch.Tensor, transformer_options: dict):
+    """c_S `(b t) c+1 h w` of layers with an input for known frames, else None; the same for every condition. An
+    upscaler's layers see the small frames, which stand at the end of its input x."""
     takes, known = stack.params.context, transformer_options.get(KNOWN)
     if takes is None:
         return None
+    if stack.params.takes_small_frames:
+        return x[:, -takes.in_channels:]
     if known is None:
         # A key that is there and None: context guidance asks for the prediction without.
         if not takes.from_noise and KNOWN not in transformer_options:
             raise VideoLDMError("These temporal layers make the frames between known ones, and no context frames are "
                                 "connected. Sample with Latent Interpolate x4, or connect Context Frames.")
         return None
+    batch = len(x)
     frames, chunks = frames_per_clip(batch, transformer_options), len(transformer_options.get("cond_or_uncond") or [0])
     window = transformer_options.get("context_window")
     whole = window is None

@@ -38,7 +38,7 @@ class Decoding:
 
     def __init__(self, vae, samples: Tensor, settings: DecodeSettings):
         check_latents(vae, samples, settings)
-        self.vae, self.samples, self.settings = vae, samples, settings
+        self.vae, self.samples, self.settings, self.node = vae, samples, settings, settings.node
         self.temporal = is_temporal(vae)
         self.factor = vae.spacial_compression_decode()
         self.count = len(samples)
@@ -118,6 +118,25 @@ class Decoding:
         with compat.on_device(vae.device), cancellable(vae.first_stage_model):
             pictures = vae.first_stage_model.decode(z.to(vae.device, vae.vae_dtype))
         return pictures.to(vae.output_device).float()
+
+
+class Pixels:
+    """Frames that are pixels already, `t 3 h w` in -1..1, behind the interface of a Decoding."""
+
+    def __init__(self, frames: Tensor, node: str):
+        self.made, self.node = frames, node
+        self.count, _, self.height, self.width = frames.shape
+
+    def steps(self) -> int:
+        return self.count
+
+    def frames(self, first: int = 0, last: int | None = None, on_piece=None) -> Iterator[Tensor]:
+        """Frames `first` to `last` as IMAGE (1 h w 3) in 0..1, in order. on_piece(): after each."""
+        for frame in self.made[first:last]:
+            files.check_cancelled()
+            if on_piece is not None:
+                on_piece()
+            yield ((frame[None] + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 
 def check_latents(vae, samples: Tensor, settings: DecodeSettings):

@@ -42,6 +42,9 @@ class UNetParams:
     transformer_depth: tuple[int, ...]
     head_channels: int
     context_dim: int
+    concat_channels: int = 0        # of pictures beside the latents at its input
+    noise_levels: int = 0           # that it can be told, as a class; 0: it is told none
+    self_attention: bool = True
 
     @property
     def emb_dim(self):
@@ -51,7 +54,10 @@ class UNetParams:
         """What ComfyUI's UNetModel is called with, in the words of its own model detection."""
         pairs = list(zip(self.transformer_depth, self.num_res_blocks, strict=True))
         return {
-            "image_size": 32, "in_channels": self.latent_channels, "out_channels": self.latent_channels,
+            "image_size": 32, "in_channels": self.latent_channels + self.concat_channels,
+            "out_channels": self.latent_channels, "num_classes": self.noise_levels or None,
+            "disable_self_attentions": [not self.self_attention] * len(self.channel_mult),
+            "disable_middle_self_attn": not self.self_attention,
             "model_channels": self.model_channels, "channel_mult": list(self.channel_mult),
             "num_res_blocks": list(self.num_res_blocks),
             "transformer_depth": [depth for depth, blocks in pairs for _ in range(blocks)],
@@ -123,6 +129,12 @@ def build_unet(params: UNetParams) -> nn.Module:
     nn.init.zeros_(unet.out[2].weight)
     nn.init.zeros_(unet.out[2].bias)
     return unet
+
+
+def shapes_of_unet(params: UNetParams) -> dict[str, tuple]:
+    """Names and shapes of its tensors, none of which is made."""
+    with torch.device("meta"):
+        return {key: tuple(tensor.shape) for key, tensor in build_unet(params).state_dict().items()}
 
 
 def build_autoencoder(params: AutoencoderParams) -> nn.Module:
@@ -211,17 +223,21 @@ def load_image_model(path):
     """A MODEL: ComfyUI's BaseModel and ModelPatcher, with the file's schedule and latent format."""
     tensors, stored = read_part(path, "image")
     params = image_params(stored)
-    config = model_config(params)
-    weight_dtype = comfy.utils.weight_dtype(tensors, UNET_PREFIX)
-    count = comfy.utils.calculate_parameters(tensors, UNET_PREFIX)
+    check_keys(path, {UNET_PREFIX + key for key in shapes_of_unet(params.unet)}, tensors)
+    return patcher_of_model(model_config(params), tensors, UNET_PREFIX)
+
+
+def patcher_of_model(config, tensors: dict, prefix: str):
+    """A MODEL with these weights, in the type that ComfyUI would run them in. config: what its detection would give."""
+    weight_dtype = comfy.utils.weight_dtype(tensors, prefix)
+    count = comfy.utils.calculate_parameters(tensors, prefix)
     device = comfy.model_management.get_torch_device()
     dtype = comfy.model_management.unet_dtype(device, count, config.supported_inference_dtypes, weight_dtype)
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device,
                                                                               config.supported_inference_dtypes))
     offload = comfy.model_management.unet_offload_device()
-    model = config.get_model(tensors, UNET_PREFIX, device=offload)
-    check_keys(path, {UNET_PREFIX + key for key in model.diffusion_model.state_dict()}, tensors)
-    model.load_model_weights(tensors, UNET_PREFIX)
+    model = config.get_model(tensors, prefix, device=offload)
+    model.load_model_weights(tensors, prefix)
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
 

@@ -6,6 +6,9 @@ is core's own place for it, cuts latents and small frames into pieces, moves eac
 network predicts.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import comfy.conds
 import comfy.model_base
 import comfy.model_management
@@ -16,8 +19,9 @@ from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.training.diffusion import Diffusion
-from ...temporal.upscaler import Cuts, in_pieces, noise_augmented
+from ...temporal.upscaler import FACTOR, Cuts, as_they_are, enlarged, in_pieces, noise_augmented
 from . import attach, compat, files, sampling
+from .upscaler_model import PixelUpscaler
 from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
 
 KEY = "video_ldm/upscale"
@@ -27,11 +31,12 @@ TEXT_ALONE = {"control": "a ControlNet", "gligen": "GLIGEN boxes", "area": "an a
 
 
 class UpscalePieces(ContextHandlerABC):
-    """Predicts a video piece by piece and blends the pieces. small: the noised small frames `t 3 h w`, on the CPU.
-    on_piece(): after each. Nothing of a call is kept here."""
+    """Predicts a video piece by piece and blends the pieces. small: the noised small frames on the grid of x, on the
+    CPU; pixels: along one place of it. on_piece(): after each. Nothing of a call is kept here."""
 
-    def __init__(self, small: Tensor, level: int, cuts: Cuts, device, on_piece):
+    def __init__(self, small: Tensor, level: int, cuts: Cuts, pixels: int, device, on_piece):
         self.small, self.level, self.cuts, self.device, self.on_piece = small, level, cuts, device, on_piece
+        self.pixels = pixels
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
         return True
@@ -64,7 +69,7 @@ class UpscalePieces(ContextHandlerABC):
         comfy.model_management.soft_empty_cache()
         frames, height, width = self.cuts.largest
         raise VideoLDMError(f"Video Upscale ran out of memory with windows of {frames} frames in pieces of "
-                            f"{4 * width}x{4 * height} pixels. Lower tile, or window.")
+                            f"{self.pixels * width}x{self.pixels * height} pixels. Lower tile, or window.")
 
     def get_resized_cond(self, cond_in, small: Tensor, window: ClipWindow, device=None):
         """One conditioning, as core's `convert_cond` has it, for a piece: its frames' text, its small frames."""
@@ -104,27 +109,51 @@ class PieceProgress:
         self.bar.show(self.before, self.bar.pictures(x0[:1]) if self.bar.previewer else [])
 
 
-def upscaled_latents(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int, *settings) -> Tensor:
-    """Latents `t 4 h w` of the large frames. small: `t h w 3` in 0..1; settings: as ksample has them after its steps.
+@dataclass(frozen=True)
+class Space:
+    """What an upscaler makes: channels; grid: places of it along a small pixel; on_grid: the small frames put there."""
+
+    channels: int
+    grid: int
+    on_grid: Callable[[Tensor], Tensor]
+
+    @property
+    def pixels(self) -> int:
+        """Large pixels along one of its places."""
+        return FACTOR // self.grid
+
+
+LATENTS, PIXELS = Space(4, 1, as_they_are), Space(3, FACTOR, enlarged)
+
+
+def space_of(model) -> Space:
+    return PIXELS if isinstance(model.model, PixelUpscaler) else LATENTS
+
+
+def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int, *settings) -> Tensor:
+    """Latents `t 4 h w` of the large frames, or of an upscaler in pixel space these themselves, `t 3 4h 4w` in -1..1.
+    small: `t h w 3` in 0..1; settings: as ksample has them after its steps.
 
     With temporal layers every frame has noise of its own, as the layers were trained; without them all frames have the
     same, so that what stands still flickers less.
     """
     frames, height, width = small.shape[:3]
+    space = space_of(model)
     noisy = frames if attach.sets_of_layers(model) else 1
-    noise = sampling.noise_like(torch.zeros(1).expand(noisy, 4, height, width), seed).expand(frames, -1, -1, -1)
+    large = space.channels, space.grid * height, space.grid * width
+    noise = sampling.noise_like(torch.zeros(1).expand(noisy, *large), seed).expand(frames, -1, -1, -1)
     eps = torch.randn(noisy, 3, height, width, generator=torch.Generator().manual_seed(seed + AUGMENTATION_SEED))
     x_low = small.movedim(-1, 1).float().cpu() * 2 - 1
-    c_low = noise_augmented(x_low, level, eps, schedule_of(model))
+    c_low = space.on_grid(noise_augmented(x_low, level, eps, schedule_of(model)))
     progress = PieceProgress(model, steps, cuts.pieces)
     m = model.clone()
     # Core's windows over frames, and the pack's, give way to this node's own.
     m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, CORE_ESTIMATE)
     m.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, CORE_NOISE)
-    m.model_options[HANDLER] = UpscalePieces(c_low, level, cuts, m.load_device, progress.on_piece)
+    m.model_options[HANDLER] = UpscalePieces(c_low, level, cuts, space.pixels, m.load_device, progress.on_piece)
     m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, on_whole_video(noise))
     length, tile_height, tile_width = cuts.largest
-    piece = torch.zeros(length, 4, tile_height, tile_width)
+    piece = torch.zeros(length, space.channels, tile_height, tile_width)
     return sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece, callback=progress.callback)
 
 
@@ -136,12 +165,19 @@ def schedule_of(model) -> Diffusion:
 
 # What the node refuses before it samples
 
+def check_upscaler(model, reason: str = ""):
+    """A sentence, behind its reason, for a MODEL that is no x4 upscaler."""
+    if not isinstance(getattr(model, "model", None), comfy.model_base.SD_X4Upscaler):
+        reason = f"{reason}. " if reason else ""
+        raise VideoLDMError(f"{reason}The connected MODEL ({attach.model_title(model)}) is not the Stable Diffusion x4 "
+                            "upscaler, which is a model of its own. Load x4-upscaler-ema.safetensors with Load "
+                            "Checkpoint and connect its MODEL, CLIP and VAE, or load an upscaler of this pack's with "
+                            "Load Video Model.")
+
+
 def most_noise(model) -> int:
     """The highest noise level that the upscaler knows; a sentence for a MODEL that is no x4 upscaler."""
-    if not isinstance(getattr(model, "model", None), comfy.model_base.SD_X4Upscaler):
-        raise VideoLDMError(f"The connected MODEL ({attach.model_title(model)}) is not the Stable Diffusion x4 "
-                            "upscaler, which is a model of its own. Load x4-upscaler-ema.safetensors with Load "
-                            "Checkpoint and connect its MODEL, CLIP and VAE.")
+    check_upscaler(model)
     return model.model.noise_augmentor.max_noise_level
 
 
@@ -158,8 +194,13 @@ def check_text(model, conditioning: list, name: str):
                                 f"upscaler takes {wanted}. Encode it with the CLIP of the upscaler's own checkpoint.")
 
 
-def check_vae(vae):
-    """Refuse a VAE that does not decode the x4 upscaler's latents."""
+def check_vae(model, vae):
+    """Refuse a VAE that does not decode the upscaler's latents, and any where it makes none."""
+    if space_of(model) is PIXELS:
+        if vae is not None:
+            raise VideoLDMError("This upscaler makes pixels, not latents, so there is nothing for a VAE to decode. "
+                                "Disconnect the VAE.")
+        return
     if vae is None:
         raise VideoLDMError("No VAE is connected, and this upscaler makes latents. Connect the VAE of the x4 "
                             "upscaler's checkpoint.")

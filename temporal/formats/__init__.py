@@ -3,6 +3,7 @@
     identify(path) -> Identified            load_temporal(path) -> TemporalFile
     load_motion_lora(path) -> MotionLora    load_svd_initialisation(path, params) -> Initialisation
     load_decoder(path) -> DecoderFile       load_layout(path) -> LayoutFile
+    load_upscaler(path) -> UpscalerFile
     video_ldm.write(path, layers, params, ...)          decoder.write(path, tensors, params, ...)
 
 One file per family; others.py names everything that is refused.
@@ -12,7 +13,7 @@ from typing import Mapping
 
 from ..errors import VideoLDMError
 from ..stack import StackParams
-from . import animatediff, decoder, layout, motion_lora, others, svd, video_ldm
+from . import animatediff, decoder, layout, motion_lora, others, svd, upscaler, video_ldm
 from .decoder import DecoderFile
 from .files import TensorFile, open_file
 from .keys import Keys
@@ -20,18 +21,20 @@ from .layout import LayoutFile
 from .motion_lora import MotionLora
 from .record import Base, Identified, SamplerHint, Schedule, TemporalFile
 from .svd import Initialisation
+from .upscaler import UpscalerFile
 
 __all__ = [
     "Base", "DecoderFile", "Identified", "Initialisation", "LayoutFile", "MotionLora", "SamplerHint", "Schedule",
-    "TemporalFile", "decoder", "identify", "identify_keys", "layout", "load_decoder", "load_layout", "load_motion_lora",
-    "load_svd_initialisation", "load_temporal", "video_ldm",
+    "TemporalFile", "UpscalerFile", "decoder", "identify", "identify_keys", "layout", "load_decoder", "load_layout",
+    "load_motion_lora", "load_svd_initialisation", "load_temporal", "load_upscaler", "upscaler", "video_ldm",
 ]
 
 
 def identify_keys(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | None = None) -> Identified:
     """What a file is, from the names and shapes of its tensors and its safetensors metadata."""
     keys, metadata = Keys(shapes), metadata or {}
-    return (video_ldm.detect(keys, metadata) or layout.detect(keys, metadata) or motion_lora.detect(keys)
+    return (video_ldm.detect(keys, metadata) or layout.detect(keys, metadata) or upscaler.detect(keys, metadata)
+            or motion_lora.detect(keys)
             or animatediff.detect(keys) or svd.detect(keys) or decoder.detect(keys, metadata)
             or others.identify(keys, metadata))
 
@@ -84,6 +87,15 @@ def load_layout(path) -> LayoutFile:
     if found is None:
         raise identify_file(file).refusal(file.name, wanted=layout.TITLE)
     return layout.load(file)
+
+
+def load_upscaler(path) -> UpscalerFile:
+    """An upscaler in pixel space; raises VideoLDMError, naming the file and its place, for anything else."""
+    file = open_file(path)
+    found = identify_file(file)
+    if found.kind != "pixel_upscaler":
+        raise found.refusal(file.name, wanted="a whole video model that this pack takes")
+    return upscaler.load(file)
 
 
 def load_svd_initialisation(path, params: StackParams) -> Initialisation:

@@ -10,9 +10,11 @@ then `time_stack`, `time_pos_embed`, `time_mixer`. The metadata rebuilds everyth
     position_encoding, positions, heads {module: heads}, mix_length, pool_spatial_norms
     context_positions           version 2: the sets of known frames the layers were trained for, a list of lists of frame
                                 numbers, from the end where negative; the empty list is a clip from noise alone
+    small_frames                version 3: channels of the small frames that an upscaler's layers see
 
 Layers with an input for known frames are version 2, with `context_downsampler.steps.N` for c_S and, where they hear the
-frame rate, `fps_token.embed`; all others are version 1. Other entries of the metadata are kept as they are.
+frame rate, `fps_token.embed`; those with one for small frames are version 3, with the same downsampler; all others are
+version 1. Other entries of the metadata are kept as they are.
 """
 
 import json
@@ -27,18 +29,19 @@ from torch import Tensor, nn
 from ..atomic import write_atomically
 from ..errors import VideoLDMError
 from ..sites import PARTS, SLOTS, Site
-from ..stack import ContextParams, ResBlockParams, StackParams, TransformerParams
+from ..stack import ContextParams, ResBlockParams, SmallFramesParams, StackParams, TransformerParams
 from .files import TensorFile
 from .keys import Keys
 from .record import Base, Identified, Schedule, TemporalFile, require_complete, require_one_dtype
 
 FORMAT = "video_ldm_temporal_layers"
-VERSION, CONTEXT_VERSION = 1, 2
+VERSION, CONTEXT_VERSION, SMALL_FRAMES_VERSION = 1, 2, 3
+VERSIONS = tuple(map(str, (VERSION, CONTEXT_VERSION, SMALL_FRAMES_VERSION)))
 TITLE = "a file of Video LDM temporal layers"
 POSITION_ENCODING = "timestep sinusoid through an MLP"
 RESERVED = ("format", "version", "family", "layers", "base_family", "base_context_dim", "frames", "fps", "licence",
             "beta_schedule", "linear_start", "linear_end", "prediction", "position_encoding", "positions", "heads",
-            "mix_length", "pool_spatial_norms", "context_positions")
+            "mix_length", "pool_spatial_norms", "context_positions", "small_frames")
 REQUIRED = ("version", "family", "layers", "base_family", "frames", "beta_schedule", "linear_start", "linear_end",
             "position_encoding", "heads", "mix_length", "pool_spatial_norms")
 EXTRAS = ("context_downsampler.", "fps_token.")     # modules of the whole set, not of a site
@@ -141,9 +144,9 @@ def load(file: TensorFile) -> TemporalFile:
 
 def check_metadata(file: TensorFile):
     version = file.metadata.get("version", str(VERSION))
-    if version not in (str(VERSION), str(CONTEXT_VERSION)):
+    if version not in VERSIONS:
         raise VideoLDMError(f"{file.name} is written in version {version} of the Video LDM layers format; this pack "
-                            f"reads versions {VERSION} and {CONTEXT_VERSION}. Update the pack.")
+                            f"reads versions {', '.join(VERSIONS)}. Update the pack.")
     missing = [entry for entry in REQUIRED if entry not in file.metadata]
     if missing:
         raise VideoLDMError(f"{file.name} is {TITLE} whose metadata lacks {', '.join(missing)}, without which the "
@@ -176,8 +179,8 @@ def rebuild(file: TensorFile) -> StackParams:
     for site, brick in bricks:
         known = getattr(brick, "context_channels", 0)
         if isinstance(brick, ResBlockParams) and known != (context.channels if context else 0):
-            raise contradiction(name, f"{site.name} has {known} channels for context frames, and the file's own input "
-                                      f"for them gives {context.channels if context else 0}")
+            raise contradiction(name, f"{site.name} has {known} channels of context, and the file's own input for it "
+                                      f"gives {context.channels if context else 0}")
         if brick.mix_length != mix_length:
             raise contradiction(name, f"it says a mix of length {mix_length}, and {site.name} has {brick.mix_length}")
         if isinstance(brick, TransformerParams):
@@ -193,16 +196,21 @@ def rebuild(file: TensorFile) -> StackParams:
                        context, fps_width)
 
 
-def context_of(file: TensorFile) -> tuple[ContextParams | None, int]:
-    """The input for known frames, and the width of the frame-rate token, of a file that has them."""
+def context_of(file: TensorFile) -> tuple[ContextParams | SmallFramesParams | None, int]:
+    """The input for known or small frames, and the width of the frame-rate token, of a file that has them."""
     steps = {key: shape for key, shape in file.shapes.items() if re.fullmatch(r"context_downsampler\.steps\.\d+\.weight", key)}
     width = file.shapes.get("fps_token.embed.0.weight", (0,))[0]
-    told = file.metadata.get("context_positions")
-    if not steps and told is None:
+    told, small = file.metadata.get("context_positions"), file.metadata.get("small_frames")
+    if not steps and told is None and small is None:
         return None, width
-    if not steps or told is None:
-        raise contradiction(file.name, "its context frames lack " + ("the downsampler" if told else "their positions"))
+    if not steps or (told is None) == (small is None):
+        raise contradiction(file.name, "its context frames lack " + ("their positions" if steps else "the downsampler"))
     first = steps.get("context_downsampler.steps.0.weight", ())
+    if small is not None:
+        if first[1:2] != (3,) or small != "3":
+            raise contradiction(file.name, f"it says small frames of {small} channels, and its downsampler takes "
+                                           f"{list(first)[1:2]}; both are 3")
+        return SmallFramesParams(first[0], len(steps)), width
     try:
         positions = tuple(tuple(int(p) for p in known) for known in json.loads(told))
         channels, inputs = first[:2]
@@ -230,8 +238,10 @@ def notes_of(params: StackParams) -> list[str]:
     notes = []
     if params.mix_length > 1:
         notes.append(f"The mix is a vector over time: these layers run clips of exactly {params.mix_length} frames.")
-    if params.context is not None:
-        sets = [("none" if not known else ", ".join(map(str, known))) for known in params.context.positions]
+    if params.takes_small_frames:
+        notes.append("Made for an upscaler, whose small frames they see: run them with Video Upscale.")
+    if params.known_positions is not None:
+        sets = [("none" if not known else ", ".join(map(str, known))) for known in params.known_positions]
         notes.append(f"Takes context frames: {' | '.join(sets)} (numbers from 0, from the end where negative).")
     if params.pool_spatial_norms:
         notes.append("The image model's norms see all frames of a clip together.")
@@ -261,6 +271,8 @@ def write(path, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *
 
 
 def version_of(params: StackParams) -> int:
+    if params.takes_small_frames:
+        return SMALL_FRAMES_VERSION
     return VERSION if params.context is None and not params.fps_width else CONTEXT_VERSION
 
 
@@ -293,7 +305,9 @@ def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | 
     }
     optional = {"base_context_dim": base.context_dim, "fps": fps, "prediction": schedule.prediction,
                 "positions": params.positions}
-    if params.context is not None:
-        optional["context_positions"] = json.dumps(params.context.positions)
+    if params.known_positions is not None:
+        optional["context_positions"] = json.dumps(params.known_positions)
+    if params.takes_small_frames:
+        optional["small_frames"] = params.context.in_channels
     header.update({entry: str(value) for entry, value in optional.items() if value is not None})
     return header

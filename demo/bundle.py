@@ -1,0 +1,163 @@
+"""The finished cascade as the files that the pack ships, and back: `python run.py train-demo --from-bundle`."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..nodes.host import models as host
+from ..temporal.atomic import write_atomically
+from ..temporal.formats import load_decoder, load_layout, load_temporal, load_upscaler
+from ..temporal.formats import upscaler as upscaler_format
+from ..temporal.formats import video_ldm
+from ..temporal.formats.record import Base, Schedule
+from ..temporal.stack import TemporalStack
+from . import decoder, layers, layout, models, upscaler, world
+from .data import made, weights_of, write_json
+from .text import text_params
+
+LAYOUT_FILE = "video_ldm_driving_layout.safetensors"
+LAYERS_FILE, INTERPOLATION_FILE = "video_ldm_driving.safetensors", "video_ldm_driving_x4.safetensors"
+DECODER_FILE = "video_ldm_driving_decoder.safetensors"
+UPSCALER_FILE = "video_ldm_driving_upscaler.safetensors"
+UPSCALER_LAYERS_FILE = "video_ldm_driving_upscaler_layers.safetensors"
+FEATURES_FILE = "features.safetensors"
+STAGES = ("autoencoder", "text", "image", "prediction", "interpolation", "layout", "temporal-decoder", "upscaler",
+          "upscaler-temporal", "features")
+KEY_FRAMES = "key-frames"       # what prediction and interpolation begin with, where the key-frame stage was not run
+
+
+def check_finished(files):
+    """Every stage that is bundled is done; a sentence if one is not."""
+    made(files.latent_params, "latents")
+    for stage in STAGES:
+        made(files.weights(stage), stage)
+
+
+def write(files, output: Path) -> str:
+    """Write the finished cascade as fp16 safetensors, each with everything that rebuilds it."""
+    sizes = [write_part(output, part, *content) for part, content in image_parts(files).items()]
+    demo = Base("Video LDM demo", models.UNET.context_dim)
+    trained = Schedule("linear", models.LINEAR_START, models.LINEAR_END, models.PREDICTION)
+    unet = host.build_unet(models.UNET)
+    sizes.append(write_layers(files, output / LAYERS_FILE, "prediction", layers.prediction_params(unet), demo, trained,
+                              models.FPS))
+    sizes.append(write_layers(files, output / INTERPOLATION_FILE, "interpolation", layers.interpolation_params(unet),
+                              demo, trained))
+    sizes.append(decoder.write(output / DECODER_FILE, weights_of(files, "temporal-decoder", "decoder"),
+                               weights_of(files, "autoencoder", "autoencoder"), notes("temporal-decoder")))
+    sizes.append(layout.write(output / LAYOUT_FILE, weights_of(files, "layout", "scene"),
+                              load_file(files.texts)["null"], notes("layout")))
+    sizes.append(write_upscaler(files, output / UPSCALER_FILE))
+    sizes.append(write_layers(files, output / UPSCALER_LAYERS_FILE, "upscaler-temporal",
+                              upscaler.temporal_params(host.build_unet(upscaler.UNET)), upscaler.BASE,
+                              upscaler.SCHEDULE))
+    sizes.append(write_tensors(output / FEATURES_FILE, weights_of(files, "features", "network"),
+                               {"format": "video_ldm_demo_features", **notes("features")}))
+    return f"{sum(sizes) / 1e6:.1f} MB in '{output}'"
+
+
+def image_parts(files) -> dict:
+    """{part: (tensors, params)} of the plain image model."""
+    latents = json.loads(made(files.latent_params, "latents").read_text(encoding="utf-8"))
+    image = host.ImageParams(models.UNET, host.LatentParams(**latents), models.LINEAR_START, models.LINEAR_END,
+                             models.PREDICTION)
+    text = text_params()
+    tokens = host.gather_tokens(behind(TRANSFORMER, weights_of(files, "text", "text")), text)
+    unet = weights_of(files, "image", "unet")
+    return {"autoencoder": (weights_of(files, "autoencoder", "autoencoder"), models.AUTOENCODER),
+            "text": (tokens, text),
+            "image": ({host.UNET_PREFIX + key: value for key, value in unet.items()}, image)}
+
+
+TRANSFORMER = "transformer."
+
+
+def behind(prefix: str, tensors: dict) -> dict:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def halved(tensors: dict) -> dict:
+    return {key: tensor.to(torch.float16).contiguous() for key, tensor in tensors.items()}
+
+
+def write_part(folder, part, tensors, params):
+    return write_tensors(folder / f"{part}.safetensors", tensors, host.part_metadata(part, params, notes(part)))
+
+
+def write_tensors(path, tensors, metadata):
+    """Write fp16 safetensors; the size in bytes."""
+    metadata = {key: str(value) for key, value in metadata.items()}
+    write_atomically(path, lambda temporary: save_file(halved(tensors), temporary, metadata=metadata))
+    return path.stat().st_size
+
+
+def write_layers(files, path, stage, params, base: Base, schedule: Schedule, fps=None):
+    video_ldm.write(path, halved(weights_of(files, stage, "temporal")), params, base=base, schedule=schedule, fps=fps,
+                    licence=models.LICENCE, metadata=notes(stage))
+    return path.stat().st_size
+
+
+def write_upscaler(files, path):
+    about = notes("upscaler")
+    upscaler_format.write(path, halved(weights_of(files, "upscaler", "unet")), upscaler.file_params(about.pop("title")),
+                          {key: str(value) for key, value in about.items()})
+    return path.stat().st_size
+
+
+def notes(stage):
+    """Where a file's weights come from."""
+    about = models.STAGES[stage]
+    return {"title": f"Video LDM demo: {about.title}", "author": "video-ldm", "licence_note": models.LICENCE,
+            "trained_on": f"procedural driving world, seeds 0 to {models.TRAIN_CLIPS - 1}",
+            "held_out_seeds": f"{world.HELD_OUT} and up", "steps": about.loop.steps, "seed": about.loop.seed,
+            "batch": about.batch, "size": f"{models.WIDTH}x{models.HEIGHT}"}
+
+
+# Back: what a stage leaves in the work folder, from the bundled files
+
+def restore(bundle: Path, files, but: str | None = None):
+    """Take the bundled models for finished stages that the work folder lacks, all but the stage `but`."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    for stage, read in READERS.items():
+        if stage != but and not files.weights(stage).exists() and not (files.folder / stage).exists():
+            tensors = read(bundle)
+            write_atomically(files.weights(stage), lambda temporary: save_file(tensors, temporary))
+    if not files.latent_params.exists():
+        stored = host.read_part(bundle / "image.safetensors", "image")[1]["latent"]
+        write_json(files.latent_params, stored)
+
+
+def as_module(name: str, tensors: dict) -> dict:
+    return {f"{name}.{key}": tensor.float().contiguous() for key, tensor in tensors.items()}
+
+
+def read_text(bundle):
+    tensors, stored = host.read_part(bundle / "text.safetensors", "text")
+    params = host.TextParams(stored["width"], stored["layers"], stored["heads"], tuple(stored["tokens"]))
+    return as_module("text", {TRANSFORMER + key: value for key, value in host.scatter_tokens(tensors, params).items()})
+
+
+def read_key_frames(bundle):
+    """The prediction layers without their input for known frames."""
+    wanted = TemporalStack(layers.temporal_params(host.build_unet(models.UNET)), device="meta").state_dict()
+    tensors = load_temporal(bundle / LAYERS_FILE).tensors
+    return as_module("temporal", {key: tensors[key][tuple(map(slice, like.shape))] for key, like in wanted.items()})
+
+
+READERS = {
+    "autoencoder": lambda bundle: as_module("autoencoder", host.read_part(bundle / "autoencoder.safetensors",
+                                                                          "autoencoder")[0]),
+    "text": read_text,
+    "image": lambda bundle: as_module("unet", behind(host.UNET_PREFIX, host.read_part(bundle / "image.safetensors",
+                                                                                      "image")[0])),
+    KEY_FRAMES: read_key_frames,
+    "prediction": lambda bundle: as_module("temporal", load_temporal(bundle / LAYERS_FILE).tensors),
+    "interpolation": lambda bundle: as_module("temporal", load_temporal(bundle / INTERPOLATION_FILE).tensors),
+    "layout": lambda bundle: as_module("scene", load_layout(bundle / LAYOUT_FILE).tensors),
+    "temporal-decoder": lambda bundle: as_module("decoder", load_decoder(bundle / DECODER_FILE).tensors),
+    "upscaler": lambda bundle: as_module("unet", load_upscaler(bundle / UPSCALER_FILE).tensors),
+    "upscaler-temporal": lambda bundle: as_module("temporal", load_temporal(bundle / UPSCALER_LAYERS_FILE).tensors),
+    "features": lambda bundle: as_module("network", load_file(bundle / FEATURES_FILE)),
+}

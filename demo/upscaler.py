@@ -1,0 +1,110 @@
+"""The demo's upscaler, of the paper's driving kind: a diffusion model in pixel space, four times the size.
+
+First the image upscaler on single frames, then temporal layers on it, which see the small frames too. Both learn on
+patches of rendered clips, at every rate that the cascade makes. Attention is on text alone, as the Stable Diffusion x4
+upscaler has it on its finer levels: attention among places would meet more of them than on a patch.
+"""
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch.nn.functional import avg_pool2d
+
+from ..nodes.host.models import UNetParams
+from ..temporal.conditioning import with_small_frames
+from ..temporal.formats.record import Base, Schedule
+from ..temporal.formats.upscaler import UpscalerParams
+from ..temporal.stack import video_ldm_params
+from ..temporal.training.diffusion import Diffusion
+from ..temporal.training.upscaler import Patches, UpscalerLoss
+from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, enlarged
+from . import models, world
+from .autoencoder import to_model
+from .data import car_weights, corners_of
+
+HEIGHT, WIDTH = FACTOR * models.HEIGHT, FACTOR * models.WIDTH
+CLIPS, RATES = 400, (models.FPS, *models.RATES)     # rendered once, seeds 0..399, a third at each rate
+PATCH = 48                                          # large pixels
+LINEAR_START, LINEAR_END = 1e-4, 0.02               # the paper's driving upsampler, Table 6; the small frames' noise too
+LEVELS = 1000                                       # of noise, as a class
+USUAL_LEVEL = 150                                   # the paper's, in pixel space (Appendix H)
+CONTEXT_CHANNELS = 32                               # the paper's 128, at this UNet's width
+UNET = UNetParams(latent_channels=3, model_channels=32, channel_mult=(1, 2, 2, 4), num_res_blocks=(1, 1, 1, 1),
+                  transformer_depth=(0, 0, 0, 1), head_channels=32, context_dim=models.TEXT_WIDTH, concat_channels=3,
+                  noise_levels=LEVELS, self_attention=False)
+
+
+def diffusion() -> Diffusion:
+    return Diffusion(LINEAR_START, LINEAR_END, LEVELS, models.PREDICTION)
+
+
+def augmentation() -> Diffusion:
+    return Diffusion(LINEAR_START, LINEAR_END, LEVELS)
+
+
+BASE = Base("the Video LDM demo's upscaler", UNET.context_dim)
+SCHEDULE = Schedule("linear", LINEAR_START, LINEAR_END, models.PREDICTION)
+
+
+def file_params(title) -> UpscalerParams:
+    """What the file of the image upscaler says."""
+    return UpscalerParams(asdict(UNET), LINEAR_START, LINEAR_END, models.PREDICTION, LINEAR_START, LINEAR_END,
+                          TRAINED_LEVEL, USUAL_LEVEL, title, models.LICENCE)
+
+
+def temporal_params(unet):
+    params = video_ldm_params(unet, UNET.emb_dim, UNET.context_dim, lambda channels: channels // UNET.head_channels,
+                              models.FRAMES)
+    return with_small_frames(params, len(UNET.channel_mult), CONTEXT_CHANNELS)
+
+
+def large_clip(index):
+    """A drive as the upscaler is to make it, from some moment of it on; seeds 0..CLIPS-1 of the training set."""
+    rate = RATES[index % len(RATES)]
+    start = (index * 0.6180339887) % 1 * (models.FRAMES - 1) * (1 / models.FPS - 1 / rate)
+    return world.clip(world.train_seed(index), models.FRAMES, HEIGHT, WIDTH, rate, start)
+
+
+def render(path):
+    """Render all of them: uint8 (n t h w 3); the corners of their cars (n t 3 4)."""
+    frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(CLIPS, models.FRAMES, HEIGHT, WIDTH, 3))
+    corners = np.zeros((CLIPS, models.FRAMES, 3, 4), np.float32)
+    for index in range(CLIPS):
+        clip = large_clip(index)
+        frames[index], corners[index] = clip.frames, corners_of(clip)
+    frames.flush()
+    return corners
+
+
+class RenderedPatches:
+    """`patches(step)` for an UpscalerLoss: patches of clips `frames` long, small frames by averaging, cars counting
+    more. embeddings (k l d), rows: the text of each clip."""
+
+    def __init__(self, frames, corners, length, batch, embeddings, rows):
+        self.frames, self.corners, self.length, self.batch = frames, corners, length, batch
+        self.embeddings, self.rows = embeddings, rows
+
+    def __call__(self, step) -> Patches:
+        drawn = [self.draw(step.generator) for _ in range(step.share(self.batch))]
+        x = torch.stack([to_model(torch.from_numpy(patch)) for _, patch, _ in drawn])
+        weights = torch.stack([torch.from_numpy(part) for _, _, part in drawn])
+        context = torch.stack([self.embeddings[self.rows[index]] for index, _, _ in drawn])
+        x_low = avg_pool2d(x.flatten(0, 1), FACTOR).unflatten(0, x.shape[:2])
+        return Patches(*(part.to(step.device) for part in (x, x_low, context, weights)))
+
+    def draw(self, generator):
+        """(clip, patch uint8 (t h w 3), weights (t 1 h w)); patches begin where a small pixel does."""
+        def below(count):
+            return int(torch.randint(0, count, (), generator=generator))
+        index, first = below(len(self.frames)), below(models.FRAMES - self.length + 1)
+        top, left = (FACTOR * below((size - PATCH) // FACTOR + 1) for size in (HEIGHT, WIDTH))
+        when = slice(first, first + self.length)
+        patch = np.array(self.frames[index, when, top:top + PATCH, left:left + PATCH])
+        place, size = np.array([left, top, left, top]), np.array([WIDTH, HEIGHT, WIDTH, HEIGHT])
+        return index, patch, car_weights((self.corners[index, when] * size - place) / PATCH, PATCH, PATCH)
+
+
+def loss(unet, stack, patches, texts) -> UpscalerLoss:
+    return UpscalerLoss(unet, stack, diffusion(), augmentation(), patches, enlarged, null_context=texts["null"],
+                        dropout=models.DROPOUT)

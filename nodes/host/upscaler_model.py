@@ -1,0 +1,65 @@
+"""Video upscalers in pixel space as MODEL: ComfyUI's own class of the x4 upscaler, on pixels in place of latents."""
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.supported_models_base
+from comfy.ldm.modules.diffusionmodules.upscaling import ImageConcatWithNoiseAugmentation
+
+from ...temporal.formats.upscaler import PREFIX, UpscalerFile, UpscalerParams, damaged
+from .models import UNetParams, patcher_of_model, shapes_of_unet
+
+KINDS = {"v": comfy.model_base.ModelType.V_PREDICTION, "eps": comfy.model_base.ModelType.EPS}
+
+
+class Pixels(comfy.latent_formats.LatentFormat):
+    """Colours in -1..1, as they are."""
+    scale_factor = 1.0
+    latent_channels = 3
+    latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+class PixelUpscaler(comfy.model_base.SD_X4Upscaler):
+    """The small frames arrive on the grid of the large ones; usual_noise: the level it is meant to be run with."""
+
+    def __init__(self, config, params: UpscalerParams, device=None):
+        super().__init__(config, KINDS[params.prediction], device)
+        schedule = {"linear_start": params.augmentation_start, "linear_end": params.augmentation_end}
+        self.noise_augmentor = ImageConcatWithNoiseAugmentation(schedule, max_noise_level=params.most_noise)
+        self.usual_noise = params.usual_noise
+
+
+def load_upscaler(file: UpscalerFile):
+    """A MODEL."""
+    unet = unet_params(file)
+    config = model_config(file.params, unet)
+    return patcher_of_model(config, {PREFIX + key: value for key, value in file.tensors.items()}, PREFIX)
+
+
+def unet_params(file: UpscalerFile) -> UNetParams:
+    """The network's sizes; refused where the tensors are not exactly that network's."""
+    try:
+        unet = UNetParams(**file.params.unet)
+        wanted = shapes_of_unet(unet)
+    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise damaged(file.name, f"no network has its sizes: {error}") from None
+    given = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
+    for key in sorted(given.keys() | wanted.keys()):
+        if given.get(key) != wanted.get(key):
+            raise damaged(file.name, f"{key} is {given.get(key, 'missing')} where {wanted.get(key, 'nothing')} is due")
+    if unet.latent_channels != 3 or unet.concat_channels != 3 or unet.noise_levels <= file.params.most_noise:
+        raise damaged(file.name, "its network does not take colours, small frames and their noise level")
+    return unet
+
+
+def model_config(params: UpscalerParams, unet: UNetParams):
+    """What ComfyUI's model detection would give for this network."""
+    class Upscaler(comfy.supported_models_base.BASE):
+        latent_format = Pixels
+        title = params.title
+        unet_extra_config = {}
+        sampling_settings = {"beta_schedule": "linear", "linear_start": params.linear_start,
+                             "linear_end": params.linear_end}
+
+        def get_model(self, state_dict, prefix="", device=None):
+            return PixelUpscaler(self, params, device)
+    return Upscaler(unet.config())

@@ -1,0 +1,45 @@
+"""A small upscaler in pixel space, and temporal layers for it that see the small frames; random."""
+
+from dataclasses import asdict
+
+from video_ldm.nodes.host.models import UNetParams, build_unet
+from video_ldm.temporal.conditioning import with_small_frames
+from video_ldm.temporal.formats import Base, Schedule, video_ldm
+from video_ldm.temporal.formats import upscaler as upscaler_format
+from video_ldm.temporal.formats.upscaler import UpscalerParams
+from video_ldm.temporal.stack import TemporalStack, video_ldm_params
+from video_ldm.tests.host import checkpoints
+from video_ldm.tests.small import randomise
+
+TEXT, FRAMES, CONTEXT = 24, 4, 8
+UNET = UNetParams(latent_channels=3, model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1),
+                  transformer_depth=(0, 1), head_channels=32, context_dim=TEXT, concat_channels=3, noise_levels=1000,
+                  self_attention=False)
+PARAMS = UpscalerParams(asdict(UNET), 0.0001, 0.02, "v", 0.0001, 0.02, 250, 150, "a random upscaler", "Apache-2.0")
+BASE, SCHEDULE = Base("a random upscaler", TEXT), Schedule("linear", 0.0001, 0.02, "v")
+
+
+def network(seed: int = 0):
+    return randomise(build_unet(UNET), seed)
+
+
+def stack_params(unet):
+    params = video_ldm_params(unet, UNET.emb_dim, TEXT, lambda channels: channels // 32, FRAMES)
+    return with_small_frames(params, len(UNET.channel_mult), CONTEXT)
+
+
+def stack(unet, seed: int = 1) -> TemporalStack:
+    return randomise(TemporalStack(stack_params(unet)), seed)
+
+
+def write_model(path, seed: int = 0):
+    upscaler_format.write(path, network(seed).state_dict(), PARAMS)
+
+
+def write_layers(path, seed: int = 1):
+    unet = network()
+    video_ldm.write(path, stack(unet, seed), stack_params(unet), schedule=SCHEDULE, base=BASE, fps=8.0)
+
+
+def text(seed: int = 11, tokens: int = 7) -> list:
+    return checkpoints.conditioning(seed, tokens, TEXT)
