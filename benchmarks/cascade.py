@@ -93,6 +93,11 @@ class Cascade:
         return self.vae.encode(torch.from_numpy(frames).float() / 255)
 
     @torch.inference_mode()
+    def through_autoencoder(self, clips):
+        """uint8 clips (n t h w 3) encoded and decoded: as clear as any picture of this cascade can be."""
+        return np.stack([self.decode(self.encode(clip)) for clip in clips])
+
+    @torch.inference_mode()
     def clips(self, model, numbers):
         """A clip per held-out drive, uint8 `(n t h w 3)`; the same noise for every model."""
         return in_batches(numbers, lambda part: self.decode(self.sample(model, part, models.FRAMES, part[0])).reshape(

@@ -88,11 +88,18 @@ def share_of_paint(frame, corners, colour, night):
     x0, y0, x1, y1 = corners
     top, foot = (round((y0 + part * (y1 - y0)) * height) for part in BODY)
     left, right = round(x0 * width), round(x1 * width)
-    body = frame[top:max(foot, top + 1), left:max(right, left + 1)].reshape(-1, 3).astype(np.float32)
-    paints = np.array(list(world.COLOURS.values())) * (0.62 if night else 1.0)      # as the world tints them
-    known = np.concatenate([paints, np.array(GROUND) * (0.34 if night else 1.0)])
-    nearest = ((body[:, None] - known) ** 2).sum(-1).argmin(1)
-    return (nearest == list(world.COLOURS).index(colour)).mean()
+    body = frame[top:max(foot, top + 1), left:max(right, left + 1)]
+    return (nearest(body, night) == list(world.COLOURS).index(colour)).mean()
+
+
+def nearest(pixels, night, more=()):
+    """Which colour of the world uint8 pixels (... 3) are nearest to: its paints in their order, then GROUND and `more`.
+
+    At night the colours are tinted as the world tints cars and ground.
+    """
+    paints = np.array(list(world.COLOURS.values())) * (0.62 if night else 1.0)
+    known = np.concatenate([paints, np.array((*GROUND, *more)) * (0.34 if night else 1.0)]).astype(np.float32)
+    return (np.square(known).sum(-1) - 2 * pixels.astype(np.float32) @ known.T).argmin(-1)    # |a - b|^2 without |a|^2
 
 
 def table(figures, count):

@@ -2,11 +2,15 @@
 
 Frechet distance between features of generated and of real held-out clips, in a small video network that was trained on
 the driving world to tell its labels (demo/features.py; not FVD, whose network knows human actions), and motion: the
-mean absolute difference of neighbouring frames, as a ratio to that of real clips. Every clip is sampled by ComfyUI's
-own sampler through the MODEL that an artist gets, under the caption of a held-out drive.
+mean absolute difference of neighbouring frames, as a ratio to that of real clips. Cars are followed by their paint
+(colours.py): the share of them that keep their colour, and how many there are to a clip. Real clips that went through
+the autoencoder are as good as any clip of the cascade can be, so the bundled layers are held to LEAST_KEPT of their
+share. Every clip is sampled by ComfyUI's own sampler through the MODEL that an artist gets, under the caption of a
+held-out drive.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from ..demo import train
 from ..demo.features import features_of, load_network
 from ..temporal.errors import VideoLDMError
 from ..temporal.metrics import frechet_distance, motion_ratio
-from . import layout, longer, reconstruction
+from . import colours, layout, longer, reconstruction
 from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
@@ -25,7 +29,9 @@ REAL, COUNT = 512, 128                  # reference clips, clips per row
 STEPS, CFG = 20, 1.0
 SHEET_CLIPS = 6
 MOTION_RANGE = (0.7, 1.4)
+LEAST_KEPT = 0.9                        # of the share of cars that keep their colour through the autoencoder
 SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuffled", "real, first frame frozen"
+THROUGH = "real, through the autoencoder"
 IMAGE, ATTENTION, FULL = "image model alone (mix 1)", "attention only", "convolution + attention"
 BUNDLED = "the bundled layers: convolution + attention, trained on with context frames"
 PARTS = ("key-frames", "longer", "interpolation", "layout", "reconstruction")
@@ -65,7 +71,10 @@ def key_frames(arguments):
 
 
 def measure(arguments):
-    """Rows (name, clips, (distance, motion ratio)), and sentences on what could not be measured."""
+    """Rows (name, clips, (distance, motion ratio, share of cars that keep their colour, cars a clip)).
+
+    And sentences on what could not be measured.
+    """
     network = load_network(arguments.models / "features.safetensors")
     reference = real_clips(range(REAL))
     held_out = range(REAL, REAL + arguments.clips)
@@ -78,15 +87,17 @@ def measure(arguments):
         except VideoLDMError as error:
             left_out.append(f"The row '{name}' is left out: {error}")
             return
-        figures = frechet_distance(features_of(network, clips), known), motion_ratio(clips, reference)
+        figures = (frechet_distance(features_of(network, clips), known), motion_ratio(clips, reference),
+                   *colours.figures_of(clips))
         rows.append((name, clips, figures))
-        print(f"{name}: distance {figures[0]:.3f}, motion {figures[1]:.2f}", file=sys.stderr, flush=True)
+        print(row_of(name, figures), file=sys.stderr, flush=True)
 
     second = real_clips(held_out)
     add(SECOND, lambda: second)
     add(SHUFFLED, lambda: shuffled(second))
     add(FROZEN, lambda: np.repeat(second[:, :1], second.shape[1], axis=1))
     cascade = Cascade(arguments.models, arguments.train, arguments.steps, arguments.cfg)
+    add(THROUGH, lambda: cascade.through_autoencoder(second))
     add(IMAGE, lambda: cascade.clips(cascade.bundled(strength=0.0), held_out))
     add(ATTENTION, lambda: cascade.clips(cascade.arm("temporal-attention"), held_out))
     add(FULL, lambda: cascade.clips(cascade.arm("temporal"), held_out))
@@ -98,19 +109,27 @@ def measure(arguments):
 
 def table(rows, arguments):
     lines = [f"Frechet distance, in the features of the demo's own video network (not FVD), to {REAL} real held-out",
-             f"clips; {arguments.clips} clips a row; {SAMPLER}, {arguments.steps} steps, cfg {arguments.cfg:g}.", "",
-             "| clips | Frechet distance | motion, ratio to real |", "|---|---|---|"]
-    lines += [f"| {name} | {distance:.3f} | {ratio:.2f} |" for name, _, (distance, ratio) in rows]
-    return "\n".join(lines) + "\n"
+             f"clips; {arguments.clips} clips a row; {SAMPLER}, {arguments.steps} steps, cfg {arguments.cfg:g}.",
+             f"Cars that show {colours.LEAST} pixels of paint or more in {colours.SEEN} frames or more are followed;",
+             "one keeps its colour if its paint is the same in all of them.", "",
+             "| clips | Frechet distance | motion, ratio to real | cars that keep their colour | cars a clip |",
+             "|---|---|---|---|---|"]
+    return "\n".join(lines + [row_of(name, figures) for name, _, figures in rows]) + "\n"
+
+
+def row_of(name, figures):
+    distance, ratio, kept, cars = figures
+    return f"| {name} | {distance:.3f} | {ratio:.2f} | {'-' if math.isnan(kept) else f'{kept:.0%}'} | {cars:.2f} |"
 
 
 def verdict(figures):
-    """Sentences on what does not hold of the figures {row: (distance, motion ratio)}."""
-    return [line for row in (FULL, BUNDLED) if row in figures for line in verdict_of(row, figures)]
+    """Sentences on what does not hold of the figures {row: (distance, motion ratio, kept, cars)}."""
+    failures = [line for row in (FULL, BUNDLED) if row in figures for line in verdict_of(row, figures)]
+    return failures + verdict_of_colours(figures)
 
 
 def verdict_of(row, figures):
-    distance, ratio = figures[row]
+    distance, ratio, *_ = figures[row]
     failures = []
     if distance > figures[IMAGE][0] / 5:
         failures.append(f"FAILED: {row} ({distance:.3f}) is more than a fifth of {IMAGE} ({figures[IMAGE][0]:.3f}).")
@@ -120,6 +139,16 @@ def verdict_of(row, figures):
     if not MOTION_RANGE[0] <= ratio <= MOTION_RANGE[1]:
         failures.append(f"FAILED: motion of {row} is {ratio:.2f} of the real one, outside {MOTION_RANGE}.")
     return failures
+
+
+def verdict_of_colours(figures):
+    if BUNDLED not in figures:
+        return []
+    kept, ceiling = figures[BUNDLED][2], figures[THROUGH][2]
+    if kept >= LEAST_KEPT * ceiling:
+        return []
+    return [f"FAILED: {kept:.0%} of the cars of {BUNDLED} keep their colour, less than {LEAST_KEPT} of the share of "
+            f"{THROUGH} ({ceiling:.0%})."]
 
 
 def contact_sheet(rows):
