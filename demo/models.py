@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..nodes.host.models import AutoencoderParams, UNetParams
+from ..temporal.training.diffusion import Diffusion
 from ..temporal.training.loop import LoopParams
 
 HEIGHT, WIDTH, FRAMES, FPS = 64, 128, 8, 4.0
@@ -17,6 +18,10 @@ AUTOENCODER = AutoencoderParams(latent_channels=4, channels=32, channel_mult=(1,
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 2, 4
 UNET = UNetParams(latent_channels=4, model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=(1, 1, 1),
                   transformer_depth=(1, 1, 1), head_channels=32, context_dim=TEXT_WIDTH)
+
+
+def diffusion() -> Diffusion:
+    return Diffusion(LINEAR_START, LINEAR_END, prediction=PREDICTION)
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,18 @@ STAGES = {
     "temporal-attention": Stage("temporal layers, attention only", 4, LoopParams(
         steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
     "prediction": Stage("prediction layers", 4, LoopParams(
-        steps=1600, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
+        steps=5000, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
     "interpolation": Stage("interpolation layers", 6, LoopParams(
         steps=3000, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
     "layout": Stage("scene layout", 32, LoopParams(
         steps=2300, lr=2e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", save_every=150, seed=19)),
     "temporal-decoder": Stage("temporal decoder", 4, LoopParams(
-        steps=1500, lr=3e-4, lr_end=1e-5, warmup=50, ema_decay=0.995, precision="bfloat16", grad_clip=None,
+        steps=1700, lr=3e-4, lr_end=1e-5, warmup=50, ema_decay=0.995, precision="bfloat16", grad_clip=None,
         betas=(0.5, 0.9), seed=18)),
+    "upscaler": Stage("upscaler", 16, LoopParams(
+        steps=2000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=21)),
+    "upscaler-temporal": Stage("temporal layers of the upscaler", 2, LoopParams(
+        steps=1500, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=22)),
     "features": Stage("video network of the metric", 16, LoopParams(
         steps=1200, lr=1e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", seed=15)),
 }

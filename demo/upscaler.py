@@ -18,20 +18,20 @@ from ..temporal.formats.upscaler import UpscalerParams
 from ..temporal.stack import video_ldm_params
 from ..temporal.training.diffusion import Diffusion
 from ..temporal.training.upscaler import Patches, UpscalerLoss
-from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, enlarged
+from ..temporal.upscaler import FACTOR, PIXEL_CHANNELS, TRAINED_LEVEL, folded
 from . import models, world
 from .autoencoder import to_model
 from .data import car_weights, corners_of
 
 HEIGHT, WIDTH = FACTOR * models.HEIGHT, FACTOR * models.WIDTH
 CLIPS, RATES = 400, (models.FPS, *models.RATES)     # rendered once, seeds 0..399, a third at each rate
-PATCH = 48                                          # large pixels
+PATCH = 96                                          # large pixels
 LINEAR_START, LINEAR_END = 1e-4, 0.02               # the paper's driving upsampler, Table 6; the small frames' noise too
 LEVELS = 1000                                       # of noise, as a class
 USUAL_LEVEL = 150                                   # the paper's, in pixel space (Appendix H)
-CONTEXT_CHANNELS = 32                               # the paper's 128, at this UNet's width
-UNET = UNetParams(latent_channels=3, model_channels=32, channel_mult=(1, 2, 2, 4), num_res_blocks=(1, 1, 1, 1),
-                  transformer_depth=(0, 0, 0, 1), head_channels=32, context_dim=models.TEXT_WIDTH, concat_channels=3,
+CONTEXT_CHANNELS = 64                               # the paper's 128, at this UNet's width
+UNET = UNetParams(latent_channels=PIXEL_CHANNELS, model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=(1, 1, 1),
+                  transformer_depth=(0, 0, 1), head_channels=32, context_dim=models.TEXT_WIDTH, concat_channels=3,
                   noise_levels=LEVELS, self_attention=False)
 
 
@@ -87,14 +87,14 @@ class RenderedPatches:
 
     def __call__(self, step) -> Patches:
         drawn = [self.draw(step.generator) for _ in range(step.share(self.batch))]
-        x = torch.stack([to_model(torch.from_numpy(patch)) for _, patch, _ in drawn])
-        weights = torch.stack([torch.from_numpy(part) for _, _, part in drawn])
-        context = torch.stack([self.embeddings[self.rows[index]] for index, _, _ in drawn])
-        x_low = avg_pool2d(x.flatten(0, 1), FACTOR).unflatten(0, x.shape[:2])
-        return Patches(*(part.to(step.device) for part in (x, x_low, context, weights)))
+        pixels, weights = (torch.stack(part) for part in zip(*(part for _, *part in drawn)))
+        context = torch.stack([self.embeddings[self.rows[index]] for index, *_ in drawn])
+        x_low, weights = (avg_pool2d(part.flatten(0, 1), FACTOR).unflatten(0, part.shape[:2])
+                          for part in (pixels, weights))
+        return Patches(*(part.to(step.device) for part in (folded(pixels), x_low, context, weights)))
 
     def draw(self, generator):
-        """(clip, patch uint8 (t h w 3), weights (t 1 h w)); patches begin where a small pixel does."""
+        """(clip, patch (t 3 h w) in -1..1, weights (t 1 h w)); patches begin where a small pixel does."""
         def below(count):
             return int(torch.randint(0, count, (), generator=generator))
         index, first = below(len(self.frames)), below(models.FRAMES - self.length + 1)
@@ -102,9 +102,10 @@ class RenderedPatches:
         when = slice(first, first + self.length)
         patch = np.array(self.frames[index, when, top:top + PATCH, left:left + PATCH])
         place, size = np.array([left, top, left, top]), np.array([WIDTH, HEIGHT, WIDTH, HEIGHT])
-        return index, patch, car_weights((self.corners[index, when] * size - place) / PATCH, PATCH, PATCH)
+        weights = car_weights((self.corners[index, when] * size - place) / PATCH, PATCH, PATCH)
+        return index, to_model(torch.from_numpy(patch)), torch.from_numpy(weights)
 
 
 def loss(unet, stack, patches, texts) -> UpscalerLoss:
-    return UpscalerLoss(unet, stack, diffusion(), augmentation(), patches, enlarged, null_context=texts["null"],
+    return UpscalerLoss(unet, stack, diffusion(), augmentation(), patches, null_context=texts["null"],
                         dropout=models.DROPOUT)

@@ -8,7 +8,7 @@ from ..temporal.video import DEFAULT_RATE
 from .decode import IMAGE_SLOT, pictures_and_video
 from .host import attach, temporal_vae, upscaling, windows, wiring
 from .host.api import io
-from .host.decoding import SMALLEST_TILE, Decoding, DecodeSettings, Pixels
+from .host.decoding import SMALLEST_TILE, Decoding, DecodeSettings, Unfolding
 from .sample import sampler_inputs
 
 TITLE = "Video Upscale"
@@ -95,14 +95,13 @@ class VideoUpscale(io.ComfyNode):
         check_tile(tile)
         small, rate = small_frames(images, video)
         count, height, width = small.shape[:3]
-        space = upscaling.space_of(model)
-        cuts = cut(count, space.grid * height, space.grid * width, window, overlap if sets else 0, tile // space.pixels)
+        cuts = cut(count, height, width, window, overlap if sets else 0, tile // FACTOR)
         check_window(windows.params_of_layers(model), cuts.largest[0])
         made = upscaling.upscaled(model, small, noise_level, cuts, seed, steps, cfg, sampler, scheduler, positive,
                                   negative)
         report = report_of(model, small, noise_level, cuts, sets)
         if vae is None:
-            decoding = Pixels(made, TITLE)
+            decoding = Unfolding(made, TITLE)
         else:
             decoding = Decoding(vae, made, decode_settings(vae, window, overlap, tile))
         return io.NodeOutput(*pictures_and_video(decoding, fps or rate or DEFAULT_RATE, cls.hidden), report)
@@ -153,12 +152,12 @@ def decode_settings(vae, window: int, overlap: int, tile: int) -> DecodeSettings
 def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[dict]) -> str:
     count, height, width = small.shape[:3]
     frames, tile_height, tile_width = cuts.largest
-    pixels, usual = upscaling.space_of(model).pixels, getattr(model.model, "usual_noise", noise_level)
+    usual = getattr(model.model, "usual_noise", noise_level)
     tiles = len(cuts.rows) * len(cuts.columns)
     lines = [f"{count} frames of {width}x{height} upscaled to {FACTOR * width}x{FACTOR * height}, noise level "
              f"{noise_level}.",
-             f"{len(cuts.frames)} windows of {frames} frames, each in {tiles} tiles of {pixels * tile_width}x"
-             f"{pixels * tile_height}."]
+             f"{len(cuts.frames)} windows of {frames} frames, each in {tiles} tiles of {FACTOR * tile_width}x"
+             f"{FACTOR * tile_height}."]
     if usual != noise_level:
         lines.append(f"This upscaler was made to be run with noise level {usual}.")
     for layers in sets:

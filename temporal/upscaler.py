@@ -40,16 +40,20 @@ def noised(x_low: Tensor, levels: Tensor, eps: Tensor, schedule: Diffusion) -> T
     return torch.where(levels.view(-1, *[1] * (x_low.ndim - 1)) == 0, x_low, c_low)
 
 
-# Where the small frames stand beside x: a latent upscaler's latents have their size, a pixel upscaler's x is larger
+# An upscaler in pixel space: the pixels that one small pixel becomes are the channels of its place, so that what is made
+# stands beside the small frames as a latent upscaler's latents do. Noise is the same in either order of the numbers.
 
-def as_they_are(c_low: Tensor) -> Tensor:
-    """On the grid of a latent upscaler, which decodes each of its places to FACTOR x FACTOR pixels."""
-    return c_low
+PIXEL_CHANNELS = 3 * FACTOR ** 2
 
 
-def enlarged(c_low: Tensor) -> Tensor:
-    """`t 3 h w` -> `t 3 4h 4w`: on the grid of an upscaler in pixel space, bilinear."""
-    return torch.nn.functional.interpolate(c_low, scale_factor=FACTOR, mode="bilinear")
+def folded(pixels: Tensor) -> Tensor:
+    """`... 3 4h 4w` -> `... 48 h w`."""
+    return torch.nn.functional.pixel_unshuffle(pixels, FACTOR)
+
+
+def unfolded(x: Tensor) -> Tensor:
+    """`... 48 h w` -> `... 3 4h 4w`."""
+    return torch.nn.functional.pixel_shuffle(x, FACTOR)
 
 
 # Windows and tiles

@@ -8,11 +8,12 @@ from video_ldm.temporal.formats import Base, Schedule, video_ldm
 from video_ldm.temporal.formats import upscaler as upscaler_format
 from video_ldm.temporal.formats.upscaler import UpscalerParams
 from video_ldm.temporal.stack import TemporalStack, video_ldm_params
+from video_ldm.temporal.upscaler import PIXEL_CHANNELS
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.small import randomise
 
 TEXT, FRAMES, CONTEXT = 24, 4, 8
-UNET = UNetParams(latent_channels=3, model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1),
+UNET = UNetParams(latent_channels=PIXEL_CHANNELS, model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1),
                   transformer_depth=(0, 1), head_channels=32, context_dim=TEXT, concat_channels=3, noise_levels=1000,
                   self_attention=False)
 PARAMS = UpscalerParams(asdict(UNET), 0.0001, 0.02, "v", 0.0001, 0.02, 250, 150, "a random upscaler", "Apache-2.0")

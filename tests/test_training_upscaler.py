@@ -7,7 +7,7 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.training.diffusion import Diffusion
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.upscaler import Patches, UpscalerLoss
-from video_ldm.temporal.upscaler import enlarged, noised
+from video_ldm.temporal.upscaler import PIXEL_CHANNELS, folded, noised, unfolded
 from video_ldm.tests import pixel_help
 from video_ldm.tests.small import relative_error
 
@@ -17,9 +17,9 @@ V, AUGMENTATION = Diffusion(0.0001, 0.02, prediction="v"), Diffusion(0.0001, 0.0
 
 def patches(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(CLIPS, FRAMES, 3, 16, 16, generator=generator) * 2 - 1
-    x_low = torch.nn.functional.avg_pool2d(x.flatten(0, 1), 4).unflatten(0, (CLIPS, FRAMES))
-    return Patches(x, x_low, torch.randn(CLIPS, 5, pixel_help.TEXT, generator=generator))
+    pixels = torch.rand(CLIPS, FRAMES, 3, 32, 32, generator=generator) * 2 - 1
+    x_low = torch.nn.functional.avg_pool2d(pixels.flatten(0, 1), 4).unflatten(0, (CLIPS, FRAMES))
+    return Patches(folded(pixels), x_low, torch.randn(CLIPS, 5, pixel_help.TEXT, generator=generator))
 
 
 def step(number=0):
@@ -35,19 +35,19 @@ class Recorder(torch.nn.Module):
 
     def forward(self, x, timesteps, context=None, y=None):
         self.given = {"x": x, "tau": timesteps, "context": context, "y": y}
-        return x[:, :3] * self.weight
+        return x[:, :PIXEL_CHANNELS] * self.weight
 
 
 def test_pictures_draw_a_tau_and_a_noise_level_each():
     network = Recorder()
     drawn = patches()
-    loss = UpscalerLoss(network, None, V, AUGMENTATION, lambda step: drawn, enlarged, most_noise=250)
+    loss = UpscalerLoss(network, None, V, AUGMENTATION, lambda step: drawn, most_noise=250)
     assert loss.modules == {"unet": network}
     levels = []
     for number in range(40):
         loss(step(number))
         given = network.given
-        assert given["x"].shape == (CLIPS * FRAMES, 6, 16, 16)
+        assert given["x"].shape == (CLIPS * FRAMES, PIXEL_CHANNELS + 3, 8, 8)
         assert len(set(given["tau"].tolist())) > CLIPS and len(set(given["y"].tolist())) > CLIPS
         assert torch.equal(given["context"], drawn.context.repeat_interleave(FRAMES, 0))
         levels += given["y"].tolist()
@@ -57,22 +57,20 @@ def test_pictures_draw_a_tau_and_a_noise_level_each():
 def test_a_clip_has_one_tau_and_one_level_and_its_network_sees_the_noised_small_frames():
     network, drawn = Recorder().requires_grad_(False), patches()
     stack = pixel_help.stack(pixel_help.network())
-    loss = UpscalerLoss(network, None, V, AUGMENTATION, lambda step: drawn, enlarged)
+    loss = UpscalerLoss(network, None, V, AUGMENTATION, lambda step: drawn)
     loss.stack, loss.sets = stack, lambda c_low, frames: []
     loss.open_call = lambda *args, **kwargs: torch.no_grad()
     loss(step(3))
     given = {name: part.unflatten(0, (CLIPS, FRAMES)) for name, part in network.given.items()}
     assert torch.equal(given["tau"], given["tau"][:, :1].expand(-1, FRAMES))
     assert torch.equal(given["y"], given["y"][:, :1].expand(-1, FRAMES)) and len(set(given["y"][:, 0].tolist())) > 1
-    # Where the noise is known the small frames are: undo it, and what is left is the clip's small frames, enlarged.
+    # Take the clip's own small frames away, and what is left is noise: of unit variance, new in every frame.
     x_low, level = drawn.x_low.flatten(0, 1), network.given["y"]
     alpha = AUGMENTATION.alpha[level].float()[:, None, None, None]
     sigma = AUGMENTATION.sigma[level].float()[:, None, None, None]
-    rest = (network.given["x"][:, 3:] - alpha * enlarged(x_low)) / sigma
-    assert rest.flatten(1).std(dim=1).mean() == pytest.approx(enlarged(torch.randn(64, 3, 4, 4)).std().item(), rel=0.1)
-    frames = rest.flatten(1)
-    correlation = torch.corrcoef(frames) - torch.eye(len(frames))
-    assert correlation.abs().max() < 0.6            # new noise in every frame
+    frames = ((network.given["x"][:, PIXEL_CHANNELS:] - alpha * x_low) / sigma).flatten(1)
+    assert frames.std() == pytest.approx(1, rel=0.1)
+    assert (torch.corrcoef(frames) - torch.eye(len(frames))).abs().max() < 0.4
 
 
 def test_level_0_leaves_the_small_frames_as_they_are():
@@ -85,7 +83,7 @@ def test_level_0_leaves_the_small_frames_as_they_are():
 def test_with_layers_the_upscaler_is_frozen_and_every_temporal_parameter_learns():
     unet = pixel_help.network()
     stack = pixel_help.stack(unet)
-    loss = UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: patches(), enlarged)
+    loss = UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: patches())
     assert loss.modules == {"temporal": stack} and not any(p.requires_grad for p in unet.parameters())
     loss(step())["loss"].backward()
     assert all(p.grad is None for p in unet.parameters())
@@ -97,7 +95,7 @@ def test_checkpointing_gives_the_same_gradients():
     for checkpointing in (False, True):
         unet = pixel_help.network()
         stack = pixel_help.stack(unet)
-        UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: patches(), enlarged, checkpointing=checkpointing)(
+        UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: patches(), checkpointing=checkpointing)(
             step())["loss"].backward()
         gradients.append([p.grad for p in stack.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients))
@@ -106,7 +104,7 @@ def test_checkpointing_gives_the_same_gradients():
 def test_training_lowers_the_loss_on_its_own_patches(tmp_path):
     unet = pixel_help.network()
     stack = pixel_help.stack(unet)
-    loss = UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: patches(), enlarged)
+    loss = UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: patches())
     params = LoopParams(steps=12, lr=2e-3, warmup=0, ema_decay=0.0, log_every=1)
     before = sum(loss(step(number))["loss"].item() for number in range(100, 106))
     Loop(params, loss.modules, loss, tmp_path, "upscaler layers").run()
@@ -119,7 +117,7 @@ def test_training_lowers_the_loss_on_its_own_patches(tmp_path):
     (lambda p: p._replace(context=p.context[:1]), "A batch of 3 clips came with 1 texts"),
 ])
 def test_patches_whose_parts_do_not_agree_are_refused(change, sentence):
-    loss = UpscalerLoss(Recorder(), None, V, AUGMENTATION, lambda step: change(patches()), enlarged)
+    loss = UpscalerLoss(Recorder(), None, V, AUGMENTATION, lambda step: change(patches()))
     with pytest.raises(VideoLDMError, match=sentence):
         loss(step())
 
@@ -127,3 +125,10 @@ def test_patches_whose_parts_do_not_agree_are_refused(change, sentence):
 def test_noise_beyond_the_schedule_is_refused():
     with pytest.raises(VideoLDMError, match="noised by 0 to 999 steps, not 1000"):
         UpscalerLoss(Recorder(), None, V, AUGMENTATION, None, most_noise=1000)
+
+
+def test_folding_pixels_loses_nothing_and_keeps_each_small_pixels_own_together():
+    pixels = torch.randn(2, 5, 3, 12, 16)
+    x = folded(pixels)
+    assert x.shape == (2, 5, PIXEL_CHANNELS, 3, 4) and torch.equal(unfolded(x), pixels)
+    assert torch.equal(x[0, 0, :, 1, 2].sort().values, pixels[0, 0, :, 4:8, 8:12].flatten().sort().values)

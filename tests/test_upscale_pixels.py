@@ -14,7 +14,7 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.formats import identify, load_temporal, load_upscaler, upscaler as upscaler_format
 from video_ldm.temporal.stack import CallSettings, open_call
 from video_ldm.temporal.training.diffusion import Diffusion
-from video_ldm.temporal.upscaler import cut, enlarged, noise_augmented
+from video_ldm.temporal.upscaler import cut, noise_augmented, unfolded
 from video_ldm.tests import pixel_help
 from video_ldm.tests.attach_help import load_model
 from video_ldm.tests.host import checkpoints
@@ -45,10 +45,10 @@ def with_layers(model, strength=1.0):
 
 
 def made(model, small, window=8, overlap=2, tile=0, level=150, seed=5, steps=2, cfg=2.0, sampler="euler"):
-    """What the node samples; tile in large pixels."""
-    count, height, width = small.shape[:3]
-    cuts = cut(count, 4 * height, 4 * width, window, overlap, tile)
-    return upscaling.upscaled(model, small, level, cuts, seed, steps, cfg, sampler, "normal", text(), text(12))
+    """What the node samples, as pixels; tile in small ones."""
+    cuts = cut(*small.shape[:3], window, overlap, tile)
+    x = upscaling.upscaled(model, small, level, cuts, seed, steps, cfg, sampler, "normal", text(), text(12))
+    return unfolded(x)
 
 
 # The file
@@ -105,14 +105,13 @@ def test_other_files_are_refused_by_the_loader_and_layers_by_other_models(folder
 # The MODEL
 
 def test_it_samples_as_the_published_formula_says(model):
-    """One Euler step from pure noise, written out: x_low noised, enlarged, concatenated; v-prediction; guidance."""
+    """One Euler step from pure noise, written out: x_low noised and concatenated; v-prediction; guidance."""
     small, level, seed = small_frames(2, 6, 8), 150, 5
     ours = made(model, small, steps=1, level=level)
     x_low = small.movedim(-1, 1) * 2 - 1
     eps = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed - 10))
-    c_low = enlarged(noise_augmented(x_low, level, eps, Diffusion(0.0001, 0.02)))
-    assert c_low.shape == (2, 3, 24, 32)
-    noise = torch.randn(1, 3, 24, 32, generator=torch.manual_seed(seed)).expand(2, -1, -1, -1)
+    c_low = noise_augmented(x_low, level, eps, Diffusion(0.0001, 0.02))
+    noise = torch.randn(1, 48, 6, 8, generator=torch.manual_seed(seed)).expand(2, -1, -1, -1)
     schedule, tau = Diffusion(0.0001, 0.02, prediction="v"), torch.full((2,), 999)
     sigma = (schedule.sigma[999] / schedule.alpha[999]).float()
     x = noise * (1 + sigma ** 2).sqrt() * schedule.alpha[999].float()        # core begins at unit variance
@@ -121,7 +120,7 @@ def test_it_samples_as_the_published_formula_says(model):
     def clean(words):
         context = words[0][0].expand(2, -1, -1)
         v = network(torch.cat([x, c_low], 1), tau, context=context, y=torch.full((2,), level))
-        return schedule.predicted_x(v, x, tau)
+        return unfolded(schedule.predicted_x(v, x, tau))
     with torch.no_grad():
         expected = clean(text(12)) + 2.0 * (clean(text()) - clean(text(12)))
     assert relative_error(ours, expected) < 1e-4
@@ -130,7 +129,7 @@ def test_it_samples_as_the_published_formula_says(model):
 def test_strength_0_is_the_plain_upscaler_bit_for_bit_and_layers_change_it(model):
     small = small_frames(3, 6, 8)
     unet = model.model.diffusion_model
-    x, tau, y = torch.randn(3, 6, 24, 32), torch.full((3,), 500), torch.full((3,), 150)
+    x, tau, y = torch.randn(3, 51, 6, 8), torch.full((3,), 500), torch.full((3,), 150)
     context = text()[0][0].expand(3, -1, -1)
     stack = pixel_help.stack(pixel_help.network())
     with torch.no_grad():
@@ -146,7 +145,7 @@ def test_layers_see_the_small_frames_that_the_network_is_given(model):
     """The last channels of its input: with the network's own view of them cut off, they still change the result."""
     unet, stack = model.model.diffusion_model, pixel_help.stack(pixel_help.network())
     tau, y, context = torch.full((3,), 500), torch.full((3,), 150), text()[0][0].expand(3, -1, -1)
-    x, other = torch.randn(3, 6, 24, 32), torch.randn(3, 3, 24, 32)
+    x, other = torch.randn(3, 51, 6, 8), torch.randn(3, 3, 6, 8)
 
     def run(known):
         with torch.no_grad(), open_call(unet, [(stack, CallSettings(3, known=known))], context):
@@ -161,7 +160,7 @@ def test_layers_see_the_small_frames_that_the_network_is_given(model):
     from video_ldm.nodes.host.attach import known_frames
     assert torch.equal(known_frames(stack, x, {}), x[:, -3:])
     made(stack_model, small_frames(2, 6, 8), steps=1)
-    assert seen and all(part.shape[1:] == (3, 24, 32) for part in seen)
+    assert seen and all(part.shape[1:] == (3, 6, 8) for part in seen)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde"])
@@ -169,12 +168,12 @@ def test_where_the_network_acts_point_by_point_windows_and_tiles_change_nothing(
     stub = with_layers(model, strength=0.0)
 
     def run(executor, x, timesteps, context, y, control, options, **kwargs):
-        return torch.tanh(x[:, :3] + x[:, 3:]) * context.mean((1, 2))[:, None, None, None]
+        return torch.tanh(x[:, :48] + x[:, 48:].sum(1, keepdim=True)) * context.mean((1, 2))[:, None, None, None]
     stub.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stub", run)
     small = small_frames(7, 10, 14)
     whole = made(stub, small, steps=3, sampler=sampler)
     assert whole.shape == (7, 3, 40, 56) and whole.std() > 0
-    assert torch.equal(made(stub, small, 4, 2, 16, steps=3, sampler=sampler), whole)
+    assert torch.equal(made(stub, small, 4, 2, 4, steps=3, sampler=sampler), whole)
 
 
 # The node
@@ -195,7 +194,7 @@ def run(monkeypatch):
 def test_the_video_is_what_was_sampled_and_needs_no_vae(model, run):
     images, video, report = run(model)
     assert images.shape == (3, 80, 96, 3) and 0 <= images.min() and images.max() <= 1 and images.std() > 0
-    sampled = made(model, small_frames(3, 20, 24), 4, 0, 64, steps=1, cfg=1.0)
+    sampled = made(model, small_frames(3, 20, 24), 4, 0, 16, steps=1, cfg=1.0)
     assert torch.allclose(images, ((sampled + 1) / 2).clamp(0, 1).movedim(1, -1))
     assert torch.equal(run(model, used=False)[1].get_components().images, images)
     assert "3 frames of 24x20 upscaled to 96x80" in report and "tiles of 64x64" in report

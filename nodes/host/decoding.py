@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...temporal.errors import VideoLDMError
+from ...temporal.upscaler import FACTOR, unfolded
 from ...temporal.windows import in_tiles, in_windows, spread, tile_count
 from . import compat, files
 from .temporal_vae import is_temporal, title_of
@@ -120,23 +121,23 @@ class Decoding:
         return pictures.to(vae.output_device).float()
 
 
-class Pixels:
-    """Frames that are pixels already, `t 3 h w` in -1..1, behind the interface of a Decoding."""
+class Unfolding:
+    """Frames that are pixels already, folded: `t 48 h w` in -1..1. The interface is that of a Decoding."""
 
     def __init__(self, frames: Tensor, node: str):
-        self.made, self.node = frames, node
-        self.count, _, self.height, self.width = frames.shape
+        self.folded, self.node, self.count = frames, node, len(frames)
+        self.height, self.width = (FACTOR * side for side in frames.shape[2:])
 
     def steps(self) -> int:
         return self.count
 
     def frames(self, first: int = 0, last: int | None = None, on_piece=None) -> Iterator[Tensor]:
         """Frames `first` to `last` as IMAGE (1 h w 3) in 0..1, in order. on_piece(): after each."""
-        for frame in self.made[first:last]:
+        for frame in self.folded[first:last].split(1):
             files.check_cancelled()
             if on_piece is not None:
                 on_piece()
-            yield ((frame[None] + 1) / 2).clamp(0, 1).movedim(1, -1)
+            yield ((unfolded(frame) + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 
 def check_latents(vae, samples: Tensor, settings: DecodeSettings):

@@ -6,20 +6,22 @@ import comfy.supported_models_base
 from comfy.ldm.modules.diffusionmodules.upscaling import ImageConcatWithNoiseAugmentation
 
 from ...temporal.formats.upscaler import PREFIX, UpscalerFile, UpscalerParams, damaged
+from ...temporal.upscaler import FACTOR, PIXEL_CHANNELS
 from .models import UNetParams, patcher_of_model, shapes_of_unet
 
 KINDS = {"v": comfy.model_base.ModelType.V_PREDICTION, "eps": comfy.model_base.ModelType.EPS}
 
 
-class Pixels(comfy.latent_formats.LatentFormat):
-    """Colours in -1..1, as they are."""
+class FoldedPixels(comfy.latent_formats.LatentFormat):
+    """Colours in -1..1; a preview is the mean of the pixels at each place."""
     scale_factor = 1.0
-    latent_channels = 3
-    latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    latent_channels = PIXEL_CHANNELS
+    latent_rgb_factors = [[float(colour == channel // FACTOR ** 2) / FACTOR ** 2 for colour in range(3)]
+                          for channel in range(PIXEL_CHANNELS)]
 
 
 class PixelUpscaler(comfy.model_base.SD_X4Upscaler):
-    """The small frames arrive on the grid of the large ones; usual_noise: the level it is meant to be run with."""
+    """Makes folded pixels; usual_noise: the level it is meant to be run with."""
 
     def __init__(self, config, params: UpscalerParams, device=None):
         super().__init__(config, KINDS[params.prediction], device)
@@ -46,7 +48,7 @@ def unet_params(file: UpscalerFile) -> UNetParams:
     for key in sorted(given.keys() | wanted.keys()):
         if given.get(key) != wanted.get(key):
             raise damaged(file.name, f"{key} is {given.get(key, 'missing')} where {wanted.get(key, 'nothing')} is due")
-    if unet.latent_channels != 3 or unet.concat_channels != 3 or unet.noise_levels <= file.params.most_noise:
+    if unet.latent_channels != PIXEL_CHANNELS or unet.concat_channels != 3 or unet.noise_levels <= file.params.most_noise:
         raise damaged(file.name, "its network does not take colours, small frames and their noise level")
     return unet
 
@@ -54,7 +56,7 @@ def unet_params(file: UpscalerFile) -> UNetParams:
 def model_config(params: UpscalerParams, unet: UNetParams):
     """What ComfyUI's model detection would give for this network."""
     class Upscaler(comfy.supported_models_base.BASE):
-        latent_format = Pixels
+        latent_format = FoldedPixels
         title = params.title
         unet_extra_config = {}
         sampling_settings = {"beta_schedule": "linear", "linear_start": params.linear_start,

@@ -6,9 +6,6 @@ is core's own place for it, cuts latents and small frames into pieces, moves eac
 network predicts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import comfy.conds
 import comfy.model_base
 import comfy.model_management
@@ -19,7 +16,7 @@ from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.training.diffusion import Diffusion
-from ...temporal.upscaler import FACTOR, Cuts, as_they_are, enlarged, in_pieces, noise_augmented
+from ...temporal.upscaler import FACTOR, Cuts, in_pieces, noise_augmented
 from . import attach, compat, files, sampling
 from .upscaler_model import PixelUpscaler
 from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
@@ -31,12 +28,11 @@ TEXT_ALONE = {"control": "a ControlNet", "gligen": "GLIGEN boxes", "area": "an a
 
 
 class UpscalePieces(ContextHandlerABC):
-    """Predicts a video piece by piece and blends the pieces. small: the noised small frames on the grid of x, on the
-    CPU; pixels: along one place of it. on_piece(): after each. Nothing of a call is kept here."""
+    """Predicts a video piece by piece and blends the pieces. small: the noised small frames `t 3 h w`, on the CPU.
+    on_piece(): after each. Nothing of a call is kept here."""
 
-    def __init__(self, small: Tensor, level: int, cuts: Cuts, pixels: int, device, on_piece):
+    def __init__(self, small: Tensor, level: int, cuts: Cuts, device, on_piece):
         self.small, self.level, self.cuts, self.device, self.on_piece = small, level, cuts, device, on_piece
-        self.pixels = pixels
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
         return True
@@ -69,7 +65,7 @@ class UpscalePieces(ContextHandlerABC):
         comfy.model_management.soft_empty_cache()
         frames, height, width = self.cuts.largest
         raise VideoLDMError(f"Video Upscale ran out of memory with windows of {frames} frames in pieces of "
-                            f"{self.pixels * width}x{self.pixels * height} pixels. Lower tile, or window.")
+                            f"{FACTOR * width}x{FACTOR * height} pixels. Lower tile, or window.")
 
     def get_resized_cond(self, cond_in, small: Tensor, window: ClipWindow, device=None):
         """One conditioning, as core's `convert_cond` has it, for a piece: its frames' text, its small frames."""
@@ -109,51 +105,34 @@ class PieceProgress:
         self.bar.show(self.before, self.bar.pictures(x0[:1]) if self.bar.previewer else [])
 
 
-@dataclass(frozen=True)
-class Space:
-    """What an upscaler makes: channels; grid: places of it along a small pixel; on_grid: the small frames put there."""
-
-    channels: int
-    grid: int
-    on_grid: Callable[[Tensor], Tensor]
-
-    @property
-    def pixels(self) -> int:
-        """Large pixels along one of its places."""
-        return FACTOR // self.grid
-
-
-LATENTS, PIXELS = Space(4, 1, as_they_are), Space(3, FACTOR, enlarged)
-
-
-def space_of(model) -> Space:
-    return PIXELS if isinstance(model.model, PixelUpscaler) else LATENTS
+def makes_pixels(model) -> bool:
+    return isinstance(model.model, PixelUpscaler)
 
 
 def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int, *settings) -> Tensor:
-    """Latents `t 4 h w` of the large frames, or of an upscaler in pixel space these themselves, `t 3 4h 4w` in -1..1.
+    """Latents `t 4 h w` of the large frames, or of an upscaler in pixel space these themselves, folded: `t 48 h w`.
     small: `t h w 3` in 0..1; settings: as ksample has them after its steps.
 
     With temporal layers every frame has noise of its own, as the layers were trained; without them all frames have the
     same, so that what stands still flickers less.
     """
     frames, height, width = small.shape[:3]
-    space = space_of(model)
+    channels = model.get_model_object("latent_format").latent_channels
     noisy = frames if attach.sets_of_layers(model) else 1
-    large = space.channels, space.grid * height, space.grid * width
-    noise = sampling.noise_like(torch.zeros(1).expand(noisy, *large), seed).expand(frames, -1, -1, -1)
+    noise = sampling.noise_like(torch.zeros(1).expand(noisy, channels, height, width), seed)
+    noise = noise.expand(frames, -1, -1, -1)
     eps = torch.randn(noisy, 3, height, width, generator=torch.Generator().manual_seed(seed + AUGMENTATION_SEED))
     x_low = small.movedim(-1, 1).float().cpu() * 2 - 1
-    c_low = space.on_grid(noise_augmented(x_low, level, eps, schedule_of(model)))
+    c_low = noise_augmented(x_low, level, eps, schedule_of(model))
     progress = PieceProgress(model, steps, cuts.pieces)
     m = model.clone()
     # Core's windows over frames, and the pack's, give way to this node's own.
     m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, CORE_ESTIMATE)
     m.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, CORE_NOISE)
-    m.model_options[HANDLER] = UpscalePieces(c_low, level, cuts, space.pixels, m.load_device, progress.on_piece)
+    m.model_options[HANDLER] = UpscalePieces(c_low, level, cuts, m.load_device, progress.on_piece)
     m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, on_whole_video(noise))
     length, tile_height, tile_width = cuts.largest
-    piece = torch.zeros(length, space.channels, tile_height, tile_width)
+    piece = torch.zeros(length, channels, tile_height, tile_width)
     return sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece, callback=progress.callback)
 
 
@@ -196,7 +175,7 @@ def check_text(model, conditioning: list, name: str):
 
 def check_vae(model, vae):
     """Refuse a VAE that does not decode the upscaler's latents, and any where it makes none."""
-    if space_of(model) is PIXELS:
+    if makes_pixels(model):
         if vae is not None:
             raise VideoLDMError("This upscaler makes pixels, not latents, so there is nothing for a VAE to decode. "
                                 "Disconnect the VAE.")

@@ -1,6 +1,6 @@
 """Video upscalers in pixel space (Video LDM, section 3.4: the driving stack's kind), a whole UNet: read and written.
 
-No such file was ever published; these are trained with this pack. A safetensors file with the UNet's LDM keys behind
+No such file was ever published; these are trained with this pack, on folded pixels (temporal/upscaler.py). A safetensors file with the UNet's LDM keys behind
 `model.diffusion_model.`, and metadata that rebuilds everything:
 
     format, version             what this is; another version than VERSION is refused

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import VideoLDMError
 from ..stack import CallSettings, TemporalStack, open_call
-from ..upscaler import TRAINED_LEVEL, as_they_are, noised
+from ..upscaler import TRAINED_LEVEL, noised
 from .batch import check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
 from .diffusion import Diffusion
@@ -22,8 +22,8 @@ from .temporal import check_trained, freeze
 
 
 class Patches(NamedTuple):
-    """x: what is to be made, `b t c h w`: pixels or latents. x_low: its small frames in -1..1, `b t 3 h' w'`. context:
-    a text per clip (b l d), or None. weights: how much each place of x counts (b t 1 h w), None for all alike."""
+    """x: what is to be made, `b t c h w`: latents, or folded pixels. x_low: its small frames in -1..1, `b t 3 h w`.
+    context: a text per clip (b l d), or None. weights: how much each place counts (b t 1 h w), None for all alike."""
 
     x: Tensor
     x_low: Tensor
@@ -36,14 +36,13 @@ class UpscalerLoss:
     `stack` is given, else the upscaler itself, to which every frame is a picture.
 
     backbone: called as `backbone(x, timesteps, context=..., y=levels)`, x being x_tau and c_gamma on the channels.
-    patches: StepContext -> Patches of this process. augmentation: the schedule of the small frames' noise. on_grid: the
-    noised small frames `n 3 h' w'` on the grid of x. null_context (l d), dropout: as in ImageLoss, drawn per clip.
+    patches: StepContext -> Patches of this process. augmentation: the schedule of the small frames' noise.
+    null_context (l d), dropout: as in ImageLoss, drawn per clip.
     """
 
     def __init__(self, backbone: nn.Module, stack: TemporalStack | None, diffusion: Diffusion, augmentation: Diffusion,
-                 patches: Callable[..., Patches], on_grid: Callable[[Tensor], Tensor] = as_they_are,
-                 most_noise: int = TRAINED_LEVEL, null_context: Tensor | None = None, dropout: float = 0.0,
-                 checkpointing: bool = False):
+                 patches: Callable[..., Patches], most_noise: int = TRAINED_LEVEL, null_context: Tensor | None = None,
+                 dropout: float = 0.0, checkpointing: bool = False):
         check_null_context(null_context, dropout)
         if not 0 <= most_noise < augmentation.steps:
             raise VideoLDMError(f"The small frames are noised by 0 to {augmentation.steps - 1} steps, not {most_noise}.")
@@ -51,7 +50,7 @@ class UpscalerLoss:
             freeze(backbone)
             check_trained(backbone, stack, train_spatial=False)
         self.backbone, self.stack, self.diffusion, self.augmentation = backbone, stack, diffusion, augmentation
-        self.patches, self.on_grid, self.most_noise = patches, on_grid, most_noise
+        self.patches, self.most_noise = patches, most_noise
         self.null_context, self.dropout = null_context, dropout
         self.open_call = open_call_checkpointed if checkpointing else open_call
 
@@ -71,7 +70,7 @@ class UpscalerLoss:
         tau = per_frame(self.diffusion.random_tau(clips * independent, generator, x.device), frames // independent)
         level = torch.randint(0, self.most_noise + 1, (clips * independent,), generator=generator)
         level = per_frame(level.to(x.device), frames // independent)
-        c_low = self.on_grid(noised(x_low, level, self.diffusion.random_noise(x_low, generator), self.augmentation))
+        c_low = noised(x_low, level, self.diffusion.random_noise(x_low, generator), self.augmentation)
         noise = self.diffusion.random_noise(x, generator)
         text = per_frame(drop_context(patches.context, self.null_context, self.dropout, generator), frames)
         x_in = torch.cat([self.diffusion.add_noise(x, tau, noise), c_low.to(x)], dim=1)
@@ -91,7 +90,7 @@ class UpscalerLoss:
 def check_patches(patches: Patches) -> tuple[int, int]:
     """Clips and frames of a batch, refused where its parts do not agree."""
     clips, frames = patches.x.shape[:2]
-    if patches.x.ndim != 5 or patches.x_low.shape[:3] != (clips, frames, 3):
+    if patches.x.ndim != 5 or patches.x_low.shape != (clips, frames, 3, *patches.x.shape[3:]):
         raise VideoLDMError(f"Patches are 'b t c h w' with small frames 'b t 3 h w'; these are {tuple(patches.x.shape)} "
                             f"with {tuple(patches.x_low.shape)}.")
     if patches.context is not None and len(patches.context) != clips:
