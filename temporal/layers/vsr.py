@@ -92,16 +92,18 @@ class ResidualConv(nn.Module):
 
 
 class DistanceBias(nn.Module):
-    """What each head adds to its scores for the distance between two frames."""
+    """What each head adds to its scores for the distance between two frames; fresh, nothing."""
 
-    def __init__(self, heads: int, operations=nn, dtype=None, device=None):
+    def __init__(self, heads: int, dtype=None, device=None):
         super().__init__()
-        self.relative_attention_bias = operations.Embedding(BUCKETS, heads, dtype=dtype, device=device)
+        # Not an Embedding: drawing its weight on the meta device has torch import its compiler, for seconds.
+        self.relative_attention_bias = nn.ParameterDict(
+            {"weight": torch.zeros(BUCKETS, heads, dtype=dtype, device=device)})
 
     def forward(self, frames: int, like: Tensor) -> Tensor:
         """`1 heads t t`, one table for every place."""
-        bias = self.relative_attention_bias(distance_buckets(frames, like.device))
-        return rearrange(bias, "i j h -> 1 h i j").to(like.dtype)
+        table = self.relative_attention_bias["weight"].to(like)
+        return rearrange(table[distance_buckets(frames, like.device)], "i j h -> 1 h i j")
 
 
 class RotaryAttention(Attention):
@@ -111,7 +113,7 @@ class RotaryAttention(Attention):
         super().__init__(dim, heads, None, attention, operations, dtype, device)
         if dim // heads < ROTATED:
             raise ValueError(f"{dim} channels in {heads} heads are fewer than the {ROTATED} of a head that are turned")
-        self.time_rel_pos_bias = DistanceBias(heads, operations, dtype, device)
+        self.time_rel_pos_bias = DistanceBias(heads, dtype, device)
 
     def forward(self, x: Tensor, band: Tensor | None = None) -> Tensor:
         """x `s t c`; band `t t`, true where frames see each other."""
