@@ -3,7 +3,7 @@
 import torch
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.upscaler import TRAINED_LEVEL, check_level, cut
+from ..temporal.upscaler import TRAINED_LEVEL, USUAL_LEVEL, check_level, cut
 from ..temporal.video import DEFAULT_RATE
 from .decode import IMAGE_SLOT, pictures_and_video
 from .host import attach, temporal_vae, upscaling, windows, wiring
@@ -38,8 +38,9 @@ class VideoUpscale(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What it should not show, encoded by the same CLIP."),
                 io.Int.Input("noise_level", default=30, min=0, max=350,
                              tooltip="Noise on the small frames, in steps of the upscaler's schedule. More lets the "
-                                     "upscaler invent more and hides faults of the small frames. The paper used 30; "
-                                     f"temporal layers know up to {TRAINED_LEVEL}, the upscaler alone up to 350."),
+                                     "upscaler invent more and hides faults of the small frames. The paper used 30, LaVie "
+                                     "50, Upscale-A-Video 120. Their layers and the upscaler alone know up to 350, "
+                                     f"layers trained with this pack up to {TRAINED_LEVEL}."),
                 io.Int.Input("window", default=8, min=1, max=4096,
                              tooltip="Frames that are upscaled together: 8 in the paper. Memory grows with it. "
                                      "Without temporal layers it is the batch and changes nothing else."),
@@ -86,7 +87,7 @@ class VideoUpscale(io.ComfyNode):
                 scheduler, images=None, video=None, vae=None) -> io.NodeOutput:
         sets = attach.sets_of_layers(model)
         most = upscaling.most_noise(model)
-        check_level(noise_level, min(most, TRAINED_LEVEL) if sets else most)
+        check_level(noise_level, *trained_levels(most, sets))
         upscaling.check_text(model, positive, "positive")
         upscaling.check_text(model, negative, "negative")
         upscaling.check_vae(vae)
@@ -100,6 +101,13 @@ class VideoUpscale(io.ComfyNode):
         decoding = Decoding(vae, latents, decode_settings(vae, window, overlap, tile))
         report = report_of(small, noise_level, cuts, sets)
         return io.NodeOutput(*pictures_and_video(decoding, fps or rate or DEFAULT_RATE, cls.hidden), report)
+
+
+def trained_levels(most: int, sets: list[dict]) -> tuple[int, int]:
+    """The highest noise level that the upscaler and all its temporal layers know, and the usual one."""
+    noise = [layers.get("noise") for layers in sets]
+    highest = [known.most if known else TRAINED_LEVEL for known in noise]
+    return min([most, *highest]), next((known.usual for known in noise if known), USUAL_LEVEL)
 
 
 def small_frames(images, video):
@@ -155,6 +163,8 @@ def report_of(small: torch.Tensor, noise_level: int, cuts, sets: list[dict]) -> 
     for layers in sets:
         trained = "" if layers["frames"] == frames else f", trained on clips of {layers['frames']} frames"
         lines.append(f"Temporal layers: {layers['title']}, strength {layers['strength']:g}{trained}.")
+        if layers.get("noise"):
+            lines.append(f"{layers['noise'].author} used noise level {layers['noise'].usual}.")
     if not sets:
         lines.append("No temporal layers: every frame was upscaled by itself, all from the same noise, so details may "
                      "flicker. Load Temporal Layers takes layers made for this upscaler.")
