@@ -38,9 +38,9 @@ class VideoUpscale(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What it should not show, encoded by the same CLIP."),
                 io.Int.Input("noise_level", default=30, min=0, max=350,
                              tooltip="Noise on the small frames, in steps of the upscaler's schedule. More lets the "
-                                     "upscaler invent more and hides faults of the small frames. The paper used 30, LaVie "
-                                     "50, Upscale-A-Video 120. Their layers and the upscaler alone know up to 350, "
-                                     f"layers trained with this pack up to {TRAINED_LEVEL}."),
+                                     "upscaler invent more and hides faults of the small frames. The paper used 30, "
+                                     "LaVie 50, Upscale-A-Video 120. The upscaler alone and with the layers of these "
+                                     f"two knows up to 350, layers trained with this pack up to {TRAINED_LEVEL}."),
                 io.Int.Input("window", default=8, min=1, max=4096,
                              tooltip="Frames that are upscaled together: 8 in the paper. Memory grows with it. "
                                      "Without temporal layers it is the batch and changes nothing else."),
