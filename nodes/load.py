@@ -19,9 +19,10 @@ class LoadTemporalLayers(io.ComfyNode):
             display_name="Load Temporal Layers",
             category="video ldm/load",
             description="Turns the connected Stable Diffusion model into a video model: temporal layers from a file "
-                        "act on it while it samples, and nothing of them stays behind. Takes Video LDM layers and "
-                        "AnimateDiff v1, v2, v3, AnimateLCM and LongAnimateDiff for SD 1.5. LoRA, ControlNet and "
-                        "DreamBooth checkpoints combine with it in either order.",
+                        "act on it while it samples, and nothing of them stays behind. Takes Video LDM layers; "
+                        "AnimateDiff v1, v2, v3, AnimateLCM and LongAnimateDiff for SD 1.5; LaVie's "
+                        "super-resolution and Upscale-A-Video for the x4 upscaler. LoRA, ControlNet and DreamBooth "
+                        "checkpoints combine with it in either order.",
             inputs=[
                 io.Model.Input("model", tooltip="The image model: a Stable Diffusion checkpoint, with or without LoRA. "
                                                 "It is not changed; the MODEL that comes out is the video model."),
@@ -67,8 +68,8 @@ class LoadTemporalLayers(io.ComfyNode):
         shared = None if loras else (path, *files.fingerprint(file))
         stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype), shared)
         settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title,
-                    "context": layers.params.known_positions,
-                    "takes_fps": bool(layers.params.fps_width)}
+                    "context": layers.params.known_positions, "takes_fps": bool(layers.params.fps_width),
+                    "noise": layers.noise}
         pairs = [(lora.fitting(layers.params), lora_strength) for lora, lora_strength in loras]
         out = attach.attach_layers(model, stack, settings, pairs, frames_per_clip)
         if schedule == AS_TRAINED:

@@ -39,8 +39,9 @@ class VideoUpscale(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What it should not show, encoded by the same CLIP."),
                 io.Int.Input("noise_level", default=30, min=0, max=350,
                              tooltip="Noise on the small frames, in steps of the upscaler's schedule. More lets the "
-                                     "upscaler invent more and hides faults of the small frames. The paper used 30; "
-                                     f"temporal layers know up to {TRAINED_LEVEL}, the upscaler alone up to 350."),
+                                     "upscaler invent more and hides faults of the small frames. The paper used 30, "
+                                     "LaVie 50, Upscale-A-Video 120. The upscaler alone and with the layers of these "
+                                     f"two knows up to 350, layers trained with this pack up to {TRAINED_LEVEL}."),
                 io.Int.Input("window", default=8, min=1, max=4096,
                              tooltip="Frames that are upscaled together: 8 in the paper. Memory grows with it. "
                                      "Without temporal layers it is the batch and changes nothing else."),
@@ -88,7 +89,7 @@ class VideoUpscale(io.ComfyNode):
                 scheduler, images=None, video=None, vae=None) -> io.NodeOutput:
         sets = attach.sets_of_layers(model)
         most = upscaling.most_noise(model)
-        check_level(noise_level, min(most, TRAINED_LEVEL) if sets else most)
+        check_level(noise_level, *trained_levels(most, upscaling.usual_noise(model), sets))
         upscaling.check_text(model, positive, "positive")
         upscaling.check_text(model, negative, "negative")
         upscaling.check_vae(model, vae)
@@ -105,6 +106,13 @@ class VideoUpscale(io.ComfyNode):
         else:
             decoding = Decoding(vae, made, decode_settings(vae, window, overlap, tile))
         return io.NodeOutput(*pictures_and_video(decoding, fps or rate or DEFAULT_RATE, cls.hidden), report)
+
+
+def trained_levels(most: int, usual: int, sets: list[dict]) -> tuple[int, int]:
+    """The highest noise level that the upscaler and all its temporal layers know, and the usual one."""
+    noise = [layers.get("noise") for layers in sets]
+    highest = [known.most if known else TRAINED_LEVEL for known in noise]
+    return min([most, *highest]), next((known.usual for known in noise if known), usual)
 
 
 def small_frames(images, video):
@@ -152,17 +160,18 @@ def decode_settings(vae, window: int, overlap: int, tile: int) -> DecodeSettings
 def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[dict]) -> str:
     count, height, width = small.shape[:3]
     frames, tile_height, tile_width = cuts.largest
-    usual = getattr(model.model, "usual_noise", noise_level)
     tiles = len(cuts.rows) * len(cuts.columns)
     lines = [f"{count} frames of {width}x{height} upscaled to {FACTOR * width}x{FACTOR * height}, noise level "
              f"{noise_level}.",
              f"{len(cuts.frames)} windows of {frames} frames, each in {tiles} tiles of {FACTOR * tile_width}x"
              f"{FACTOR * tile_height}."]
-    if usual != noise_level:
-        lines.append(f"This upscaler was made to be run with noise level {usual}.")
+    if upscaling.makes_pixels(model) and noise_level != upscaling.usual_noise(model):
+        lines.append(f"This upscaler was made to be run with noise level {upscaling.usual_noise(model)}.")
     for layers in sets:
         trained = "" if layers["frames"] == frames else f", trained on clips of {layers['frames']} frames"
         lines.append(f"Temporal layers: {layers['title']}, strength {layers['strength']:g}{trained}.")
+        if layers.get("noise"):
+            lines.append(f"{layers['noise'].author} used noise level {layers['noise'].usual}.")
     if not sets:
         lines.append("No temporal layers: every frame was upscaled by itself, all from the same noise, so details may "
                      "flicker. Load Temporal Layers takes layers made for this upscaler.")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 PARTS = ("input", "middle", "output")
-SLOTS = ("post_res", "in_attn_post_ff", "post_attn")
+SLOTS = ("post_res", "in_attn_pre_ff", "in_attn_post_ff", "post_attn", "post_level")      # in the order they run
 
 
 class Site(NamedTuple):
@@ -41,7 +41,7 @@ def unet_blocks(unet: nn.Module):
 
 
 def unet_sites(unet: nn.Module) -> dict[Site, tuple[nn.Module, int]]:
-    """Every site of an LDM UNet: the spatial module whose output a brick there acts on, and its channels."""
+    """Every site of an LDM UNet: the spatial module that a brick there belongs to (hooks.py), and its channels."""
     sites = {}
     for part, index, layers in unet_blocks(unet):
         resblocks = [layer for layer in layers if is_resblock(layer)]
@@ -50,12 +50,31 @@ def unet_sites(unet: nn.Module) -> dict[Site, tuple[nn.Module, int]]:
             sites[Site(part, index, "post_res", n)] = (layer, layer.out_channels)
         for layer in transformers:
             for n, block in enumerate(layer.transformer_blocks):
+                sites[Site(part, index, "in_attn_pre_ff", n)] = (block, layer.in_channels)
                 sites[Site(part, index, "in_attn_post_ff", n)] = (block, layer.in_channels)
         followed = (transformers or resblocks)[-1:]
         for layer in followed:
             channels = layer.in_channels if is_transformer(layer) else layer.out_channels
             sites[Site(part, index, "post_attn", 0)] = (layer, channels)
-    return sites
+    return sites | level_sites(unet)
+
+
+def level_sites(unet: nn.Module) -> dict[Site, tuple[nn.Module, int]]:
+    """The sites after whole levels, Downsample and Upsample included: the module that runs next, and the channels of
+    the main path there. The next block takes them first, and behind them, on the output side, those of its skip."""
+    blocks = list(unet_blocks(unet))
+    following = [(part, layers[0]) for part, _, layers in blocks[1:]] + [(None, unet.out)]
+    return {Site(part, index, "post_level"): (module, out_channels(layers))
+            for (part, index, layers), (next_part, module) in zip(blocks, following)
+            if part != next_part or any(map(is_resampler, layers))}
+
+
+def out_channels(layers: list[nn.Module]) -> int:
+    return [layer.out_channels for layer in layers if hasattr(layer, "out_channels")][-1]
+
+
+def first_resblock(unet: nn.Module) -> nn.Module:
+    return next(layer for _, _, layers in unet_blocks(unet) for layer in layers if is_resblock(layer))
 
 
 def spatial_norms(unet: nn.Module):
@@ -69,6 +88,11 @@ def spatial_norms(unet: nn.Module):
 
 def is_downsample(module: nn.Module) -> bool:
     return hasattr(module, "op") and hasattr(module, "use_conv")
+
+
+def is_resampler(module: nn.Module) -> bool:
+    """A Downsample or an Upsample."""
+    return hasattr(module, "use_conv") and not is_resblock(module)
 
 
 def unet_levels(unet: nn.Module) -> dict[tuple[str, int], int]:

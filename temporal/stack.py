@@ -10,12 +10,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from .errors import VideoLDMError
-from .layers import ContextDownsampler, FpsToken, MotionModule, TemporalResBlock, TemporalTransformer, attend
-from .sites import Site, spatial_norms, unet_levels, unet_sites
+from .hooks import fold_hook, hook_site, note_emb, unfold_hook
+from .layers import (ContextDownsampler, FpsToken, LevelModule, LevelParams, MotionModule, ResidualConv,
+                     ResidualConvParams, RotaryParams, RotaryTransformer, TemporalResBlock, TemporalTransformer, attend)
+from .sites import Site, first_resblock, spatial_norms, unet_levels, unet_sites
 
 FIRST_FRAMES = ((), (0,), (0, 1))       # of prediction layers: no, one or two first frames (section 3.2)
 BOTH_ENDS = ((0, -1),)                  # of interpolation layers: the two key frames (section 3.3)
@@ -84,7 +85,7 @@ class SmallFramesParams:
     in_channels: int = 3
 
 
-BrickParams = ResBlockParams | TransformerParams | MotionParams
+BrickParams = ResBlockParams | TransformerParams | MotionParams | ResidualConvParams | RotaryParams | LevelParams
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,12 @@ def build_brick(params: BrickParams, attention, place: dict) -> nn.Module:
         case MotionParams():
             return MotionModule(params.channels, params.heads, params.blocks, params.attentions, params.table_length,
                                 params.norm_pooled, attention=attention, **place)
+        case ResidualConvParams():
+            return ResidualConv(params, **place)
+        case RotaryParams():
+            return RotaryTransformer(params, attention=attention, **place)
+        case LevelParams():
+            return LevelModule(params, **place)
     raise TypeError(f"no brick is built from {type(params).__name__}")
 
 
@@ -204,6 +211,12 @@ class Call:
     running: bool = True
     levels: dict = field(default_factory=dict)      # (part, index) of a block -> its resolution
     maps: list | None = None                        # context channels of each resolution, made at the first ResBlock
+    emb: Tensor | None = None                       # the network's timestep embedding, noted at the first ResBlock
+    due: dict = field(default_factory=dict)         # site -> a residual that waits for its block to end (hooks.py)
+
+    @property
+    def acting(self) -> bool:
+        return self in _open_calls.get()
 
     def clip_text(self) -> Tensor:
         """Text of each clip: that of its first frame, `b l d`; behind it the frame rate, where the layers hear it."""
@@ -249,6 +262,10 @@ class Call:
             return brick(x, args[1], settings.frames, settings.strength, self.context_maps(site, x))
         if isinstance(brick, TemporalTransformer):
             return brick(x, self.clip_text(), settings.frames, settings.strength, settings.max_distance)
+        if isinstance(brick, ResidualConv):
+            return brick(x, settings.frames, settings.strength)
+        if isinstance(brick, LevelModule):
+            return brick(x, self.emb, settings.frames, settings.strength)
         return brick(x, settings.frames, settings.strength, settings.max_distance)
 
     def check_reached(self):
@@ -304,7 +321,11 @@ def attach(unet: nn.Module, call: Call) -> list:
                             "layers: they were made for another kind of model.")
     if params.context is not None:
         call.levels = levels_of(unet, params)
-    handles = [sites[site][0].register_forward_hook(site_hook(call, site)) for site, _ in params.bricks]
+    handles = []
+    if any(site.slot == "post_level" for site, _ in params.bricks):
+        handles.append(first_resblock(unet).register_forward_pre_hook(note_emb(call)))
+    for site, _ in params.bricks:
+        handles += hook_site(call, site, *sites[site])
     if params.pool_spatial_norms:
         for norm in spatial_norms(unet):
             handles.append(norm.register_forward_pre_hook(fold_hook(call)))
@@ -320,29 +341,6 @@ def levels_of(unet: nn.Module, params: StackParams) -> dict:
                             f"{params.family} layers was made for a model that does so {params.context.levels - 1} "
                             "times.")
     return levels
-
-
-def site_hook(call: Call, site: Site):
-    def hook(module, args, output):
-        return call.run(site, args, output) if call in _open_calls.get() else None
-    return hook
-
-
-def fold_hook(call: Call):
-    """Before a spatial norm: frames side by side in height, so that it pools over the clip."""
-    def hook(module, args):
-        if call not in _open_calls.get():
-            return None
-        return rearrange(args[0], "(b t) c h w -> b c (t h) w", t=call.settings.frames), *args[1:]
-    return hook
-
-
-def unfold_hook(call: Call):
-    def hook(module, args, output):
-        if call not in _open_calls.get():
-            return None
-        return rearrange(output, "b c (t h) w -> (b t) c h w", t=call.settings.frames)
-    return hook
 
 
 # Fresh layers for a network

@@ -18,15 +18,16 @@ from .training.diffusion import Diffusion
 from .windows import ramp, spread
 
 TRAINED_LEVEL = 250     # temporal layers are trained with levels drawn from 0 to this (Appendix H)
+USUAL_LEVEL = 30        # and sampled with this one; published layers of other authors bring their own
 FACTOR = 4              # large pixels for each small one, along each side
 TILE_OVERLAP = 4        # neighbouring tiles share one part in so many of a tile
 
 
-def check_level(level: int, most: int):
+def check_level(level: int, most: int, usual: int = USUAL_LEVEL):
     """Refuse a noise level that the upscaler has never seen."""
     if not 0 <= level <= most:
         raise VideoLDMError(f"noise_level is {level}, and this upscaler was trained with levels from 0 to {most}. Set "
-                            "it within that; 30 is usual.")
+                            f"it within that; {usual} is usual.")
 
 
 def noise_augmented(x_low: Tensor, level: int, eps: Tensor, schedule: Diffusion) -> Tensor:

@@ -22,7 +22,7 @@ KINDS = {
     "videocrafter_t2v_512_v1.0": "videocrafter1", "videocrafter_t2v_512_v2.0": "videocrafter2",
     "videoldm_srpkdyy": "videoldm_srpkdyy",
 }
-TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "animatelcm_sd15_t2v"}
+TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "animatelcm_sd15_t2v", "lavie_vsr", "upscale_a_video_unet"}
 LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
 DECODERS = {"svd_temporal_decoder", "diffusers_vae_temporal_decoder"}
 

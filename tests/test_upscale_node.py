@@ -5,6 +5,7 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from comfy.model_sampling import V_PREDICTION
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_sdupscale import SD_4XUpscale_Conditioning
 
@@ -31,6 +32,7 @@ def folder(tmp_path_factory):
     upscale_help.write_layers(folder / "upscaler_layers.safetensors")
     upscale_help.write_layers(folder / "upscaler_vector.safetensors", mix_length=4)
     checkpoints.write_video_layers(folder / "image_layers.safetensors")
+    upscale_help.write_published(folder / "lavie_vsr.pt")
     return folder
 
 
@@ -162,12 +164,31 @@ def test_one_window_with_layers_is_what_cores_sampler_makes_of_the_clip(upscaler
     assert relative_error(latents_of(model, small, steps=1), core) < 1e-5
 
 
+def test_lavies_layers_load_on_the_upscaler_with_their_schedule_and_act_within_their_window(upscaler, folder):
+    model, report = LoadTemporalLayers.execute(upscaler, "lavie_vsr.pt", 1.0, AS_TRAINED).result
+    assert "LaVie's video super-resolution UNet, 17 temporal layers." in report
+    assert "Trained on clips of 8 frames." in report and "as trained (sqrt_linear 0.0001 to 0.02)" in report
+    assert "Licence: " in report and "LaVie left them as the x4 upscaler has them" in report
+    schedule = model.get_model_object("model_sampling")
+    assert schedule.sigma_max.item() == pytest.approx(157.4, rel=1e-3) and isinstance(schedule, V_PREDICTION)
+    small = small_frames(3)
+    changed = torch.cat([small[:2], 1 - small[2:]])
+    before, after = (latents_of(model, frames, 2, 1, steps=1, cfg=1.0) for frames in (small, changed))
+    assert torch.equal(before[0], after[0]) and relative_error(after[1], before[1]) > 1e-5
+    bypassed = with_layers(upscaler, "lavie_vsr.pt", strength=0.0)
+    assert relative_error(before, latents_of(bypassed, small, 2, 1, steps=1, cfg=1.0)) > 1e-3
+
+
 def test_layers_and_models_that_do_not_fit_are_refused_by_the_loader(upscaler, folder):
     with pytest.raises(VideoLDMError, match="image_layers.safetensors is .*, and the connected MODEL is the Stable "
                                             "Diffusion x4 upscaler"):
         with_layers(upscaler, "image_layers.safetensors")
     with pytest.raises(VideoLDMError, match="made for Stable Diffusion x4 upscaler, and the connected MODEL is Stable"):
         with_layers(load_model(checkpoints.unet_state()))
+    with pytest.raises(VideoLDMError, match="lavie_vsr.pt is LaVie's video super-resolution UNet, made for Stable "
+                                            "Diffusion x4 upscaler, and the connected MODEL is Stable Diffusion 1.x: "
+                                            "its text has a width of 768 instead of 1024"):
+        with_layers(load_model(checkpoints.unet_state()), "lavie_vsr.pt")
 
 
 # The node
@@ -300,6 +321,14 @@ def test_with_layers_the_limits_are_theirs(upscaler, folder, run):
     layers = Stub(with_layers(upscaler, strength=0.0)).model
     with pytest.raises(VideoLDMError, match="noise_level is 251, .* levels from 0 to 250"):
         run(layers, noise_level=251)
+    lavie = Stub(with_layers(upscaler, "lavie_vsr.pt", strength=0.0))
+    *_, report = run(lavie.model, noise_level=350, steps=1)
+    assert lavie.calls[0]["y"].tolist() == [350] * 6
+    assert "strength 0, trained on clips of 8 frames.\nLaVie used noise level 50." in report
+    with pytest.raises(VideoLDMError, match="noise_level is 351, .* levels from 0 to 350. Set it within that; 50 is"):
+        run(lavie.model, noise_level=351)
+    with pytest.raises(VideoLDMError, match="noise_level is 251, .* levels from 0 to 250"):
+        run(with_layers(lavie.model, strength=0.0), noise_level=251)
     with pytest.raises(VideoLDMError, match="overlap is 4 frames and window is 4"):
         run(layers, overlap=4)
     with pytest.raises(VideoLDMError, match="clips of exactly 4 frames, and the pieces have 3. Set window to 4"):

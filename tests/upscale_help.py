@@ -4,6 +4,7 @@ import torch
 
 from video_ldm.temporal.formats import Base, Schedule, video_ldm
 from video_ldm.temporal.stack import TemporalStack, video_ldm_params
+from video_ldm.tests import vsr_help
 from video_ldm.tests.decoder_help import DecoderParams
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.small import SD15, randomise, unet_model
@@ -27,6 +28,11 @@ def write_layers(path, seed: int = 1, mix_length: int = 1, dtype: torch.dtype = 
     params = video_ldm_params(unet, EMB_DIM, TEXT, lambda channels: HEADS, FRAMES, mix_length)
     stack = randomise(TemporalStack(params), seed).to(dtype)
     video_ldm.write(path, stack, params, schedule=SCHEDULE, base=BASE, fps=8.0)
+
+
+def write_published(path, seed: int = 4):
+    """Layers for it in the layout of LaVie's super-resolution."""
+    torch.save({"ema": vsr_help.random_file(vsr_help.temporal_shapes(), seed)}, path)
 
 
 def vae_state(seed: int = 5) -> dict:

@@ -189,7 +189,8 @@ def host_attention(q, k, v, heads: int, mask=None):
     attention over the frames of a clip does not take, and costs time."""
     if q.device.type == "cpu":
         return attend(q, k, v, heads, mask)
-    mask = None if mask is None else as_numbers(mask, q.dtype)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = as_numbers(mask, q.dtype)
     return attention.optimized_attention(q, k, v, heads, mask=mask)     # looked up per call: chosen at start
 
 

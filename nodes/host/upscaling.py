@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.training.diffusion import Diffusion
-from ...temporal.upscaler import FACTOR, Cuts, in_pieces, noise_augmented
+from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented
 from . import attach, compat, files, sampling
 from .upscaler_model import PixelUpscaler
 from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
@@ -158,6 +158,11 @@ def most_noise(model) -> int:
     """The highest noise level that the upscaler knows; a sentence for a MODEL that is no x4 upscaler."""
     check_upscaler(model)
     return model.model.noise_augmentor.max_noise_level
+
+
+def usual_noise(model) -> int:
+    """The noise level that it is meant to be run with."""
+    return getattr(model.model, "usual_noise", USUAL_LEVEL)
 
 
 def check_text(model, conditioning: list, name: str):

@@ -13,20 +13,21 @@ from typing import Mapping
 
 from ..errors import VideoLDMError
 from ..stack import StackParams
-from . import animatediff, decoder, layout, motion_lora, others, svd, upscaler, video_ldm
+from . import animatediff, decoder, layout, motion_lora, others, svd, upscaler, video_ldm, vsr
 from .decoder import DecoderFile
 from .files import TensorFile, open_file
 from .keys import Keys
 from .layout import LayoutFile
 from .motion_lora import MotionLora
-from .record import Base, Identified, SamplerHint, Schedule, TemporalFile
+from .record import Base, Identified, NoiseLevels, SamplerHint, Schedule, TemporalFile
 from .svd import Initialisation
 from .upscaler import UpscalerFile
 
 __all__ = [
-    "Base", "DecoderFile", "Identified", "Initialisation", "LayoutFile", "MotionLora", "SamplerHint", "Schedule",
-    "TemporalFile", "UpscalerFile", "decoder", "identify", "identify_keys", "layout", "load_decoder", "load_layout",
-    "load_motion_lora", "load_svd_initialisation", "load_temporal", "load_upscaler", "upscaler", "video_ldm",
+    "Base", "DecoderFile", "Identified", "Initialisation", "LayoutFile", "MotionLora", "NoiseLevels", "SamplerHint",
+    "Schedule", "TemporalFile", "UpscalerFile", "decoder", "identify", "identify_keys", "layout", "load_decoder",
+    "load_layout", "load_motion_lora", "load_svd_initialisation", "load_temporal", "load_upscaler", "upscaler",
+    "video_ldm",
 ]
 
 
@@ -34,8 +35,8 @@ def identify_keys(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | Non
     """What a file is, from the names and shapes of its tensors and its safetensors metadata."""
     keys, metadata = Keys(shapes), metadata or {}
     return (video_ldm.detect(keys, metadata) or layout.detect(keys, metadata) or upscaler.detect(keys, metadata)
-            or motion_lora.detect(keys)
-            or animatediff.detect(keys) or svd.detect(keys) or decoder.detect(keys, metadata)
+            or motion_lora.detect(keys) or animatediff.detect(keys) or vsr.detect(keys) or svd.detect(keys)
+            or decoder.detect(keys, metadata)
             or others.identify(keys, metadata))
 
 
@@ -54,7 +55,9 @@ def load_temporal(path) -> TemporalFile:
     found = identify_file(file)
     if found.takes != "temporal":
         raise found.refusal(file.name)
-    return video_ldm.load(file) if found.kind == "video_ldm" else animatediff.load(file, found.kind)
+    if found.kind == "video_ldm":
+        return video_ldm.load(file)
+    return vsr.load(file, found.kind) if found.kind in vsr.VERSIONS else animatediff.load(file, found.kind)
 
 
 def load_motion_lora(path) -> MotionLora:

@@ -75,9 +75,6 @@ TEMPORAL = (
     Entry("diffusers_motion_adapter", "an AnimateDiff motion adapter in diffusers' naming",
           LATER + " Use the AnimateDiff file that it was made from (mm_sd_v15_v2.ckpt and its like).", (ADAPTER,)),
     Entry("sv4d", "an SV4D checkpoint (several views of a video)", LATER, (r".*time_mix_blocks\.0\.attn1\.to_q",)),
-    Entry("lavie_vsr", "LaVie's video super-resolution UNet", LATER, (r"down_temporal_blocks\.\d+\.resblocks_3d_t\.",)),
-    Entry("upscale_a_video", "the UNet of Upscale-A-Video", LATER,
-          (r"down_temp_blocks\.\d+\.resblocks_3d_temporal\.",)),
     Entry("upscale_a_video_vae", "the video VAE of Upscale-A-Video", LATER,
           (r"(?:.*\.)?decoder\..*\.conv_3d\.weight",)),
     Entry("lavie_base", "LaVie's base text-to-video UNet", OWN_UNET,
@@ -201,5 +198,6 @@ def unknown(keys: Keys) -> Identified:
     first = next(iter(keys.shapes), "none")
     return Identified("unknown", f"a file of a kind that this pack does not know ({len(keys)} tensors, the first: "
                       f"{first})",
-                      "Load Temporal Layers takes Video LDM layers, and AnimateDiff v1, v2, v3, AnimateLCM and "
-                      "LongAnimateDiff motion modules for Stable Diffusion 1.x.")
+                      "Load Temporal Layers takes Video LDM layers, AnimateDiff v1, v2, v3, AnimateLCM and "
+                      "LongAnimateDiff motion modules for Stable Diffusion 1.x, and LaVie's video super-resolution "
+                      "and Upscale-A-Video's UNet for the Stable Diffusion x4 upscaler.")

@@ -60,6 +60,14 @@ class SamplerHint:
     steps: tuple[int, int]
 
 
+class NoiseLevels(NamedTuple):
+    """Noise on the small frames for layers of an upscaler: who trained them, the most they know, and what is usual."""
+
+    author: str
+    most: int
+    usual: int
+
+
 @dataclass
 class TemporalFile:
     """A set of temporal layers, ready for `TemporalStack(params).load_state_dict(tensors)`.
@@ -79,6 +87,7 @@ class TemporalFile:
     metadata: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     hint: SamplerHint | None = None
+    noise: NoiseLevels | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,8 +6,10 @@ from .conv import TemporalResBlock
 from .mix import Mix
 from .motion import MotionModule
 from .position import interleaved_sinusoid, timestep_sinusoid
+from .vsr import LevelModule, LevelParams, ResidualConv, ResidualConvParams, RotaryParams, RotaryTransformer
 
 __all__ = [
-    "Attention", "ContextDownsampler", "FeedForward", "FpsToken", "Mix", "MotionModule", "TemporalResBlock", "TemporalTransformer",
-    "TemporalTransformerBlock", "attend", "interleaved_sinusoid", "timestep_sinusoid",
+    "Attention", "ContextDownsampler", "FeedForward", "FpsToken", "LevelModule", "LevelParams", "Mix", "MotionModule",
+    "ResidualConv", "ResidualConvParams", "RotaryParams", "RotaryTransformer", "TemporalResBlock",
+    "TemporalTransformer", "TemporalTransformerBlock", "attend", "interleaved_sinusoid", "timestep_sinusoid",
 ]

@@ -41,7 +41,7 @@ class _Region:
         # Layers inside a spatial transformer are recomputed with it; the others act after their block has returned.
         for call in calls:
             modules += [call.stack.layers[site.name] for site, _ in call.stack.params.bricks
-                        if site.slot != "in_attn_post_ff"]
+                        if not site.slot.startswith("in_attn")]
         self.modules = list(dict.fromkeys(modules))
 
     def enter(self):
