@@ -1,10 +1,10 @@
 """Working memory of Temporal VAE Decode on the CPU: `python run.py bench --decode`.
 
 What a decode takes at its peak beyond the weights, the latents and the frames it returns, each in a process of its own:
-against the number of frames, as a stream into a file by core's Save Video and by Save Video File and as an IMAGE; beside
-it the same frames in one window, which is how a temporal decoder runs where nothing limits it. A temporal decoder of the
-bundled autoencoder's size with random layers; `--channels 128` is Stable Video Diffusion's width. Then against the size
-of the frames, with and without tiles, counted for Stable Video Diffusion's decoder in 16 bits (counted.py).
+against the number of frames, as a stream into a file by core's Save Video and by Save Video File and as an IMAGE;
+beside it the same frames in one window, which is how a temporal decoder runs where nothing limits it. A temporal
+decoder of the bundled autoencoder's size with random layers; `--channels 128` is Stable Video Diffusion's width. Then
+against the size of the frames, with and without tiles, counted for that decoder's own size in 16 bits (counted.py).
 """
 
 import argparse

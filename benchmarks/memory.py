@@ -1,7 +1,7 @@
 """How much memory a piece of work takes beyond what is there before it: measured of a process, or counted in tensors.
 
-`growth` measures what a process of its own holds. `Tally` counts bytes of tensors, and tensors on torch's "meta" device,
-which have shapes and no contents, count like others: a network runs there at its real size, on no hardware, in no time.
+`growth` measures what a process holds. `Tally` counts bytes of tensors, and tensors on torch's "meta" device, which
+have shapes and no contents, count like others: a network runs there at its real size, on no hardware, in no time.
 """
 
 import os

@@ -33,7 +33,8 @@ from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
 from ..temporal.stack import CallSettings, TemporalStack, open_call, video_ldm_params
 from ..temporal.upscaler import cut
-from .counted import CARD, DTYPE, FRAMES, MAIN, X4, X4_HEADS, X4_TEXT, CountedDecoding, counted, x4_decoder, x4_layers, x4_unet
+from .counted import (CARD, DTYPE, FRAMES, MAIN, X4, X4_HEADS, X4_TEXT, CountedDecoding, counted, x4_decoder, x4_layers,
+                      x4_unet)
 from .decode import PACK, RUN, STREAM, card_and_main, consume
 from .memory import growth, own_pages
 from .speed import fill
@@ -139,7 +140,8 @@ def small_model():
 def with_layers(model):
     unet = model.model.diffusion_model
     params = video_ldm_params(unet, 4 * CHANNELS, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
-    tensors = {key: torch.empty(weight.shape) for key, weight in TemporalStack(params, device=CARD).state_dict().items()}
+    shapes = {key: weight.shape for key, weight in TemporalStack(params, device=CARD).state_dict().items()}
+    tensors = {key: torch.empty(shape) for key, shape in shapes.items()}
     fill(tensors.items())
     return attach.attach_layers(model, attach.build_stack(params, tensors, torch.float32), LAYERS)
 
@@ -159,8 +161,8 @@ def small_vae():
 
 def report_counted(counts):
     vae, decoder = small_vae(), x4_decoder()
-    print(f"\nThe x4 upscaler with temporal layers, 16 bits, windows of {FRAMES} that share {OVERLAP}, guidance: graphics "
-          "card + main memory, counted\n\n| size | tile | frames | sampling | main memory / latents | decoding |\n"
+    print(f"\nThe x4 upscaler with temporal layers, 16 bits, windows of {FRAMES} that share {OVERLAP}, guidance: "
+          "graphics card + main memory, counted\n\n| size | tile | frames | sampling | main memory / latents | decoding |\n"
           f"|{'---|' * 6}", flush=True)
     grown = [(*GROWN, TILES[0], frames) for frames in counts]
     sizes = [(*size, tile, 2 * FRAMES - OVERLAP) for size in SIZES for tile in TILES if tile < max(size)]
