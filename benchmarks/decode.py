@@ -1,9 +1,10 @@
 """Working memory of Temporal VAE Decode on the CPU: `python run.py bench --decode`.
 
 What a decode takes at its peak beyond the weights, the latents and the frames it returns, each in a process of its own:
-against the number of frames, as a stream into a file and as an IMAGE; beside it the same frames in one window, which is
-how a temporal decoder runs where nothing limits it; then against the size of the frames, in tiles. A temporal decoder
-of the bundled autoencoder's size with random layers; `--channels 128` is Stable Video Diffusion's width.
+against the number of frames, as a stream into a file by core's Save Video and by Save Video File and as an IMAGE;
+beside it the same frames in one window, which is how a temporal decoder runs where nothing limits it. A temporal
+decoder of the bundled autoencoder's size with random layers; `--channels 128` is Stable Video Diffusion's width. Then
+against the size of the frames, with and without tiles, counted for that decoder's own size in 16 bits (counted.py).
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,21 +24,24 @@ from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.models import AutoencoderParams, build_autoencoder, vae_of
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
 from ..temporal.formats import DecoderFile
+from ..temporal.video import Sheet, write_video
+from .counted import CARD, MAIN, CountedDecoding, counted, svd_decoder
 from .memory import growth, own_pages
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
-WINDOW, OVERLAP, TILE = 8, 2, 256
+WINDOW, OVERLAP, SHEET = 8, 2, 16        # frames; the contact sheet has so many
 FRAMES = (16, 64, 256)
 SIZE = (64, 128)                            # height and width while frames grow
-SIZES = ((256, 256), (512, 512), (720, 1280), (1280, 2048))
-STREAM, IMAGE, WHOLE = "stream", "image", "one window"
+SIZES = ((256, 256), (512, 512), (1024, 1024), (1280, 2048))
+TILES = (0, 512, 256)
+STREAM, PACK, IMAGE, WHOLE = "Save Video", "Save Video File", "as IMAGE", "in one window"
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="run.py bench --decode", description=__doc__.split("\n\n")[0])
     parser.add_argument("--channels", type=int, default=32, help="of the finest level; 128 is Stable Diffusion's")
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES)
-    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)      # the child: how, frames, height, width, tile
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)      # the child: how, frames, height, width
     options = parser.parse_args(argv)
     if options.measure:
         how, *numbers = options.measure
@@ -49,20 +54,40 @@ def main(argv=None):
 def report(options):
     """Print both tables."""
     height, width = SIZE
+    hows = (STREAM, PACK, IMAGE, WHOLE)
     print(f"CPU, {torch.get_num_threads()} threads, {options.channels} channels, frames of {width}x{height}, windows "
-          f"of {WINDOW} that share {OVERLAP}\n\n| frames | {STREAM} into MP4 | as IMAGE | in {WHOLE} |\n"
-          "|---|---|---|---|")
+          f"of {WINDOW} that share {OVERLAP}\n\n| frames | {' | '.join(hows)} |\n|{'---|' * 5}", flush=True)
     for frames in options.frames:
-        peaks = [child(how, frames, height, width, 0, options.channels) for how in (STREAM, IMAGE, WHOLE)]
+        peaks = [child(how, frames, height, width, options.channels) for how in hows]
         print(f"| {frames} | {' | '.join(map(megabytes, peaks))} |", flush=True)
-    print(f"\nA window of {WINDOW} frames, streamed, in tiles of {TILE} pixels\n\n| size | peak |\n|---|---|")
+    report_sizes()
+
+
+def report_sizes():
+    """Two windows of frames of each size, the network on shapes."""
+    print(f"\nStable Video Diffusion's decoder, 16 bits, windows of {WINDOW}: graphics card + main memory, counted\n\n"
+          f"| size | {' | '.join(f'tile {tile}' if tile else 'whole frames' for tile in TILES)} |\n"
+          f"|{'---|' * (len(TILES) + 1)}", flush=True)
+    vae, network = random_vae(32), svd_decoder()
     for height, width in SIZES:
-        peak = child(STREAM, WINDOW, height, width, TILE, options.channels)
-        print(f"| {width}x{height} | {megabytes(peak)} |", flush=True)
+        cells = [card_and_main(count_decode(vae, network, height, width, tile)) for tile in TILES]
+        print(f"| {width}x{height} | {' | '.join(cells)} |", flush=True)
+
+
+def count_decode(vae, network, height: int, width: int, tile: int) -> dict:
+    """Bytes by device of a streamed decode of two windows."""
+    decoding = CountedDecoding(network, vae, torch.zeros(2 * WINDOW - OVERLAP, 4, height // 8, width // 8),
+                               DecodeSettings(WINDOW, OVERLAP, tile, 1))
+    video = LazyVideo(decoding.frames, decoding.count, width, height, 8)
+    return counted(lambda: deque(video.pieces(), maxlen=1))
 
 
 def megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
+
+
+def card_and_main(most: dict) -> str:
+    return f"{most[CARD] / 1e9:.2f} + {most[MAIN] / 1e9:.2f} GB"
 
 
 def child(how: str, *numbers: int) -> int:
@@ -74,24 +99,37 @@ def child(how: str, *numbers: int) -> int:
     return json.loads(answer.splitlines()[-1])
 
 
-def measure(how: str, frames: int, height: int, width: int, tile: int, channels: int) -> int:
+def measure(how: str, frames: int, height: int, width: int, channels: int) -> int:
     """Bytes that one decode takes beyond what is there before it and what it returns."""
     vae = random_vae(channels)
     window = frames if how == WHOLE else WINDOW
-    decode(vae, STREAM, WINDOW, 64, 64, 0, WINDOW)      # what is loaded and planned once is not counted
+    decode(vae, STREAM, WINDOW, 64, 64, WINDOW)      # what is loaded and planned once is not counted
     returned = frames * height * width * 12 if how == IMAGE else 0
-    return growth(lambda: decode(vae, how, frames, height, width, tile, window)) - returned
+    return growth(lambda: decode(vae, how, frames, height, width, window)) - returned
 
 
-def decode(vae, how: str, frames: int, height: int, width: int, tile: int, window: int):
+def decode(vae, how: str, frames: int, height: int, width: int, window: int):
     latents = torch.randn(frames, 4, height // 8, width // 8)
-    decoding = Decoding(vae, latents, DecodeSettings(window, OVERLAP, tile, 1))
-    video = LazyVideo(decoding.frames, frames, decoding.width, decoding.height, 8)
-    with torch.inference_mode():
-        if how == IMAGE:
-            return video.get_components().images
-        with tempfile.TemporaryDirectory() as folder:
-            return video.save_to(str(Path(folder) / "clip.mp4"))
+    decoding = Decoding(vae, latents, DecodeSettings(window, OVERLAP, 0, 1))
+    consume(LazyVideo(decoding.frames, frames, decoding.width, decoding.height, 8), how)
+
+
+@torch.inference_mode()
+def consume(video: LazyVideo, how: str):
+    """All frames at once, or written to a file as core's Save Video or the pack's writes them."""
+    if how == IMAGE:
+        return video.get_components().images
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        if how == PACK:
+            return write_video(path, seen_by(Sheet(SHEET), video.iterate_frames()), 8)
+        return video.save_to(str(path))
+
+
+def seen_by(sheet: Sheet, frames):
+    for frame in frames:
+        sheet.add(frame)
+        yield frame
 
 
 def random_vae(channels: int):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import decode as nodes
 from video_ldm.nodes.host import compat, decoding, temporal_vae, wiring
 from video_ldm.nodes.host.decoding import Decoding, DecodeSettings
@@ -179,6 +180,22 @@ def test_the_result_does_not_depend_on_free_memory(made, monkeypatch):
         results.append(whole(made, z, 6, 2))
         core.append(made.decode(z))
     assert torch.equal(*results) and not torch.equal(*core)
+
+
+def test_attention_over_a_large_picture_keeps_no_matrix_of_scores_and_the_vae_keeps_its_own(made, monkeypatch):
+    """On a CPU core's takes as much memory as is free."""
+    block, z = made.first_stage_model.decoder.mid.attn_1, latents(2, 12, 16)
+    chosen, before = block.optimized_attention, whole(made, z)
+    monkeypatch.setattr(compat, "MOST_SCORES", 2 ** 10)
+    block.optimized_attention = None                        # not called
+    try:
+        assert relative_error(whole(made, z), before) < 1e-4 and block.optimized_attention is None
+    finally:
+        block.optimized_attention = chosen
+    q = torch.rand(1, 32, 64, 64)
+    with torch.no_grad(), Tally() as tally:
+        compat.frugal(None)(q, q, q)
+    assert tally.most["cpu"] < 64 ** 4 * 4 / 4
 
 
 def test_clips_of_a_batch_are_decoded_one_by_one(made):

@@ -9,6 +9,7 @@ from comfy.model_sampling import V_PREDICTION
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_sdupscale import SD_4XUpscale_Conditioning
 
+from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import upscale as nodes
 from video_ldm.nodes.host import attach, decoding, sampling, upscaling
 from video_ldm.nodes.host.lazy_video import LazyVideo
@@ -145,6 +146,20 @@ def test_the_sampler_works_on_the_cpu_and_core_prepares_for_one_piece(upscaler):
     assert seen == [(4, 4, 8, 8)] and latents.device.type == "cpu" and latents.shape == (9, 4, 20, 28)
 
 
+def test_of_more_frames_only_a_few_times_their_latents_is_in_memory_while_sampling(upscaler, folder):
+    """Noise, latents, both predictions and what they are mixed from; the small frames, noised."""
+    model, most = with_layers(upscaler, strength=0.0), []
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stub", lambda run, x, *others, **more: x[:, :4].tanh())
+    for frames in (8, 24, 40):
+        small = small_frames(frames)
+        with torch.no_grad(), Tally() as tally:
+            latents_of(model, small, 4, 2, steps=1)
+        most.append(tally.most["cpu"])
+    latents = 16 * 4 * 16 * 16 * 4
+    assert most[2] - most[1] <= 8 * latents
+    assert most[2] - most[1] == pytest.approx(most[1] - most[0], abs=latents)
+
+
 # Temporal layers
 
 def test_layers_made_for_the_upscaler_load_and_act_within_their_window(upscaler, folder):
@@ -235,6 +250,23 @@ def test_a_video_is_upscaled_as_its_frames_and_keeps_its_rate(upscaler, run):
     images, out, _ = run(stub.model, used=True, video=video)
     assert out.get_frame_rate() == 12 and torch.equal(images, run(stub.model, used=True, images=small)[0])
     assert run(stub.model, video=video, fps=6.0)[1].get_frame_rate() == 6
+
+
+def test_streaming_to_a_file_takes_the_memory_of_a_frame_however_long_the_video(vae, tmp_path):
+    most = []
+    for count in (4, 40):
+        latents = torch.zeros(count, 4, 8, 8)
+        video = video_of(vae, latents)
+        with torch.no_grad(), Tally() as tally:
+            video.save_to(str(tmp_path / f"{count}.mp4"))
+        most.append(tally.most["cpu"])
+    assert most[1] <= most[0] * 1.01
+
+
+def video_of(vae, latents) -> LazyVideo:
+    """The VIDEO that the node makes of its latents."""
+    made = decoding.Decoding(vae, latents, nodes.decode_settings(vae, 4, 2, PIXELS))
+    return LazyVideo(made.frames, len(latents), made.width, made.height, 8)
 
 
 def test_one_frame_alpha_and_a_tile_larger_than_the_frames_are_taken(upscaler, run):

@@ -9,6 +9,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.ldm.modules.diffusionmodules.model import AttnBlock, pytorch_attention
 
 from ...temporal.errors import VideoLDMError
 
@@ -97,6 +98,31 @@ def on_device(device):
     """The context in which the host runs a network that lives on one of several GPUs."""
     context = getattr(comfy.model_management, "cuda_device_context", None)
     return contextlib.nullcontext() if context is None else context(device)
+
+
+MOST_SCORES = 2 ** 28       # bytes of attention's scores that a decode on a CPU may hold
+
+
+@contextlib.contextmanager
+def frugal_attention(network, device):
+    """While open, a VAE's attention over large pictures on a CPU keeps no matrix of scores. Core's takes as much memory
+    as happens to be free for it: 1 GB and more for each frame of 1024x1024."""
+    blocks = [part for part in network.modules() if device.type == "cpu" and isinstance(part, AttnBlock)]
+    chosen = [block.optimized_attention for block in blocks]
+    for block in blocks:
+        block.optimized_attention = frugal(block.optimized_attention)
+    try:
+        yield
+    finally:
+        for block, attention in zip(blocks, chosen):
+            block.optimized_attention = attention
+
+
+def frugal(chosen):
+    def attention(q, k, v):
+        scores = len(q) * q[0, 0].numel() ** 2 * q.element_size()
+        return (chosen if scores <= MOST_SCORES else pytorch_attention)(q, k, v)
+    return attention
 
 
 # Context windows

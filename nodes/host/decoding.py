@@ -116,8 +116,9 @@ class Decoding:
         vae = self.vae
         need = len(z) * vae.memory_used_decode((1, *z.shape[1:]), vae.vae_dtype)
         comfy.model_management.load_models_gpu([vae.patcher], memory_required=need, force_full_load=vae.disable_offload)
-        with compat.on_device(vae.device), cancellable(vae.first_stage_model):
-            pictures = vae.first_stage_model.decode(z.to(vae.device, vae.vae_dtype))
+        network = vae.first_stage_model
+        with compat.on_device(vae.device), cancellable(network), compat.frugal_attention(network, vae.device):
+            pictures = network.decode(z.to(vae.device, vae.vae_dtype))
         return pictures.to(vae.output_device).float()
 
 

@@ -121,9 +121,7 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     noisy = frames if attach.sets_of_layers(model) else 1
     noise = sampling.noise_like(torch.zeros(1).expand(noisy, channels, height, width), seed)
     noise = noise.expand(frames, -1, -1, -1)
-    eps = torch.randn(noisy, 3, height, width, generator=torch.Generator().manual_seed(seed + AUGMENTATION_SEED))
-    x_low = small.movedim(-1, 1).float().cpu() * 2 - 1
-    c_low = noise_augmented(x_low, level, eps, schedule_of(model))
+    c_low = noised_frames(model, small, level, noisy, seed)
     progress = PieceProgress(model, steps, cuts.pieces)
     m = model.clone()
     # Core's windows over frames, and the pack's, give way to this node's own.
@@ -134,6 +132,13 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     length, tile_height, tile_width = cuts.largest
     piece = torch.zeros(length, channels, tile_height, tile_width)
     return sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece, callback=progress.callback)
+
+
+def noised_frames(model, small: Tensor, level: int, noisy: int, seed: int) -> Tensor:
+    """c_gamma `t 3 h w` of the small frames, on the CPU; noise for `noisy` of them, all or one that serves all."""
+    eps = torch.randn(noisy, 3, *small.shape[1:3], generator=torch.Generator().manual_seed(seed + AUGMENTATION_SEED))
+    x_low = small.movedim(-1, 1).float().cpu() * 2 - 1
+    return noise_augmented(x_low, level, eps, schedule_of(model))
 
 
 def schedule_of(model) -> Diffusion:

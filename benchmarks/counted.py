@@ -1,0 +1,99 @@
+"""Networks at their real size on torch's "meta" device: what a piece takes on a graphics card, without one.
+
+A piece of work runs as it does for an artist, main memory and all; where it calls its network, a network of Stable
+Diffusion's size in 16 bits runs on shapes instead, and what comes back is empty. Every tensor is counted (memory.py).
+Attention counts as a graphics card has it, in one operation that keeps no matrix of scores.
+"""
+
+from unittest.mock import patch
+
+import comfy.ldm.modules.attention as core_attention
+import comfy.model_management
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from comfy.ldm.modules.diffusionmodules.model import Decoder, pytorch_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch.overrides import TorchFunctionMode
+
+from ..nodes.host.decoding import Decoding
+from ..nodes.host.temporal_vae import build_decoder
+from ..temporal.decoder import SVD_KERNEL, DecoderParams
+from ..temporal.stack import TemporalStack, video_ldm_params
+from .memory import Tally
+
+CARD, MAIN = "meta", "cpu"          # the devices of a Tally
+DTYPE = torch.float16
+X4_TEXT, X4_HEADS, FRAMES = 1024, 8, 8
+# x4-upscaler-ema.safetensors: 473 million parameters.
+X4 = dict(image_size=128, in_channels=7, out_channels=4, model_channels=256, num_res_blocks=[2] * 4,
+          channel_mult=(1, 2, 2, 4), transformer_depth=[0, 0, 1, 1, 1, 1, 1, 1], num_heads=X4_HEADS,
+          transformer_depth_output=[0, 0, 0] + [1] * 9, transformer_depth_middle=1, context_dim=X4_TEXT,
+          use_spatial_transformer=True, use_linear_in_transformer=True, legacy=False, num_classes=1000,
+          disable_self_attentions=[True, True, True, False])
+SVD_DECODER = DecoderParams(4, 128, (1, 2, 4, 4), 2, SVD_KERNEL)
+X4_DECODER = DecoderParams(4, 128, (1, 2, 4), 2, SVD_KERNEL)
+
+
+class FusedAttention(TorchFunctionMode):
+    """While open, attention on shapes is one operation."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention and args[0].device.type == CARD:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def counted(work) -> dict:
+    """Bytes of tensors at the fullest moment of `work()`, by device."""
+    # Not inference mode, in which operations that are made of others would hide those.
+    core_attention.optimized_attention = core_attention.attention_pytorch
+    with FusedAttention(), patch.object(comfy.model_management, "get_free_memory", plenty), Tally() as tally:
+        work()
+    return {device: tally.most.get(device, 0) for device in (CARD, MAIN)}
+
+
+def plenty(device=None, torch_free_too=False):
+    """Core runs both conditions of guidance in one batch where memory allows, and so it is counted on every machine."""
+    return (10 ** 12, 10 ** 12) if torch_free_too else 10 ** 12
+
+
+def svd_decoder():
+    """Stable Video Diffusion's temporal decoder."""
+    return fused(build_decoder(SVD_DECODER, DTYPE, CARD))
+
+
+def x4_decoder():
+    """The image decoder of the x4 upscaler's VAE."""
+    with torch.device(CARD):
+        return fused(Decoder(**X4_DECODER.config()).to(DTYPE))
+
+
+def fused(decoder):
+    decoder.mid.attn_1.optimized_attention = pytorch_attention
+    return decoder
+
+
+def x4_unet():
+    return UNetModel(**X4, dtype=DTYPE, device=CARD, operations=comfy.ops.disable_weight_init)
+
+
+def x4_layers(unet) -> TemporalStack:
+    """Video LDM layers for the x4 upscaler."""
+    params = video_ldm_params(unet, 4 * X4["model_channels"], X4_TEXT, lambda channels: X4_HEADS, FRAMES)
+    return TemporalStack(params, dtype=DTYPE, device=CARD)
+
+
+class CountedDecoding(Decoding):
+    """A decoding whose network is `network`, on shapes; its pictures are black. A shape that ran is not run again: a
+    piece leaves nothing behind."""
+
+    def __init__(self, network, *arguments):
+        super().__init__(*arguments)
+        self.network, self.shapes = network, {}
+
+    def decode_piece(self, z):
+        if z.shape not in self.shapes:
+            self.shapes[z.shape] = self.network(z.to(CARD, DTYPE)).shape
+        return torch.zeros(self.shapes[z.shape])

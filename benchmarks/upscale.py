@@ -1,0 +1,198 @@
+"""Memory of Video Upscale: `python run.py bench --upscale`.
+
+First in processes of their own on the CPU, against the number of frames: what a piece takes beyond what rests between
+pieces, how much rests (latents, small frames and noise of the whole video, in units of its latents), and what it takes
+to write the result to a file by core's Save Video and by Save Video File. The network is the x4 upscaler's of 32
+channels in place of 256, with random weights and random temporal layers, its VAE one of 32 channels in place of 128;
+the peak is that of one piece, so how it behaves as frames grow is the finding.
+
+Then counted for the upscaler's own size in 16 bits (counted.py), with temporal layers: the network on a piece on the
+graphics card, and main memory for the whole video, against frames and against the size of the frames and tiles.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import deque
+
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import psutil
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.patcher_extension import WrappersMP
+
+from ..nodes.host import attach
+from ..nodes.host.decoding import Decoding
+from ..nodes.host.lazy_video import LazyVideo
+from ..nodes.host.upscaling import upscaled
+from ..nodes.upscale import FACTOR, decode_settings
+from ..temporal.decoder import SVD_KERNEL, DecoderParams
+from ..temporal.stack import CallSettings, TemporalStack, open_call, video_ldm_params
+from ..temporal.upscaler import cut
+from .counted import (CARD, DTYPE, FRAMES, MAIN, X4, X4_HEADS, X4_TEXT, CountedDecoding, counted, x4_decoder, x4_layers,
+                      x4_unet)
+from .decode import PACK, RUN, STREAM, card_and_main, consume
+from .memory import growth, own_pages
+from .speed import fill
+
+OVERLAP, LEVEL = 2, 30
+COUNTS = (16, 64, 256)
+SMALL = (16, 32)                            # height and width of the small frames while their number grows
+SIZES = ((256, 256), (512, 512), (1024, 1024), (1280, 2048))        # of the large frames
+GROWN = (512, 512)                          # of the large frames while their number grows
+TILES = (1024, 512, 256, 0)                 # of the large frames; the node's default first
+SAMPLING = "sampling"
+CHANNELS = 32                               # of the networks that run on the CPU
+NARROW = dict(X4, model_channels=CHANNELS)
+LAYERS = {"strength": 1.0, "fps": None, "frames": FRAMES, "title": "random layers"}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="run.py bench --upscale", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--frames", type=int, nargs="+", default=COUNTS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)      # the child: what, frames
+    options = parser.parse_args(argv)
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    if options.measure:
+        print(json.dumps(measure(options.measure[0], int(options.measure[1]))))
+        return 0
+    report_frames(options.frames)
+    report_counted(options.frames)
+    return 0
+
+
+# Measured: small networks on the CPU
+
+def report_frames(counts):
+    height, width = (FACTOR * side for side in SMALL)
+    print(f"CPU, {torch.get_num_threads()} threads, U-Net and VAE of {CHANNELS} channels, frames of {width}x{height}, "
+          f"windows of {FRAMES} that share {OVERLAP}\n\n| frames | a piece | rests between pieces | of it latents | "
+          f"{STREAM} | {PACK} |\n|{'---|' * 6}", flush=True)
+    for frames in counts:
+        sampling, *files = (child(what, frames) for what in (SAMPLING, STREAM, PACK))
+        cells = [sampling["piece"], sampling["rest"], sampling["latents"], *(file["peak"] for file in files)]
+        print(f"| {frames} | {' | '.join(f'{cell / 1e6:.1f} MB' for cell in cells)} |", flush=True)
+
+
+def child(what: str, frames: int) -> dict:
+    print(f"{what}: {frames} frames ...", file=sys.stderr, flush=True)
+    command = [sys.executable, str(RUN), "_inside", "benchmarks.upscale", "--measure", what, str(frames)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=own_pages()).stdout
+    return json.loads(answer.splitlines()[-1])
+
+
+@torch.inference_mode()
+def measure(what: str, frames: int) -> dict:
+    """Bytes beyond what is there before."""
+    if what == SAMPLING:
+        return measure_sampling(frames)
+    vae = small_vae()
+    write(vae, FRAMES, what)                # what is loaded and planned once is not counted
+    latents = torch.randn(frames, 4, *SMALL)
+    return {"peak": growth(lambda: write(vae, frames, what, latents))}
+
+
+def measure_sampling(frames: int) -> dict:
+    """piece: the most that a call of the network takes; rest: the most that lies in memory before such a call."""
+    model, pieces, resting, process = with_layers(small_model()), [], [], psutil.Process()
+
+    def watched(executor, *arguments):
+        out = []
+        resting.append(process.memory_info().rss)
+        pieces.append(growth(lambda: out.append(executor(*arguments))))
+        return out[0]
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "bench", watched)
+    sample(model, torch.rand(FRAMES, *SMALL, 3), 0)
+    before = process.memory_info().rss
+    pieces.clear(), resting.clear()
+    small = torch.rand(frames, *SMALL, 3)
+    latents = sample(model, small, 0)
+    return {"piece": max(pieces), "rest": max(resting) - before, "latents": latents.nbytes}
+
+
+def sample(model, small: torch.Tensor, tile: int, steps: int = 1) -> torch.Tensor:
+    """Latents of the large frames, as the node makes them. small: `t h w 3`; tile: pixels of the large frames."""
+    cuts = cut(*small.shape[:3], FRAMES, OVERLAP, tile // FACTOR)
+    text = [[torch.randn(1, 77, X4_TEXT), {}]]
+    return upscaled(model, small, LEVEL, cuts, 1, steps, 8.0, "euler", "normal", text, text)
+
+
+def write(vae, frames: int, how: str, latents=None):
+    latents = torch.randn(frames, 4, *SMALL) if latents is None else latents
+    decoding = Decoding(vae, latents, decode_settings(vae, FRAMES, OVERLAP, TILES[0]))
+    consume(LazyVideo(decoding.frames, frames, decoding.width, decoding.height, 8), how)
+
+
+def small_model():
+    """A MODEL of core's class for the x4 upscaler with a U-Net of few channels."""
+    config = comfy.supported_models.SD_X4Upscaler(NARROW)
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device="cpu")
+    fill(model.diffusion_model.named_parameters())
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def with_layers(model):
+    unet = model.model.diffusion_model
+    params = video_ldm_params(unet, 4 * CHANNELS, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
+    shapes = {key: weight.shape for key, weight in TemporalStack(params, device=CARD).state_dict().items()}
+    tensors = {key: torch.empty(shape) for key, shape in shapes.items()}
+    fill(tensors.items())
+    return attach.attach_layers(model, attach.build_stack(params, tensors, torch.float32), LAYERS)
+
+
+def small_vae():
+    """A VAE of core's class with 4 pixels per latent and few channels."""
+    shape = DecoderParams(4, CHANNELS, (1, 1, 2), 1, SVD_KERNEL)
+    params = {"ddconfig": {**shape.config()}, "embed_dim": 4}
+    network = AutoencoderKL(**params)
+    fill(network.named_parameters())
+    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": params})
+    vae.latent_channels, vae.upscale_ratio, vae.downscale_ratio = 4, FACTOR, FACTOR
+    return vae
+
+
+# Counted: the upscaler's own size
+
+def report_counted(counts):
+    vae, decoder = small_vae(), x4_decoder()
+    print(f"\nThe x4 upscaler with temporal layers, 16 bits, windows of {FRAMES} that share {OVERLAP}, guidance: "
+          "graphics card + main memory, counted\n\n| size | tile | frames | sampling | main memory / latents | decoding |\n"
+          f"|{'---|' * 6}", flush=True)
+    grown = [(*GROWN, TILES[0], frames) for frames in counts]
+    sizes = [(*size, tile, 2 * FRAMES - OVERLAP) for size in SIZES for tile in TILES if tile < max(size)]
+    for height, width, tile, frames in grown + sizes:
+        latents = torch.zeros(frames, 4, height // FACTOR, width // FACTOR)
+        small = torch.zeros(frames, height // FACTOR, width // FACTOR, 3)
+        model = sized_model()
+        sampling = counted(lambda: sample(model, small, tile))
+        decoding = counted(lambda: decode(vae, decoder, latents, tile))
+        print(f"| {width}x{height} | {tile or 'none'} | {frames} | {card_and_main(sampling)} | "
+              f"{sampling[MAIN] / latents.nbytes:.1f} | {card_and_main(decoding)} |", flush=True)
+
+
+def sized_model():
+    """A MODEL in whose place the upscaler's own U-Net, with temporal layers, runs on shapes."""
+    model, unet = small_model(), x4_unet()      # a shape that ran is not run again: a piece leaves nothing behind
+    stack, known = x4_layers(unet), set()
+    attach.transformer_options(model)[f"{attach.PREFIX}counted"] = LAYERS       # its frames have noise of their own
+
+    def on_shapes(executor, x, timesteps, context, y, control, options, **others):
+        if x.shape not in known:
+            known.add(x.shape)
+            text = context.to(CARD, DTYPE)
+            with open_call(unet, [(stack, CallSettings(options[attach.FRAMES]))], text):
+                unet(x.to(CARD, DTYPE), timesteps.to(CARD), text, y.to(CARD), transformer_options={})
+        return torch.zeros_like(x[:, :4])
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", on_shapes)
+    return model
+
+
+def decode(vae, network, latents: torch.Tensor, tile: int):
+    decoding = CountedDecoding(network, vae, latents, decode_settings(vae, FRAMES, OVERLAP, tile))
+    deque(decoding.frames(), maxlen=1)
