@@ -28,6 +28,7 @@ CLIPS, RATES = 400, (models.FPS, *models.RATES)     # rendered once, seeds 0..39
 PATCH = 96                                          # large pixels
 LINEAR_START, LINEAR_END = 1e-4, 0.02               # the paper's driving upsampler, Table 6; the small frames' noise too
 LEVELS = 1000                                       # of noise, as a class
+DETAILS = 3.0                                       # brings what is made to about unit variance
 USUAL_LEVEL = 150                                   # the paper's, in pixel space (Appendix H)
 CONTEXT_CHANNELS = 64                               # the paper's 128, at this UNet's width
 UNET = UNetParams(latent_channels=PIXEL_CHANNELS, model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=(1, 1, 1),
@@ -50,7 +51,7 @@ SCHEDULE = Schedule("linear", LINEAR_START, LINEAR_END, models.PREDICTION)
 def file_params(title) -> UpscalerParams:
     """What the file of the image upscaler says."""
     return UpscalerParams(asdict(UNET), LINEAR_START, LINEAR_END, models.PREDICTION, LINEAR_START, LINEAR_END,
-                          TRAINED_LEVEL, USUAL_LEVEL, title, models.LICENCE)
+                          TRAINED_LEVEL, USUAL_LEVEL, DETAILS, title, models.LICENCE)
 
 
 def temporal_params(unet):
@@ -108,4 +109,4 @@ class RenderedPatches:
 
 def loss(unet, stack, patches, texts) -> UpscalerLoss:
     return UpscalerLoss(unet, stack, diffusion(), augmentation(), patches, null_context=texts["null"],
-                        dropout=models.DROPOUT)
+                        dropout=models.DROPOUT, error_of_x=True, details=DETAILS)

@@ -41,10 +41,23 @@ def noised(x_low: Tensor, levels: Tensor, eps: Tensor, schedule: Diffusion) -> T
     return torch.where(levels.view(-1, *[1] * (x_low.ndim - 1)) == 0, x_low, c_low)
 
 
-# An upscaler in pixel space: the pixels that one small pixel becomes are the channels of its place, so that what is made
-# stands beside the small frames as a latent upscaler's latents do. Noise is the same in either order of the numbers.
+# An upscaler in pixel space makes the details: large frames less the noised small ones, in units in which they have about
+# unit variance. A network whose norms see few channels of few places cannot tell absolute colours, and need not. The
+# pixels that one small pixel becomes are the channels of its place, so that details stand beside the small frames as a
+# latent upscaler's latents do. Neither is in the paper, which says "pixel space" and no more.
 
 PIXEL_CHANNELS = 3 * FACTOR ** 2
+
+
+def unnoised(c_low: Tensor, levels: Tensor, schedule: Diffusion) -> Tensor:
+    """The small frames `t 3 h w` that c_gamma stands for, levels (t,), but for their noise."""
+    alpha = torch.where(levels == 0, 1.0, schedule.alpha[levels].to(levels.device)).to(c_low)
+    return c_low / alpha.view(-1, *[1] * (c_low.ndim - 1))
+
+
+def spread_out(x_low: Tensor) -> Tensor:
+    """`t 3 h w` -> `t 48 h w`: every small pixel in place of all that it becomes, folded."""
+    return x_low.repeat_interleave(FACTOR ** 2, dim=1)
 
 
 def folded(pixels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ TEXT, FRAMES, CONTEXT = 24, 4, 8
 UNET = UNetParams(latent_channels=PIXEL_CHANNELS, model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1),
                   transformer_depth=(0, 1), head_channels=32, context_dim=TEXT, concat_channels=3, noise_levels=1000,
                   self_attention=False)
-PARAMS = UpscalerParams(asdict(UNET), 0.0001, 0.02, "v", 0.0001, 0.02, 250, 150, "a random upscaler", "Apache-2.0")
+PARAMS = UpscalerParams(asdict(UNET), 0.0001, 0.02, "v", 0.0001, 0.02, 250, 150, 3.0, "a random upscaler", "Apache-2.0")
 BASE, SCHEDULE = Base("a random upscaler", TEXT), Schedule("linear", 0.0001, 0.02, "v")
 
 

@@ -7,7 +7,7 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.training.diffusion import Diffusion
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.upscaler import Patches, UpscalerLoss
-from video_ldm.temporal.upscaler import PIXEL_CHANNELS, folded, noised, unfolded
+from video_ldm.temporal.upscaler import PIXEL_CHANNELS, folded, noised, spread_out, unfolded, unnoised
 from video_ldm.tests import pixel_help
 from video_ldm.tests.small import relative_error
 
@@ -132,3 +132,24 @@ def test_folding_pixels_loses_nothing_and_keeps_each_small_pixels_own_together()
     x = folded(pixels)
     assert x.shape == (2, 5, PIXEL_CHANNELS, 3, 4) and torch.equal(unfolded(x), pixels)
     assert torch.equal(x[0, 0, :, 1, 2].sort().values, pixels[0, 0, :, 4:8, 8:12].flatten().sort().values)
+
+
+@pytest.mark.parametrize("prediction", ["v", "eps"])
+def test_what_is_made_of_folded_pixels_is_what_the_small_frames_lack(prediction):
+    """A network that knows the details has no loss, by either error; and with them the small frames are the large ones."""
+    drawn, scale = patches(), 3.0
+    diffusion = Diffusion(0.0001, 0.02, prediction=prediction)
+
+    class Knowing(torch.nn.Module):
+        def forward(self, x, tau, context=None, y=None):
+            base = spread_out(unnoised(x[:, PIXEL_CHANNELS:], y, AUGMENTATION))
+            details = (drawn.x.flatten(0, 1) - base) * scale
+            self.error = relative_error(unfolded(base + details / scale), unfolded(drawn.x.flatten(0, 1)))
+            alpha, sigma = (table[tau].float()[:, None, None, None] for table in (diffusion.alpha, diffusion.sigma))
+            noise = (x[:, :PIXEL_CHANNELS] - alpha * details) / sigma
+            return (noise if prediction == "eps" else alpha * noise - sigma * details).requires_grad_()
+    for error_of_x in (False, True):
+        network = Knowing()
+        loss = UpscalerLoss(network, None, diffusion, AUGMENTATION, lambda step: drawn, error_of_x=error_of_x,
+                            details=scale)
+        assert loss(step(5))["loss"] < 1e-4 and network.error < 1e-6

@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
-CORE = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "PreviewImage", "VAEDecode")
-SAMPLERS = ("KSampler", "VideoLDMSampler", "VideoLDMExtend", "VideoLDMInterpolate")
+CORE = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "ImageFromBatch", "KSampler", "PreviewImage",
+        "VAEDecode")
+SAMPLERS = ("KSampler", "VideoLDMSampler", "VideoLDMExtend", "VideoLDMInterpolate", "VideoLDMUpscale")
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")      # a widget of the page, beside every seed
 BYPASSED, MUTED = 4, 2
 PICTURE_LIMIT = 200 * 1024

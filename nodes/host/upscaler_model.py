@@ -13,7 +13,7 @@ KINDS = {"v": comfy.model_base.ModelType.V_PREDICTION, "eps": comfy.model_base.M
 
 
 class FoldedPixels(comfy.latent_formats.LatentFormat):
-    """Colours in -1..1; a preview is the mean of the pixels at each place."""
+    """Colours in -1..1, or what is added to them; a preview is the mean of the pixels at each place."""
     scale_factor = 1.0
     latent_channels = PIXEL_CHANNELS
     latent_rgb_factors = [[float(colour == channel // FACTOR ** 2) / FACTOR ** 2 for colour in range(3)]
@@ -21,13 +21,13 @@ class FoldedPixels(comfy.latent_formats.LatentFormat):
 
 
 class PixelUpscaler(comfy.model_base.SD_X4Upscaler):
-    """Makes folded pixels; usual_noise: the level it is meant to be run with."""
+    """Makes details of folded pixels, times `details`; usual_noise: the level it is meant to be run with."""
 
     def __init__(self, config, params: UpscalerParams, device=None):
         super().__init__(config, KINDS[params.prediction], device)
         schedule = {"linear_start": params.augmentation_start, "linear_end": params.augmentation_end}
         self.noise_augmentor = ImageConcatWithNoiseAugmentation(schedule, max_noise_level=params.most_noise)
-        self.usual_noise = params.usual_noise
+        self.usual_noise, self.details = params.usual_noise, params.details
 
 
 def load_upscaler(file: UpscalerFile):

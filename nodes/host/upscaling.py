@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.training.diffusion import Diffusion
-from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented
+from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented, spread_out, unnoised
 from . import attach, compat, files, sampling
 from .upscaler_model import PixelUpscaler
 from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
@@ -89,11 +89,12 @@ def on_whole_video(noise: Tensor):
 
 
 class PieceProgress:
-    """One bar over all pieces of all steps, with the first frame as its preview after each step."""
+    """One bar over all pieces of all steps, with the first frame as its preview after each step. finished(x0): what of
+    it is to be seen."""
 
-    def __init__(self, model, steps: int, pieces: int):
+    def __init__(self, model, steps: int, pieces: int, finished):
         self.bar = sampling.RolloutProgress(model, steps, pieces)
-        self.pieces, self.before, self.done = pieces, 0, 0
+        self.pieces, self.before, self.done, self.finished = pieces, 0, 0, finished
 
     def on_piece(self):
         # Samplers of second order go over the pieces more than once in a step.
@@ -102,7 +103,7 @@ class PieceProgress:
 
     def callback(self, step, x0, x, total_steps):
         self.before, self.done = (step + 1) * self.pieces, 0
-        self.bar.show(self.before, self.bar.pictures(x0[:1]) if self.bar.previewer else [])
+        self.bar.show(self.before, self.bar.pictures(self.finished(x0[:1])) if self.bar.previewer else [])
 
 
 def makes_pixels(model) -> bool:
@@ -122,7 +123,11 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     noise = sampling.noise_like(torch.zeros(1).expand(noisy, channels, height, width), seed)
     noise = noise.expand(frames, -1, -1, -1)
     c_low = noised_frames(model, small, level, noisy, seed)
-    progress = PieceProgress(model, steps, cuts.pieces)
+
+    def finished(x: Tensor) -> Tensor:
+        """What a sampled x, of the first frames or all, is the details of."""
+        return with_details(model, x, c_low[:len(x)], level) if makes_pixels(model) else x
+    progress = PieceProgress(model, steps, cuts.pieces, finished)
     m = model.clone()
     # Core's windows over frames, and the pack's, give way to this node's own.
     m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, CORE_ESTIMATE)
@@ -131,7 +136,15 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, on_whole_video(noise))
     length, tile_height, tile_width = cuts.largest
     piece = torch.zeros(length, channels, tile_height, tile_width)
-    return sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece, callback=progress.callback)
+    return finished(sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece,
+                                     callback=progress.callback))
+
+
+def with_details(model, details: Tensor, c_low: Tensor, level: int) -> Tensor:
+    """Folded pixels `t 48 h w` of details and the noised small frames that these belong to."""
+    levels = torch.full((len(c_low),), level)
+    base = spread_out(unnoised(c_low, levels, schedule_of(model)))
+    return base.add_(details.to(base), alpha=1 / model.model.details)
 
 
 def noised_frames(model, small: Tensor, level: int, noisy: int, seed: int) -> Tensor:

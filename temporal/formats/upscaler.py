@@ -1,6 +1,6 @@
 """Video upscalers in pixel space (Video LDM, section 3.4: the driving stack's kind), a whole UNet: read and written.
 
-No such file was ever published; these are trained with this pack, on folded pixels (temporal/upscaler.py). A safetensors file with the UNet's LDM keys behind
+No such file was ever published; these are trained with this pack, on details, folded (temporal/upscaler.py). A safetensors file with the UNet's LDM keys behind
 `model.diffusion_model.`, and metadata that rebuilds everything:
 
     format, version             what this is; another version than VERSION is refused
@@ -8,6 +8,7 @@ No such file was ever published; these are trained with this pack, on folded pix
     linear_start, linear_end, prediction                the noise schedule, even in sqrt(beta)
     augmentation_start, augmentation_end, most_noise    the same of the small frames, and the highest level
     usual_noise                 the noise level to upscale with
+    details                     what the details are multiplied with before they are noised
     title, licence
 """
 
@@ -30,7 +31,7 @@ VERSION = 1
 TITLE = "a video upscaler in pixel space"
 PREFIX = "model.diffusion_model."
 NUMBERS = {"linear_start": float, "linear_end": float, "augmentation_start": float, "augmentation_end": float,
-           "most_noise": int, "usual_noise": int}
+           "most_noise": int, "usual_noise": int, "details": float}
 RESERVED = ("format", "version", "unet", "prediction", "title", "licence", *NUMBERS)
 
 
@@ -46,6 +47,7 @@ class UpscalerParams:
     augmentation_end: float
     most_noise: int
     usual_noise: int
+    details: float
     title: str
     licence: str = ""
 
