@@ -46,7 +46,7 @@ def test_v_is_alpha_eps_minus_sigma_x():
     assert torch.allclose(diffusion.add_noise(x, tau, noise), alpha * x + sigma * noise, atol=1e-14)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_a_perfect_prediction_has_no_loss_and_gives_back_x_and_noise(prediction):
     diffusion = Diffusion(*SD, prediction=prediction)
     x, noise, tau = clips(0), clips(1), torch.tensor([0, 1, 10, 500, 900, 999])
@@ -88,7 +88,7 @@ def test_ddim_with_eta_1_is_the_ancestral_sampler_of_core():
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (dict(prediction="x0"), "prediction type 'x0' is unknown"),
+    (dict(prediction="flow"), "prediction type 'flow' is unknown"),
     (dict(schedule="cosine"), "beta schedule 'cosine' is unknown"),
     (dict(linear_start=0.02, linear_end=0.01), "0 < start <= end < 1"),
     (dict(steps=0), "at least one step"),
@@ -114,3 +114,12 @@ def test_weights_count_places_and_leave_the_best_answer_what_it_is():
     error = (diffusion.target(x, noise, tau) - output).square()
     assert torch.allclose(diffusion.loss(output, x, noise, tau, half), (3 * error[..., :4] + error[..., 4:]).mean() / 2)
     assert diffusion.loss(diffusion.target(x, noise, tau), x, noise, tau, half) == 0
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_the_error_of_x_is_that_of_the_x_that_an_output_stands_for(prediction):
+    diffusion, (x, noise, output) = Diffusion(0.0015, 0.0195, prediction=prediction), (clips(n) for n in range(3))
+    tau = torch.tensor([1, 150, 400, 600, 850, 999])
+    x_tau = diffusion.add_noise(x, tau, noise)
+    expected = (diffusion.predicted_x(output, x_tau, tau) - x).square().mean()
+    assert torch.allclose(diffusion.loss(output, x, noise, tau, of_x=True).double(), expected, rtol=1e-4)

@@ -134,7 +134,7 @@ def test_folding_pixels_loses_nothing_and_keeps_each_small_pixels_own_together()
     assert torch.equal(x[0, 0, :, 1, 2].sort().values, pixels[0, 0, :, 4:8, 8:12].flatten().sort().values)
 
 
-@pytest.mark.parametrize("prediction", ["v", "eps"])
+@pytest.mark.parametrize("prediction", ["v", "eps", "x0"])
 def test_what_is_made_of_folded_pixels_is_what_the_small_frames_lack(prediction):
     """A network that knows the details has no loss, by either error; and with them the small frames are the large ones."""
     drawn, scale = patches(), 3.0
@@ -147,9 +147,10 @@ def test_what_is_made_of_folded_pixels_is_what_the_small_frames_lack(prediction)
             self.error = relative_error(unfolded(base + details / scale), unfolded(drawn.x.flatten(0, 1)))
             alpha, sigma = (table[tau].float()[:, None, None, None] for table in (diffusion.alpha, diffusion.sigma))
             noise = (x[:, :PIXEL_CHANNELS] - alpha * details) / sigma
-            return (noise if prediction == "eps" else alpha * noise - sigma * details).requires_grad_()
-    for error_of_x in (False, True):
+            answers = {"eps": noise, "v": alpha * noise - sigma * details, "x0": details}
+            return answers[prediction].requires_grad_()
+    for of_x in (False, True):
         network = Knowing()
-        loss = UpscalerLoss(network, None, diffusion, AUGMENTATION, lambda step: drawn, error_of_x=error_of_x,
+        loss = UpscalerLoss(network, None, diffusion, AUGMENTATION, lambda step: drawn, of_x=of_x,
                             details=scale)
         assert loss(step(5))["loss"] < 1e-4 and network.error < 1e-6

@@ -16,7 +16,7 @@ from video_ldm.nodes.host.lazy_video import LazyVideo
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.training.diffusion import Diffusion
-from video_ldm.temporal.upscaler import cut, noise_augmented
+from video_ldm.temporal.upscaler import TRAINED_LEVEL, cut, noise_augmented
 from video_ldm.tests import upscale_help
 from video_ldm.tests.attach_help import load_model
 from video_ldm.tests.host import checkpoints
@@ -375,3 +375,9 @@ def test_another_model_and_the_videos_own_vae_are_refused(upscaler, run):
     with pytest.raises(VideoLDMError, match="VAE decodes 4 channels to 8 pixels per latent; the x4 upscaler's decodes "
                                             "4 channels to 4 pixels"):
         run(upscaler, vae=decoder_help.small_vae())
+
+
+def test_the_widgets_begin_with_the_papers_settings():
+    """Statement 14: noise augmentation 30 and windows of 8 frames (Appendix H); levels were trained up to 250."""
+    defaults = {entry.id: getattr(entry, "default", None) for entry in nodes.VideoUpscale.GET_SCHEMA().inputs}
+    assert (defaults["noise_level"], defaults["window"]) == (30, 8) and TRAINED_LEVEL == 250

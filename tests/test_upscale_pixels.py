@@ -8,7 +8,7 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import load_file, save_file
 
 from video_ldm.nodes import upscale as nodes
-from video_ldm.nodes.host import upscaling
+from video_ldm.nodes.host import attach, upscaling
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers, LoadVideoModel
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.formats import identify, load_temporal, load_upscaler, upscaler as upscaler_format
@@ -176,6 +176,27 @@ def test_where_the_network_acts_point_by_point_windows_and_tiles_change_nothing(
     whole = made(stub, small, steps=3, sampler=sampler)
     assert whole.shape == (7, 3, 40, 56) and whole.std() > 0
     assert torch.equal(made(stub, small, 4, 2, 4, steps=3, sampler=sampler), whole)
+
+
+def test_an_upscaler_that_predicts_x_itself_is_sampled_so(folder):
+    import dataclasses
+    params = dataclasses.replace(pixel_help.PARAMS, prediction="x0")
+    upscaler_format.write(folder / "x0.safetensors", pixel_help.network().state_dict(), params)
+    model = LoadVideoModel.execute("x0.safetensors").result[0]
+    small, seen = small_frames(2, 6, 8), []
+
+    def keep(executor, *args, **kwargs):
+        seen.append(executor(*args, **kwargs))
+        return seen[-1]
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "keep", keep)
+    x = made(model, small, level=0, steps=1, cfg=1.0)
+    assert relative_error(x, unfolded(seen[0] / 3.0) + pixel_blocks(small)) < 1e-5
+    kept = attach.with_schedule(model, "linear", 0.0001, 0.02, None).get_model_object("model_sampling")
+    assert torch.equal(kept.calculate_denoised(torch.ones(1), x, x + 1), x)
+
+
+def pixel_blocks(small):
+    return (small.movedim(-1, 1) * 2 - 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
 # The node

@@ -107,3 +107,28 @@ def test_levels_that_the_upscaler_has_never_seen_are_refused(level):
     check_level(TRAINED_LEVEL, TRAINED_LEVEL)
     with pytest.raises(VideoLDMError, match=f"noise_level is {level}, .* levels from 0 to 250"):
         check_level(level, TRAINED_LEVEL)
+
+
+# Statement 14
+
+def test_with_a_networks_reach_within_the_margin_tiles_are_the_whole_and_beyond_it_differ_at_their_borders_alone():
+    """Convolutions see the padding at a tile's border; what a tile's outermost quarter of its overlap says, counts not."""
+    kernels = noise(2, 3, 3, 3, 3, seed=4) / 5
+    x, cuts = noise(2, 3, 30, 44), cut(2, 30, 44, 8, 2, 16)
+
+    def network(x, layers):
+        for kernel in kernels[:layers]:
+            x = torch.tanh(torch.nn.functional.conv2d(x, kernel, padding=1))
+        return x
+    for layers in (1, 2):
+        whole = network(x, layers)
+        pieces = in_pieces(lambda frames, rows, columns: network(x[frames, :, rows, columns], layers), cuts, 3)
+        error = (pieces - whole).abs().amax((0, 1))
+        borders = torch.zeros(30, 44, dtype=torch.bool)
+        for spans, dim in ((cuts.rows, 0), (cuts.columns, 1)):
+            for before, after in zip(spans, spans[1:]):
+                shared = [slice(None), slice(None)]
+                shared[dim] = slice(after.start, before.stop)
+                borders[tuple(shared)] = True
+        assert error[~borders].max() < 1e-6
+        assert (error.max() < 1e-6) == (layers == 1)

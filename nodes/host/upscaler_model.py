@@ -7,9 +7,8 @@ from comfy.ldm.modules.diffusionmodules.upscaling import ImageConcatWithNoiseAug
 
 from ...temporal.formats.upscaler import PREFIX, UpscalerFile, UpscalerParams, damaged
 from ...temporal.upscaler import FACTOR, PIXEL_CHANNELS
+from .attach import schedule_of
 from .models import UNetParams, patcher_of_model, shapes_of_unet
-
-KINDS = {"v": comfy.model_base.ModelType.V_PREDICTION, "eps": comfy.model_base.ModelType.EPS}
 
 
 class FoldedPixels(comfy.latent_formats.LatentFormat):
@@ -24,7 +23,8 @@ class PixelUpscaler(comfy.model_base.SD_X4Upscaler):
     """Makes details of folded pixels, times `details`; usual_noise: the level it is meant to be run with."""
 
     def __init__(self, config, params: UpscalerParams, device=None):
-        super().__init__(config, KINDS[params.prediction], device)
+        super().__init__(config, device=device)
+        self.model_sampling = schedule_of("linear", params.linear_start, params.linear_end, params.prediction)
         schedule = {"linear_start": params.augmentation_start, "linear_end": params.augmentation_end}
         self.noise_augmentor = ImageConcatWithNoiseAugmentation(schedule, max_noise_level=params.most_noise)
         self.usual_noise, self.details = params.usual_noise, params.details

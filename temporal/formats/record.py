@@ -29,11 +29,14 @@ class Identified:
         return VideoLDMError(f"{name} is {self.title}, not {wanted}. {self.place}")
 
 
+PREDICTIONS = ("eps", "v", "x0")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Noise schedule in ComfyUI's names: "linear" is evenly spaced in sqrt(beta), "sqrt_linear" in beta.
 
-    prediction: "eps", "v", or None for the base model's own.
+    prediction: "eps", "v", "x0", or None for the base model's own.
     """
 
     beta_schedule: str

@@ -24,7 +24,7 @@ from ..atomic import write_atomically
 from ..errors import VideoLDMError
 from .files import TensorFile
 from .keys import Keys
-from .record import Identified, require_one_dtype
+from .record import PREDICTIONS, Identified, require_one_dtype
 
 FORMAT = "video_ldm_upscaler"
 VERSION = 1
@@ -95,7 +95,7 @@ def parse_params(metadata: Mapping[str, str]) -> UpscalerParams:
     unet = {key: tuple(value) if isinstance(value, list) else value
             for key, value in json.loads(metadata["unet"]).items()}
     numbers = {entry: kind(metadata[entry]) for entry, kind in NUMBERS.items()}
-    if metadata["prediction"] not in ("eps", "v"):
+    if metadata["prediction"] not in PREDICTIONS:
         raise ValueError(f"prediction '{metadata['prediction']}'")
     if not 0 <= numbers["usual_noise"] <= numbers["most_noise"] < 1000:
         raise ValueError(f"noise levels {numbers['usual_noise']} and {numbers['most_noise']}")

@@ -32,7 +32,7 @@ from ..sites import PARTS, SLOTS, Site
 from ..stack import ContextParams, ResBlockParams, SmallFramesParams, StackParams, TransformerParams
 from .files import TensorFile
 from .keys import Keys
-from .record import Base, Identified, Schedule, TemporalFile, require_complete, require_one_dtype
+from .record import PREDICTIONS, Base, Identified, Schedule, TemporalFile, require_complete, require_one_dtype
 
 FORMAT = "video_ldm_temporal_layers"
 VERSION, CONTEXT_VERSION, SMALL_FRAMES_VERSION = 1, 2, 3
@@ -229,7 +229,7 @@ def contradiction(name: str, what: str) -> VideoLDMError:
 
 def schedule_of(metadata: Mapping[str, str]) -> Schedule:
     kind, prediction = metadata["beta_schedule"], metadata.get("prediction") or None
-    if kind not in ("linear", "sqrt_linear") or prediction not in (None, "eps", "v"):
+    if kind not in ("linear", "sqrt_linear") or prediction not in (None, *PREDICTIONS):
         raise ValueError(f"noise schedule '{kind}' with prediction '{prediction}'")
     return Schedule(kind, float(metadata["linear_start"]), float(metadata["linear_end"]), prediction)
 

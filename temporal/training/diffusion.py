@@ -1,14 +1,14 @@
 """Variance-preserving diffusion in 1000 discrete steps, as the image LDM was trained (Video LDM, section 3.1).
 
-x_tau = alpha_tau * x + sigma_tau * eps, with alpha_tau^2 + sigma_tau^2 = 1. The network predicts eps, or
-v = alpha_tau * eps - sigma_tau * x. The paper predates the rescaling to zero terminal SNR: it is not done.
+x_tau = alpha_tau * x + sigma_tau * eps, with alpha_tau^2 + sigma_tau^2 = 1. The network predicts eps,
+v = alpha_tau * eps - sigma_tau * x, or "x0", x itself, which asks nothing of it that x does not hold. The paper predates the rescaling to zero terminal SNR: it is not done.
 """
 
 import torch
 
 from ..errors import VideoLDMError
 
-PREDICTIONS = ("eps", "v")
+PREDICTIONS = ("eps", "v", "x0")
 SCHEDULES = ("linear", "sqrt_linear")
 
 
@@ -51,14 +51,16 @@ class Diffusion:
         return alpha * x + sigma * noise
 
     def target(self, x, noise, tau):
-        """What the network is to predict: eps, or v = alpha_tau eps - sigma_tau x."""
-        if self.prediction == "eps":
-            return noise
+        """What the network is to predict: eps, v = alpha_tau eps - sigma_tau x, or x."""
+        if self.prediction != "v":
+            return noise if self.prediction == "eps" else x
         alpha, sigma = self._at(tau, x)
         return alpha * noise - sigma * x
 
     def predicted_x(self, output, x_tau, tau):
         """The clean x that a network output stands for at x_tau."""
+        if self.prediction == "x0":
+            return output
         alpha, sigma = self._at(tau, x_tau)
         if self.prediction == "eps":
             return (x_tau - sigma * output) / alpha
@@ -69,15 +71,18 @@ class Diffusion:
         if self.prediction == "eps":
             return output
         alpha, sigma = self._at(tau, x_tau)
-        return alpha * output + sigma * x_tau
+        return (x_tau - alpha * output) / sigma if self.prediction == "x0" else alpha * output + sigma * x_tau
 
-    def loss(self, output, x, noise, tau, weights=None):
+    def loss(self, output, x, noise, tau, weights=None, of_x=False):
         """|| target - output ||^2, its mean over everything, in float32. weights (n 1 ...): how much each place counts;
-        what is learned best stays the same, for the network may answer every place by itself."""
-        target = self.target(x, noise, tau).float()
-        if weights is None:
-            return torch.nn.functional.mse_loss(output.float(), target)
-        return (weights * (output.float() - target).square()).mean()
+        what is learned best stays the same, for the network may answer every place by itself. of_x: the error of the
+        clean x that the output stands for instead, in which much noise, where colours and places are decided, counts
+        for more than what is nearly clean (Salimans and Ho 2022, section 4)."""
+        error = output.float() - self.target(x, noise, tau).float()
+        if of_x and self.prediction != "x0":
+            alpha, sigma = self._at(tau, error)
+            error = error * (sigma / alpha if self.prediction == "eps" else sigma)
+        return (error.square() if weights is None else weights * error.square()).mean()
 
     def _at(self, tau, x):
         """alpha_tau and sigma_tau as (n, 1, ...), ready to multiply x of shape (n, ...)."""

@@ -8,12 +8,12 @@ from .batch import Batch, check_null_context, drop_context, frames_as_images
 from .diffusion import Diffusion
 
 
-def denoising_loss(backbone, diffusion, x, tau, context, generator, weights=None):
+def denoising_loss(backbone, diffusion, x, tau, context, generator, weights=None, of_x=False):
     """|| target - f(x_tau, tau, c) ||^2 over a flat batch x (n c h w) with its own noise in every item; weights
-    (n 1 h w): how much each place counts, None for all alike."""
+    (n 1 h w): how much each place counts, None for all alike; of_x: as Diffusion.loss has it."""
     noise = diffusion.random_noise(x, generator)
     output = backbone(diffusion.add_noise(x, tau, noise), tau, context=context)
-    return diffusion.loss(output, x, noise, tau, weights)
+    return diffusion.loss(output, x, noise, tau, weights, of_x)
 
 
 class ImageLoss:

@@ -54,13 +54,14 @@ class TemporalLoss:
     batch.
 
     clips, images: StepContext -> Batch of this process. frames: cuts a flat batch of frames into clips.
-    null_context (l d) and dropout: as in ImageLoss, drawn per clip. checkpointing: less memory, one more forward.
+    null_context (l d) and dropout: as in ImageLoss, drawn per clip. checkpointing: less memory, one more forward. of_x:
+    the error of clips counts as Diffusion.loss has it.
     """
 
     def __init__(self, backbone: nn.Module, stack: TemporalStack, diffusion: Diffusion, clips: Callable[..., Batch],
                  null_context: Tensor | None = None, dropout: float = 0.0, frames: int | None = None,
                  images: Callable[..., Batch] | None = None, image_weight: float = 1.0, train_spatial: bool = False,
-                 checkpointing: bool = False):
+                 checkpointing: bool = False, of_x: bool = False):
         check_null_context(null_context, dropout)
         if images is not None and not train_spatial:
             raise VideoLDMError("Images bypass the temporal layers, so they teach a model with frozen spatial layers "
@@ -74,7 +75,7 @@ class TemporalLoss:
         self.backbone, self.stack, self.diffusion, self.clips = backbone, stack, diffusion, clips
         self.null_context, self.dropout, self.frames = null_context, dropout, frames
         self.image_loss = images and ImageLoss(backbone, diffusion, images, null_context, dropout)
-        self.image_weight, self.train_spatial = image_weight, train_spatial
+        self.image_weight, self.train_spatial, self.of_x = image_weight, train_spatial, of_x
         self.open_call = open_call_checkpointed if checkpointing else open_call
 
     @property
@@ -108,4 +109,5 @@ class TemporalLoss:
         settings = CallSettings(frames=frames, known=known, fps=batch.fps)
         with self.open_call(self.backbone, [(self.stack, settings)], context=context):
             weights = None if batch.weights is None else batch.weights.flatten(0, 1)
-            return denoising_loss(self.backbone, self.diffusion, clips.flatten(0, 1), tau, context, generator, weights)
+            return denoising_loss(self.backbone, self.diffusion, clips.flatten(0, 1), tau, context, generator, weights,
+                                  self.of_x)

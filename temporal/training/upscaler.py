@@ -37,15 +37,13 @@ class UpscalerLoss:
 
     backbone: called as `backbone(x, timesteps, context=..., y=levels)`, x being x_tau and c_gamma on the channels.
     patches: StepContext -> Patches of this process. augmentation: the schedule of the small frames' noise.
-    null_context (l d), dropout: as in ImageLoss, drawn per clip. error_of_x: what counts is the error of the x that an
-    answer stands for, not of the target: a small network then need not learn noise by heart where x is nearly clean.
-    details: x is folded pixels, and what is made is their details, times this (temporal/upscaler.py).
+    null_context (l d), dropout: as in ImageLoss, drawn per clip. of_x: as Diffusion.loss has it; a small network
+    then need not learn noise by heart where x is nearly clean. details: x is folded pixels, and what is made is their details, times this (temporal/upscaler.py).
     """
 
     def __init__(self, backbone: nn.Module, stack: TemporalStack | None, diffusion: Diffusion, augmentation: Diffusion,
                  patches: Callable[..., Patches], most_noise: int = TRAINED_LEVEL, null_context: Tensor | None = None,
-                 dropout: float = 0.0, checkpointing: bool = False, error_of_x: bool = False,
-                 details: float | None = None):
+                 dropout: float = 0.0, checkpointing: bool = False, of_x: bool = False, details: float | None = None):
         check_null_context(null_context, dropout)
         if not 0 <= most_noise < augmentation.steps:
             raise VideoLDMError(f"The small frames are noised by 0 to {augmentation.steps - 1} steps, not {most_noise}.")
@@ -53,7 +51,7 @@ class UpscalerLoss:
             freeze(backbone)
             check_trained(backbone, stack, train_spatial=False)
         self.backbone, self.stack, self.diffusion, self.augmentation = backbone, stack, diffusion, augmentation
-        self.patches, self.most_noise, self.error_of_x, self.details = patches, most_noise, error_of_x, details
+        self.patches, self.most_noise, self.of_x, self.details = patches, most_noise, of_x, details
         self.null_context, self.dropout = null_context, dropout
         self.open_call = open_call_checkpointed if checkpointing else open_call
 
@@ -78,14 +76,11 @@ class UpscalerLoss:
             x = (x - spread_out(unnoised(c_low, level, self.augmentation))) * self.details
         noise = self.diffusion.random_noise(x, generator)
         text = per_frame(drop_context(patches.context, self.null_context, self.dropout, generator), frames)
-        x_tau = self.diffusion.add_noise(x, tau, noise)
-        x_in = torch.cat([x_tau, c_low.to(x)], dim=1)
+        x_in = torch.cat([self.diffusion.add_noise(x, tau, noise), c_low.to(x)], dim=1)
         with self.open_call(self.backbone, self.sets(c_low, frames), context=text):
             output = self.backbone(x_in, tau, context=text, y=level)
-        weights = torch.ones_like(x[:, :1]) if patches.weights is None else patches.weights.flatten(0, 1)
-        error = (weights * (self.diffusion.predicted_x(output.float(), x_tau, tau) - x).square()).mean()
-        loss = error if self.error_of_x else self.diffusion.loss(output, x, noise, tau, weights)
-        return {"loss": loss, "error_of_x": error.detach()}
+        weights = None if patches.weights is None else patches.weights.flatten(0, 1)
+        return {"loss": self.diffusion.loss(output, x, noise, tau, weights, self.of_x)}
 
     def sets(self, c_low: Tensor, frames: int) -> list:
         """The temporal layers and what they are told; none for pictures."""

@@ -10,6 +10,13 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6       # enough for pictures; the workflow has more
 
 
+def read(path):
+    """Frames (t h w 3) and rate of a video file."""
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float), rate
+
+
 def test_the_drive_leaves_a_smooth_clip_that_begins_with_its_start_frame(server, client):
     prompt = json.loads((ROOT / "workflows" / "api" / "drive.json").read_text(encoding="utf-8"))
     widgets = {node["class_type"]: node["inputs"] for node in prompt.values()}
@@ -20,9 +27,7 @@ def test_the_drive_leaves_a_smooth_clip_that_begins_with_its_start_frame(server,
     prompt["save start"] = {"class_type": "SaveImage", "inputs": {"images": ["start", 0], "filename_prefix": "start"}}
     result = client.run(prompt)
     paths = [server.output_path(file) for file in result.files() if file.get("type") == "output"]
-    with av.open(str(next(path for path in paths if path.suffix == ".mp4"))) as container:
-        rate = container.streams.video[0].average_rate
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float)
+    frames, rate = read(next(path for path in paths if path.name.startswith("drive_0") and path.suffix == ".mp4"))
     keys = widgets["VideoLDMExtend"]["length"]
     assert frames.shape == (4 * (keys - 1) + 1, 64, 128, 3) and rate == 16
     from PIL import Image
@@ -31,3 +36,7 @@ def test_the_drive_leaves_a_smooth_clip_that_begins_with_its_start_frame(server,
     assert frames.std() > 10
     neighbours, distant = abs(frames[1:] - frames[:-1]).mean(), abs(frames[4:] - frames[:-4]).mean()
     assert 0 < neighbours < distant                         # smooth: a quarter of the way is less than the whole
+    large, rate = read(next(path for path in paths if path.name.startswith("drive_large") and path.suffix == ".mp4"))
+    assert large.shape == (8, 4 * 64, 4 * 128, 3) and rate == 16
+    averaged = large.reshape(8, 64, 4, 128, 4, 3).mean((2, 4))
+    assert abs(averaged - frames[:8]).mean() < 12                   # the same video, larger

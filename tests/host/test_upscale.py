@@ -6,14 +6,15 @@ import torch
 from PIL import Image
 
 from video_ldm.temporal.video import open_video
-from video_ldm.tests import upscale_help
+from video_ldm.tests import pixel_help, upscale_help
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.client import Interrupted, NodeError
 from video_ldm.tests.host.graphs import POSITIVE, Graph, out
 from video_ldm.tests.host.test_video_nodes import everything_in
 
 MODEL, VAE, LAYERS = "x4.safetensors", "x4_vae.safetensors", "x4_layers.safetensors"
-WORDS, NO_WORDS = "upscale_positive", "upscale_negative"
+LAVIE, PIXELS, PIXEL_LAYERS = "x4_lavie.pt", "pixel_upscaler.safetensors", "pixel_upscaler_layers.safetensors"
+WORDS, NO_WORDS, PIXEL_WORDS = "upscale_positive", "upscale_negative", "pixel_upscale_words"
 FRAMES, SIZE = 3, 16
 
 
@@ -23,24 +24,28 @@ def upscaler_files(library):
     library.save_model("diffusion_models", MODEL, checkpoints.as_type(upscale_help.unet_state(), half))
     library.save_model("vae", VAE, checkpoints.as_type(upscale_help.vae_state(), half))
     upscale_help.write_layers(library.model_path("video_ldm", LAYERS), dtype=half)
-    for seed, name in enumerate((WORDS, NO_WORDS), 11):
+    upscale_help.write_published(library.model_path("video_ldm", LAVIE))
+    pixel_help.write_model(library.model_path("video_ldm", PIXELS))
+    pixel_help.write_layers(library.model_path("video_ldm", PIXEL_LAYERS))
+    for name, words in ((WORDS, upscale_help.text(11)), (NO_WORDS, upscale_help.text(12)),
+                        (PIXEL_WORDS, pixel_help.text())):
         folder = library.base / "output" / name
         folder.mkdir(parents=True)
-        torch.save({"latents": [{"samples": torch.zeros(1, 4, 2, 3)}], "conditioning": [upscale_help.text(seed)]},
+        torch.save({"latents": [{"samples": torch.zeros(1, 4, 2, 3)}], "conditioning": [words]},
                    folder / "shard_0000.pkl")
 
 
-def upscaled(graph, server, layers=True, **changes):
+def upscaled(graph, server, layers=LAYERS, **changes):
     """The node on a few frames that are all the same, in one step."""
     model = graph.image_model(MODEL)
     if layers:
-        model = graph.layers(model, LAYERS)
+        model = graph.layers(model, layers)
     name = server.put_input_image("small.png", upscale_help.small_frames(1, SIZE, SIZE)[0])
     images = graph.add("RepeatImageBatch", image=graph.add("LoadImage", image=name), amount=FRAMES)
     inputs = dict(positive=graph.text(WORDS), negative=graph.text(NO_WORDS), noise_level=30, window=2, overlap=1,
                   tile=0, fps=6.0, seed=7, steps=1, cfg=1.0, sampler="euler", scheduler="normal", images=images,
                   vae=graph.add("VAELoader", vae_name=VAE))
-    return graph.add("VideoLDMUpscale", model=model, **{**inputs, **changes})
+    return graph.add("VideoLDMUpscale", **{"model": model, **inputs, **changes})
 
 
 def save(graph, **inputs):
@@ -71,6 +76,47 @@ def test_without_layers_a_still_clip_stays_still_and_the_report_says_what_is_mis
     assert frames.shape == (FRAMES, 4 * SIZE, 4 * SIZE, 3) and frames.std() > 5
     assert np.abs(frames[1:] - frames[0]).max() <= 1
     assert "No temporal layers" in result.outputs[report]["text"][0]
+
+
+def saved_frames(graph, client, server, node):
+    """The frames of a node's VIDEO as a file has them, uint8 (t h w 3)."""
+    file = save(graph, video=out(node, 1))
+    video = open_video(server.output_path(client.run(graph).outputs[file]["images"][0]))
+    return np.stack(list(video.iterate()))
+
+
+def test_layers_in_lavies_layout_upscale_a_clip(server, client):
+    graph = Graph()
+    lavie = saved_frames(graph, client, server, upscaled(graph, server, layers=LAVIE, noise_level=300))
+    graph = Graph()
+    plain = saved_frames(graph, client, server, upscaled(graph, server, layers=False, noise_level=300))
+    assert lavie.shape == plain.shape == (FRAMES, 4 * SIZE, 4 * SIZE, 3)
+    assert np.abs(lavie.astype(int) - plain).mean() > 0.5
+
+
+def test_an_upscaler_in_pixel_space_needs_no_vae(server, client):
+    made = []
+    for layers in (False, True):
+        graph = Graph()
+        model = graph.add("VideoLDMLoadVideoModel", file=PIXELS)
+        model = graph.layers(model, PIXEL_LAYERS) if layers else model
+        words = graph.text(PIXEL_WORDS)
+        node = upscaled(graph, server, model=model, positive=words, negative=words, noise_level=150)
+        del graph[node[0]]["inputs"]["vae"]
+        made.append(saved_frames(graph, client, server, node))
+    alone, together = made
+    assert alone.shape == (FRAMES, 4 * SIZE, 4 * SIZE, 3) and alone.std() > 5
+    assert np.abs(alone[1:].astype(int) - alone[0]).max() <= 1          # a still clip, the same noise for all frames
+    assert np.abs(together.astype(int) - alone).mean() > 0.5
+
+
+def test_a_file_that_is_no_video_model_is_one_sentence_at_its_loader(server, client):
+    graph = Graph()
+    loader = graph.add("VideoLDMLoadVideoModel", file=LAYERS)
+    save(graph, video=out(upscaled(graph, server, model=loader), 1))
+    with pytest.raises(NodeError, match="x4_layers.safetensors is a file of Video LDM temporal layers, not a whole") as caught:
+        client.run(graph)
+    assert caught.value.node_id == loader[0] and caught.value.exception_type == "VideoLDMError"
 
 
 def refused(server, client, sentence, unconnected=None, positive=None, **changes):

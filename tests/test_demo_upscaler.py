@@ -1,0 +1,88 @@
+"""The bundled upscaler with its temporal layers, on held-out drives: neither windows nor tiles show."""
+
+import pytest
+import torch
+from torch.nn.functional import avg_pool2d
+
+from video_ldm.demo import bundle, models, train, upscaler, world
+from video_ldm.nodes.host import attach, upscaler_model, upscaling
+from video_ldm.nodes.host import models as host
+from video_ldm.temporal.formats import load_temporal, load_upscaler
+from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, cut, unfolded
+from video_ldm.temporal.windows import spread
+
+FRAMES, WINDOW, OVERLAP, TILE, STEPS = 20, 8, 2, 64, 6
+DRIVES = 3
+LARGEST = 1.05          # of a difference at seams, over one inside
+
+pytestmark = pytest.mark.skipif(not (train.BUNDLE / bundle.UPSCALER_LAYERS_FILE).exists(),
+                                reason="the bundle has no upscaler: train-demo makes it")
+
+
+@pytest.fixture(scope="module")
+def model():
+    plain = upscaler_model.load_upscaler(load_upscaler(train.BUNDLE / bundle.UPSCALER_FILE))
+    layers = load_temporal(train.BUNDLE / bundle.UPSCALER_LAYERS_FILE)
+    stack = attach.build_stack(layers.params, layers.tensors, torch.float32)
+    return attach.attach_layers(plain, stack, {"strength": 1.0, "frames": models.FRAMES, "title": "a test"})
+
+
+@pytest.fixture(scope="module")
+def drives():
+    """(large, small, text): the lower middle of held-out drives at 16 frames a second, `t h w 3` in 0..1."""
+    clip, made = host.load_text(train.BUNDLE / "text.safetensors"), []
+    for seed in range(DRIVES):
+        drawn = world.clip(world.held_out_seed(seed), FRAMES, upscaler.HEIGHT, upscaler.WIDTH, models.RATES[0])
+        large = torch.from_numpy(drawn.frames[:, 96:224, 128:384]).float() / 255
+        small = avg_pool2d(large.movedim(-1, 1), FACTOR).movedim(1, -1)
+        made.append((large, small, [[clip.encode_from_tokens(clip.tokenize(drawn.caption)), {}]]))
+    return made
+
+
+@torch.inference_mode()
+def upscaled(model, small, text, window=FRAMES, tile=0):
+    """Large frames `t h w 3` in 0..1; tile in large pixels."""
+    cuts = cut(*small.shape[:3], window, OVERLAP, tile // FACTOR)
+    x = upscaling.upscaled(model, small, upscaler.USUAL_LEVEL, cuts, 3, STEPS, 1.0, "euler", "ddim_uniform", text, text)
+    return ((unfolded(x) + 1) / 2).clamp(0, 1).movedim(1, -1)
+
+
+def psnr(made, reference):
+    return -10 * (made - reference).square().mean().log10()
+
+
+def test_it_comes_nearer_to_the_large_frames_than_repeated_pixels(model, drives):
+    for large, small, text in drives:
+        repeated = small.repeat_interleave(FACTOR, 1).repeat_interleave(FACTOR, 2)
+        assert psnr(upscaled(model, small[:8], text), large[:8]) > psnr(repeated[:8], large[:8])
+
+
+def ratio(pairs, at_seam):
+    """Mean of (ours / real) differences at seams over that elsewhere; real scenes do not move or vary evenly."""
+    at, inside = [], []
+    for ours, theirs in pairs:
+        for place, value in enumerate((ours / theirs).tolist()):
+            (at if place in at_seam else inside).append(value)
+    return (sum(at) / len(at)) / (sum(inside) / len(inside))
+
+
+def test_frames_differ_at_window_seams_as_inside(model, drives):
+    starts = spread(FRAMES, WINDOW, OVERLAP)
+    seams = {step for before, after in zip(starts, starts[1:]) for step in range(after - 1, before + WINDOW)}
+    pairs = []
+    for large, small, text in drives:
+        made = upscaled(model, small, text, WINDOW)
+        pairs.append([(x[1:] - x[:-1]).abs().mean((1, 2, 3)) for x in (made, large)])
+    assert ratio(pairs, seams) <= LARGEST
+
+
+def test_pixels_differ_at_tile_seams_as_inside(model, drives):
+    tile = TILE // FACTOR
+    starts = spread(drives[0][1].shape[2], tile, tile // TILE_OVERLAP)
+    shared = {column for before, after in zip(starts, starts[1:])
+              for column in range(FACTOR * after, FACTOR * (before + tile))}
+    pairs = []
+    for large, small, text in drives:
+        made = upscaled(model, small[:8], text, tile=TILE)
+        pairs.append([(x[:, :, 1:] - x[:, :, :-1]).abs().mean((0, 1, 3)) for x in (made, large[:8])])
+    assert ratio(pairs, shared) <= LARGEST
