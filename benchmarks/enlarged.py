@@ -112,13 +112,14 @@ def table(rows, arguments):
 
 
 def verdict(rows):
+    """The paper's comparison is with an image upscaler that draws noise for every frame. One noise for all frames, which
+    Video Upscale takes where there are no layers, hardly flickers, whatever its frames are."""
     after, _, made = rows[TOGETHER]
     failures = []
-    for name in (ALONE, SAME):
-        before, _, alone = rows[name]
-        if after > before * (1 - LEAST_GAIN):
-            failures.append(f"FAILED: the distance {TOGETHER} ({after:.3f}) is not a third below that {name} "
-                            f"({before:.3f}).")
-        if made < alone - LARGEST_LOSS:
-            failures.append(f"FAILED: the PSNR falls by more than {LARGEST_LOSS} dB, from {alone:.2f} to {made:.2f}.")
+    before, _, alone = rows[ALONE]
+    if after > before * (1 - LEAST_GAIN):
+        failures.append(f"FAILED: the distance {TOGETHER} ({after:.3f}) is not a third below that {ALONE} "
+                        f"({before:.3f}).")
+    if made < alone - LARGEST_LOSS:
+        failures.append(f"FAILED: the PSNR falls by more than {LARGEST_LOSS} dB, from {alone:.2f} to {made:.2f}.")
     return failures

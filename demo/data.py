@@ -92,16 +92,6 @@ def car_weights(boxes, height, width):
     return (1 + CAR_WEIGHT * inside[:, None]).astype(np.float32)
 
 
-def latent_weights(boxes):
-    """The same of latents, for boxes of clips (n t k 4): float32 (n t 1 h/8 w/8). A latent that a car touches counts as
-    the car does, since a far car is smaller than one."""
-    parts = []
-    for clip in boxes:
-        pixels = car_weights(clip, HEIGHT, WIDTH)
-        parts.append(pixels.reshape(len(clip), 1, HEIGHT // 8, 8, WIDTH // 8, 8).max(axis=(3, 5)))
-    return np.stack(parts)
-
-
 def captions():
     """The caption of every training clip."""
     return [world.caption(world.scene(world.train_seed(index))) for index in range(TRAIN_CLIPS)]

@@ -20,8 +20,9 @@ FRAMES = 6                              # of a training clip: the paper's (Table
 RATES = (models.FPS, *models.RATES)     # frames per second of the clips, drawn evenly
 LATENTS = "the Video LDM demo"
 # Pixels' error is small beside a discriminator's answers, whose share the adaptive weight brings down to its size.
-TERMS = DecoderLossParams(adversarial=0.3, adversarial_from=300, features=0.05, perceptual=0.0)
+TERMS = DecoderLossParams(adversarial=0.1, adversarial_from=250, features=0.05, perceptual=0.0)
 JUDGE_CHANNELS = 32
+CHANGE = 4.0                            # of the squared error of what changes from frame to frame: flicker
 
 
 def params():
@@ -54,6 +55,12 @@ class DrivingClips:
         return world.clip(world.train_seed(index), FRAMES, models.HEIGHT, models.WIDTH, RATES[rate], start)
 
 
+def error_over_time(y, x, weights):
+    """The autoencoder's error of pictures, and that of their changes: y, x (n 3 h w), n frames of clips in order."""
+    error, count = (y - x).unflatten(0, (-1, FRAMES)), weights.unflatten(0, (-1, FRAMES))[:, 1:]
+    return reconstruction_error(y, x, weights) + CHANGE * (count * (error[:, 1:] - error[:, :-1]).square()).mean()
+
+
 def loss_of(weights, batch: int) -> DecoderLoss:
     """The training of a fresh temporal decoder on the autoencoder with these weights, beside a fresh discriminator."""
     autoencoder = host.build_autoencoder(models.AUTOENCODER)
@@ -62,7 +69,7 @@ def loss_of(weights, batch: int) -> DecoderLoss:
     decoder.load_state_dict(autoencoder.decoder.state_dict(), strict=False)
     return DecoderLoss(decoder, DrivingClips(autoencoder, batch), TERMS,
                        PatchDiscriminator(3, JUDGE_CHANNELS, layers=2), post_quant=autoencoder.post_quant_conv,
-                       reconstruction=reconstruction_error)
+                       reconstruction=error_over_time)
 
 
 def write(path, tensors, weights, metadata) -> int:

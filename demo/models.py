@@ -44,7 +44,7 @@ STAGES = {
     "temporal-attention": Stage("temporal layers, attention only", 4, LoopParams(
         steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
     "prediction": Stage("prediction layers", 4, LoopParams(
-        steps=4200, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
+        steps=1600, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
     "interpolation": Stage("interpolation layers", 6, LoopParams(
         steps=3000, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
     "layout": Stage("scene layout", 32, LoopParams(

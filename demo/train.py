@@ -135,9 +135,8 @@ def train_layout(files, arguments):
 
 def train_prediction(files, arguments):
     """The key-frame layers learn to go on from 0, 1 or 2 first frames."""
-    boxes = np.load(made(files.boxes, "render"))
-    clips = clips_of(files, "prediction", models.FRAMES, weights=data.latent_weights(boxes))
-    return train_with_context(files, arguments, "prediction", layers.prediction_params, clips, of_x=True)
+    clips = clips_of(files, "prediction", models.FRAMES)
+    return train_with_context(files, arguments, "prediction", layers.prediction_params, clips)
 
 
 def train_interpolation(files, arguments):
@@ -150,20 +149,20 @@ def train_interpolation(files, arguments):
     return train_with_context(files, arguments, "interpolation", layers.interpolation_params, clips)
 
 
-def train_with_context(files, arguments, stage, params, clips, of_x=False):
+def train_with_context(files, arguments, stage, params, clips):
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
     stack = seeded(stage, lambda: TemporalStack(params(unet)))
     begin = "temporal" if files.weights("temporal").exists() else bundle.KEY_FRAMES
     initialise(stack, weights_of(files, begin if files.weights(begin).exists() else "temporal", "temporal"))
     texts = load_file(made(files.texts, "latents"))
-    loss = TemporalLoss(unet, stack, models.diffusion(), clips, texts["null"], models.DROPOUT, of_x=of_x)
+    loss = TemporalLoss(unet, stack, models.diffusion(), clips, texts["null"], models.DROPOUT)
     return train(stage, files, loss.modules, loss, arguments)
 
 
-def clips_of(files, stage, frames, weights=None):
+def clips_of(files, stage, frames):
     texts = load_file(made(files.texts, "latents"))
     return Clips(np.load(made(files.latents, "latents"), mmap_mode="r"), frames, models.STAGES[stage].batch,
-                 embeddings=texts["embeddings"], captions=texts["rows"].tolist(), weights=weights)
+                 embeddings=texts["embeddings"], captions=texts["rows"].tolist())
 
 
 def train_decoder(files, arguments):

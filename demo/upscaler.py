@@ -27,22 +27,22 @@ HEIGHT, WIDTH = FACTOR * models.HEIGHT, FACTOR * models.WIDTH
 CLIPS, RATES = 400, (models.FPS, *models.RATES)     # rendered once, seeds 0..399, a third at each rate
 PATCH = 96                                          # large pixels
 LINEAR_START, LINEAR_END = 1e-4, 0.02               # the paper's driving upsampler, Table 6; the small frames' noise too
-LEVELS = 1000                                       # of noise, as a class
+STEPS = 1000                                        # of noise
 PREDICTION = "x0"                                   # noise of 48 channels does not go through so small a network
 DETAILS = 3.0                                       # brings what is made to about unit variance
 USUAL_LEVEL = 150                                   # the paper's, in pixel space (Appendix H)
 CONTEXT_CHANNELS = 64                               # the paper's 128, at this UNet's width
 UNET = UNetParams(latent_channels=PIXEL_CHANNELS, model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=(1, 1, 1),
                   transformer_depth=(0, 0, 1), head_channels=32, context_dim=models.TEXT_WIDTH, concat_channels=3,
-                  noise_levels=LEVELS, self_attention=False)
+                  noise_levels=TRAINED_LEVEL + 1, self_attention=False)
 
 
 def diffusion() -> Diffusion:
-    return Diffusion(LINEAR_START, LINEAR_END, LEVELS, PREDICTION)
+    return Diffusion(LINEAR_START, LINEAR_END, STEPS, PREDICTION)
 
 
 def augmentation() -> Diffusion:
-    return Diffusion(LINEAR_START, LINEAR_END, LEVELS)
+    return Diffusion(LINEAR_START, LINEAR_END, STEPS)
 
 
 BASE = Base("the Video LDM demo's upscaler", UNET.context_dim)
@@ -56,8 +56,9 @@ def file_params(title) -> UpscalerParams:
 
 
 def temporal_params(unet):
+    """Convolutions alone: small frames lie near what is made of them, and all that is bundled has to stay small."""
     params = video_ldm_params(unet, UNET.emb_dim, UNET.context_dim, lambda channels: channels // UNET.head_channels,
-                              models.FRAMES)
+                              models.FRAMES, attention=False)
     return with_small_frames(params, len(UNET.channel_mult), CONTEXT_CHANNELS)
 
 

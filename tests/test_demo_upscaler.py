@@ -12,7 +12,7 @@ from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, cut, unfolded
 from video_ldm.temporal.windows import spread
 
 FRAMES, WINDOW, OVERLAP, TILE, STEPS = 20, 8, 2, 64, 6
-DRIVES = 3
+DRIVES = 2
 LARGEST = 1.05          # of a difference at seams, over one inside
 
 pytestmark = pytest.mark.skipif(not (train.BUNDLE / bundle.UPSCALER_LAYERS_FILE).exists(),
@@ -58,10 +58,11 @@ def test_it_comes_nearer_to_the_large_frames_than_repeated_pixels(model, drives)
 
 
 def ratio(pairs, at_seam):
-    """Mean of (ours / real) differences at seams over that elsewhere; real scenes do not move or vary evenly."""
+    """Mean of the differences in pieces at seams over that elsewhere, each in units of the same difference without
+    pieces: scenes do not move or vary evenly."""
     at, inside = [], []
-    for ours, theirs in pairs:
-        for place, value in enumerate((ours / theirs).tolist()):
+    for ours, whole in pairs:
+        for place, value in enumerate((ours / whole).tolist()):
             (at if place in at_seam else inside).append(value)
     return (sum(at) / len(at)) / (sum(inside) / len(inside))
 
@@ -70,9 +71,9 @@ def test_frames_differ_at_window_seams_as_inside(model, drives):
     starts = spread(FRAMES, WINDOW, OVERLAP)
     seams = {step for before, after in zip(starts, starts[1:]) for step in range(after - 1, before + WINDOW)}
     pairs = []
-    for large, small, text in drives:
-        made = upscaled(model, small, text, WINDOW)
-        pairs.append([(x[1:] - x[:-1]).abs().mean((1, 2, 3)) for x in (made, large)])
+    for _, small, text in drives:
+        made = upscaled(model, small, text, WINDOW), upscaled(model, small, text)
+        pairs.append([(x[1:] - x[:-1]).abs().mean((1, 2, 3)) for x in made])
     assert ratio(pairs, seams) <= LARGEST
 
 
@@ -82,7 +83,7 @@ def test_pixels_differ_at_tile_seams_as_inside(model, drives):
     shared = {column for before, after in zip(starts, starts[1:])
               for column in range(FACTOR * after, FACTOR * (before + tile))}
     pairs = []
-    for large, small, text in drives:
-        made = upscaled(model, small[:8], text, tile=TILE)
-        pairs.append([(x[:, :, 1:] - x[:, :, :-1]).abs().mean((0, 1, 3)) for x in (made, large[:8])])
+    for _, small, text in drives:
+        made = upscaled(model, small[:8], text, tile=TILE), upscaled(model, small[:8], text)
+        pairs.append([(x[:, :, 1:] - x[:, :, :-1]).abs().mean((0, 1, 3)) for x in made])
     assert ratio(pairs, shared) <= LARGEST

@@ -21,7 +21,7 @@ from ..errors import VideoLDMError
 from ..layout import LayoutParams, SceneLayout
 from .files import TensorFile
 from .keys import Keys
-from .record import Base, Identified, require_one_dtype
+from .record import Base, Identified, require_one_dtype, require_version
 
 FORMAT = "video_ldm_scene_layout"
 VERSION = 1
@@ -51,10 +51,7 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 
 def load(file: TensorFile) -> LayoutFile:
     """The content of an open file; raises VideoLDMError where its parts do not agree."""
-    version = file.metadata.get("version")
-    if version != str(VERSION):
-        raise VideoLDMError(f"{file.name} is {TITLE} of version {version}, and this pack reads version {VERSION}. "
-                            "Update the pack.")
+    require_version(file.name, TITLE, file.metadata, VERSION)
     try:
         params = parse_params(file.metadata["params"])
         base = Base(file.metadata["base_family"], int(file.metadata["base_context_dim"]))

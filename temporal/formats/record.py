@@ -116,6 +116,14 @@ class TemporalFile:
                                     f"the layer {site.name}. {advice}")
 
 
+def require_version(name: str, title: str, metadata: Mapping[str, str], known: int):
+    """Refuse a file of another version of its format."""
+    version = metadata.get("version")
+    if version != str(known):
+        raise VideoLDMError(f"{name} is {title} of version {version}, and this pack reads version {known}. Update the "
+                            "pack.")
+
+
 def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):
     """Refuse a set of tensors that is not exactly the stack's: a layer missing, a tensor too many, a wrong shape."""
     try:

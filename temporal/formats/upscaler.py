@@ -24,7 +24,7 @@ from ..atomic import write_atomically
 from ..errors import VideoLDMError
 from .files import TensorFile
 from .keys import Keys
-from .record import PREDICTIONS, Identified, require_one_dtype
+from .record import PREDICTIONS, Identified, require_one_dtype, require_version
 
 FORMAT = "video_ldm_upscaler"
 VERSION = 1
@@ -70,10 +70,7 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 
 def load(file: TensorFile) -> UpscalerFile:
     """The content of an open file; raises VideoLDMError where its metadata cannot be read."""
-    version = file.metadata.get("version")
-    if version != str(VERSION):
-        raise VideoLDMError(f"{file.name} is {TITLE} of version {version}, and this pack reads version {VERSION}. "
-                            "Update the pack.")
+    require_version(file.name, TITLE, file.metadata, VERSION)
     try:
         params = parse_params(file.metadata)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
