@@ -118,10 +118,15 @@ def notes(stage):
 # Back: what a stage leaves in the work folder, from the bundled files
 
 def restore(bundle: Path, files, but: str | None = None):
-    """Take the bundled models for finished stages that the work folder lacks, all but the stage `but`."""
+    """Take the bundled models for finished stages that the work folder lacks, all but the stage `but`: that one is
+    trained, also where the work folder has it from the bundle."""
     files.folder.mkdir(parents=True, exist_ok=True)
     for stage, read in READERS.items():
-        if stage != but and not files.weights(stage).exists() and not (files.folder / stage).exists():
+        if (files.folder / stage).exists():
+            continue
+        if stage == but:
+            files.weights(stage).unlink(missing_ok=True)
+        elif not files.weights(stage).exists():
             tensors = read(bundle)
             write_atomically(files.weights(stage), lambda temporary: save_file(tensors, temporary))
     if not files.latent_params.exists():
