@@ -224,7 +224,7 @@ MIX = "input_blocks.1.0.time_mixer.mix_factor"
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda m, t: m.update(version="3"), "version 3 of the Video LDM layers format; this pack reads versions 1 and 2.* "
+    (lambda m, t: m.update(version="4"), "version 4 of the Video LDM layers format; this pack reads versions 1, 2, 3.* "
                                          "Update"),
     (lambda m, t: m.update(version="next"), "version next of the Video LDM layers format"),
     (lambda m, t: m.pop("frames"), "metadata lacks frames"),
