@@ -1,7 +1,7 @@
 """Training of the bundled cascade, from nothing: `python run.py train-demo`.
 
 The paper's order: autoencoder, text encoder, image LDM, temporal layers on the frozen image LDM; beside them the
-attention-only arm of the ablation, the temporal decoder and the video network of the metric. Each stage resumes where
+attention-only arm of the ablation, the temporal decoder, the upscaler and the video network of the metric. Each stage resumes where
 it was stopped and is skipped when it is finished; its folder in `.train/` has checkpoint, log and plot. With several
 processes (`torchrun --nproc-per-node 2 run.py train-demo`) batches are shared among them; on two CPU cores that is a
 fifth faster than one process with two threads.
@@ -152,8 +152,8 @@ def train_interpolation(files, arguments):
 def train_with_context(files, arguments, stage, params, clips):
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
     stack = seeded(stage, lambda: TemporalStack(params(unet)))
-    begin = "temporal" if files.weights("temporal").exists() else bundle.KEY_FRAMES
-    initialise(stack, weights_of(files, begin if files.weights(begin).exists() else "temporal", "temporal"))
+    from_bundle = files.weights(bundle.KEY_FRAMES).exists() and not files.weights("temporal").exists()
+    initialise(stack, weights_of(files, bundle.KEY_FRAMES if from_bundle else "temporal", "temporal"))
     texts = load_file(made(files.texts, "latents"))
     loss = TemporalLoss(unet, stack, models.diffusion(), clips, texts["null"], models.DROPOUT)
     return train(stage, files, loss.modules, loss, arguments)
