@@ -1,10 +1,10 @@
 """Training of the bundled cascade, from nothing: `python run.py train-demo`.
 
 The paper's order: autoencoder, text encoder, image LDM, temporal layers on the frozen image LDM; beside them the
-attention-only arm of the ablation, the temporal decoder, the upscaler and the video network of the metric. Each stage resumes where
-it was stopped and is skipped when it is finished; its folder in `.train/` has checkpoint, log and plot. With several
-processes (`torchrun --nproc-per-node 2 run.py train-demo`) batches are shared among them; on two CPU cores that is a
-fifth faster than one process with two threads.
+attention-only arm of the ablation, the temporal decoder, the upscaler and the video network of the metric. Each stage
+resumes where it was stopped and is skipped when it is finished; its folder in `.train/` has checkpoint, log and plot.
+With several processes (`torchrun --nproc-per-node 2 run.py train-demo`) batches are shared among them; on two CPU cores
+that is a fifth faster than one process with two threads.
 """
 
 import argparse
