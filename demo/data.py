@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from . import world
 from .models import FPS, FRAMES, HEIGHT, INTERPOLATED_FRAMES, RATES, TRAIN_CLIPS, WIDTH
 
-CAR_WEIGHT = 3.0                        # a pixel of a car counts 1 + this in the autoencoder's error
+CAR_WEIGHT = 3.0                        # a pixel of a car counts 1 + this, and more the smaller the car is:
+NEAR, LARGEST = 512, 6                  # times the root of how much less than NEAR pixels it has, at most LARGEST
 
 
 class Files:
@@ -84,12 +85,17 @@ def render_training_set(files):
 
 
 def car_weights(boxes, height, width):
-    """How much each pixel counts: 1, and 1 + CAR_WEIGHT in the boxes (n k 4); float32 (n 1 h w)."""
+    """How much each pixel counts: 1, and 1 + CAR_WEIGHT or more in the boxes (n k 4); float32 (n 1 h w).
+
+    A far car has so few pixels that without more weight an autoencoder leaves it out, and its colour with it.
+    """
     columns, rows = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     across = (columns >= boxes[..., 0:1]) & (columns <= boxes[..., 2:3])
     down = (rows >= boxes[..., 1:2]) & (rows <= boxes[..., 3:4])
-    inside = (across[:, :, None, :] & down[:, :, :, None]).any(axis=1)
-    return (1 + CAR_WEIGHT * inside[:, None]).astype(np.float32)
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) * height * width
+    counts = CAR_WEIGHT * np.sqrt(NEAR / np.maximum(area, 1)).clip(1, LARGEST)
+    inside = across[:, :, None, :] & down[:, :, :, None]
+    return (1 + (counts[..., None, None] * inside).max(axis=1, keepdims=True)).astype(np.float32)
 
 
 def captions():

@@ -20,7 +20,7 @@ FRAMES = 6                              # of a training clip: the paper's (Table
 RATES = (models.FPS, *models.RATES)     # frames per second of the clips, drawn evenly
 LATENTS = "the Video LDM demo"
 # Pixels' error is small beside a discriminator's answers, whose share the adaptive weight brings down to its size.
-TERMS = DecoderLossParams(adversarial=0.1, adversarial_from=250, features=0.05, perceptual=0.0)
+TERMS = DecoderLossParams(adversarial=0.02, adversarial_from=100, features=0.0, perceptual=0.0)
 JUDGE_CHANNELS = 32
 CHANGE = 4.0                            # of the squared error of what changes from frame to frame: flicker
 
@@ -69,7 +69,7 @@ def loss_of(weights, batch: int) -> DecoderLoss:
     decoder.load_state_dict(autoencoder.decoder.state_dict(), strict=False)
     return DecoderLoss(decoder, DrivingClips(autoencoder, batch), TERMS,
                        PatchDiscriminator(3, JUDGE_CHANNELS, layers=2), post_quant=autoencoder.post_quant_conv,
-                       reconstruction=error_over_time)
+                       reconstruction=error_over_time, train_spatial=False)
 
 
 def write(path, tensors, weights, metadata) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from video_ldm.demo import bundle, data, layout, models, train, upscaler
@@ -72,3 +73,16 @@ def test_a_stage_can_be_trained_anew_on_the_bundled_models(tmp_path, capsys, mon
     original = load_temporal(train.BUNDLE / bundle.LAYERS_FILE).tensors
     back = data.weights_of(data.Files(tmp_path / "work"), "prediction", "temporal")
     assert back.keys() == original.keys() and all(back[key].equal(original[key].float()) for key in back)
+
+
+def test_the_smaller_a_car_the_more_each_of_its_pixels_counts():
+    """Near cars 4 times as much as the ground, far ones up to 19 times, and no box, or one outside, nothing more."""
+    boxes = np.array([[[0, 0, 0.5, 0.5], [0.75, 0.5, 0.8125, 0.625], [0, 0, 0, 0]],     # 64x32 pixels, 8x8
+                      [[0.75, 0.5, 0.765625, 0.515625], [0, 0, 0, 0], [1.5, 0, 2, 1]]], np.float32)   # 2x1 pixels
+    weights = data.car_weights(boxes, 64, 128)
+    assert weights.shape == (2, 1, 64, 128) and weights.dtype == np.float32
+    assert weights[0, 0, 0, 0] == 4 and weights[0, 0, 63, 0] == 1
+    np.testing.assert_allclose(weights[0, 0, 33, 97], 1 + 3 * (512 / 64) ** 0.5, rtol=1e-6)
+    assert weights[1].max() == 1 + 3 * 6 and (weights[1] > 1).sum() == 2
+    overlapping = data.car_weights(boxes[:1, [0, 0]] * [[1, 1, 1, 1], [1, 1, 0.125, 0.125]], 64, 128)
+    assert overlapping[0, 0, 0, 0] > 4 and overlapping[0, 0, 31, 63] == 4      # the far one counts where both are
