@@ -20,12 +20,12 @@ from ..temporal.formats import load_temporal
 from ..temporal.rollout import plan
 
 BATCH = 4                               # clips sampled together
-SAMPLER, SCHEDULER = "dpmpp_2m", "normal"
+SAMPLER, SCHEDULER = "euler_ancestral", "ddim_uniform"      # the paper's DDIM with eta 1, as in the workflows
 
 
-def real_clips(numbers):
+def real_clips(numbers, fps=models.FPS):
     """Rendered held-out clips, uint8 (n t h w 3)."""
-    size = models.FRAMES, models.HEIGHT, models.WIDTH, models.FPS
+    size = models.FRAMES, models.HEIGHT, models.WIDTH, fps
     return np.stack([world.clip(world.held_out_seed(number), *size).frames for number in numbers])
 
 

@@ -20,7 +20,8 @@ from ..temporal.training.plot import plot_curves
 from .cascade import Cascade, real_clips
 
 REAL = 512                                  # reference clips
-ROLLOUTS, LENGTHS, TAIL, STEPS = 16, (16, 64, 256), 16, 10
+ROLLOUTS, LENGTHS, TAIL = 16, (16, 64, 256), 16
+STEPS, CFG = 20, 1.0                        # of each clip, key frames and those between
 GUIDANCES = (1.0, 2.0)
 CLIPS, KEYS = 24, 8                         # of interpolation
 OURS, LATENT, PIXEL, REPEAT = "Latent Interpolate x4", "latent blending", "pixel blending", "key frames repeated"
@@ -30,7 +31,7 @@ OURS, LATENT, PIXEL, REPEAT = "Latent Interpolate x4", "latent blending", "pixel
 
 def extension(arguments):
     """The table of extended video, and sentences on what does not hold; the plot goes to the output folder."""
-    cascade = Cascade(arguments.models, arguments.train, STEPS, arguments.cfg)
+    cascade = Cascade(arguments.models, arguments.train, STEPS, CFG)
     network, reference = load_network(arguments.models / "features.safetensors"), real_clips(range(REAL))
     known, model = features_of(network, reference), cascade.bundled()
     numbers = range(REAL, REAL + min(arguments.clips, ROLLOUTS))
@@ -73,7 +74,7 @@ def extension_table(rows, floor, count):
 @torch.inference_mode()
 def interpolation(arguments):
     """The table of interpolated video, and sentences on what does not hold."""
-    cascade = Cascade(arguments.models, arguments.train, arguments.steps, arguments.cfg)
+    cascade = Cascade(arguments.models, arguments.train, STEPS, CFG)
     model, rate = cascade.bundled(bundle.INTERPOLATION_FILE), models.RATES[0]
     errors, seams = {name: [] for name in (OURS, LATENT, PIXEL, REPEAT)}, {"real": [], OURS: []}
     for number in range(REAL, REAL + min(arguments.clips, CLIPS)):
@@ -133,7 +134,7 @@ def seam(frames):
 
 def interpolation_table(psnr, seams, arguments):
     lines = [f"{min(arguments.clips, CLIPS)} held-out drives, {KEYS} key frames each at {models.FPS:g} frames a "
-             f"second, {arguments.steps} steps; the frames between, inside the cars' boxes.", "",
+             f"second, {STEPS} steps; the frames between, inside the cars' boxes.", "",
              "| frames between by | PSNR, dB |", "|---|---|"]
     lines += [f"| {name} | {value:.2f} |" for name, value in psnr.items()]
     lines += ["", f"Second temporal difference at key frames against elsewhere: {seams[OURS]:.2f}, of real video "

@@ -26,7 +26,7 @@ from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
 REAL, COUNT = 512, 128                  # reference clips, clips per row
-STEPS, CFG = 20, 1.0
+STEPS, CFG = 30, 2.0                     # as the quickstart has them
 SHEET_CLIPS = 6
 MOTION_RANGE = (0.7, 1.4)
 LEAST_KEPT = 0.9                        # of the share of cars that keep their colour through the autoencoder
@@ -44,8 +44,8 @@ def main(argv=None):
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the tables and pictures")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all", help="one table only; default: all of them")
     parser.add_argument("--clips", type=int, default=COUNT, help="clips per row; figures are quoted for the default")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--cfg", type=float, default=CFG)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the key frames")
+    parser.add_argument("--cfg", type=float, default=CFG, help="of the key frames")
     arguments = parser.parse_args(argv)
     if arguments.clips < BATCH:
         raise SystemExit(f"--clips must be {BATCH} or more.")
