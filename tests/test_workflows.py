@@ -64,7 +64,7 @@ def source_of(link, nodes, links):
 
 
 def test_the_workflows_that_the_readme_names_are_there():
-    assert {"quickstart", "animatediff"} <= {path.stem for path in WORKFLOWS}
+    assert {"quickstart", "animatediff", "drive", "windows"} <= {path.stem for path in WORKFLOWS}
 
 
 @each_workflow

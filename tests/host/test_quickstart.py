@@ -1,4 +1,4 @@
-"""The first thing that anybody runs: the quickstart workflow on the bundled models, in a real server."""
+"""The first things that anybody runs, on the bundled models in a real server: the quickstart, and more frames of it."""
 
 import json
 from pathlib import Path
@@ -26,3 +26,18 @@ def test_the_quickstart_leaves_a_playable_clip_that_carries_its_workflow(server,
     assert frames.std() > 10                                             # a picture, not a flat colour
     assert 0 < abs(frames[1:] - frames[:-1]).mean() < frames.std()       # that moves, and is no slide show of noise
     assert Image.open(sheet).size[0] >= sampler["width"]
+
+
+def test_frame_windows_leave_one_clip_three_times_as_long(server, client):
+    """Frame Windows' workflow: as much moves from frame to frame where windows meet as elsewhere."""
+    prompt = json.loads((ROOT / "workflows" / "api" / "windows.json").read_text(encoding="utf-8"))
+    sampler = next(node["inputs"] for node in prompt.values() if node["class_type"] == "VideoLDMSampler")
+    sampler["steps"] = 8        # enough for pictures; the workflow has more
+    result = client.run(prompt)
+    video = next(path for path in map(server.output_path, result.files()) if path.suffix == ".mp4")
+    with av.open(str(video)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float)
+    assert len(frames) == sampler["frames"] == 24
+    moves = abs(frames[1:] - frames[:-1]).mean((1, 2, 3))
+    assert frames.std() > 10 and moves.min() > 0
+    assert moves.max() < 3 * np.median(moves)           # no cut from one window to another drive
