@@ -1,6 +1,7 @@
 """How well decoders give encoded clips back, the image one and the temporal one (Video LDM, Table 8 and I.3.1).
 
-At the frame rates of key frames and of interpolated video; the paper's driving decoder learns from video of 30 frames a second.
+At the frame rates of key frames and of interpolated video; the paper's driving decoder learns from video of 30 frames
+a second.
 """
 
 import math

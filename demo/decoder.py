@@ -1,5 +1,7 @@
-"""The demo's temporal decoder: the bundled autoencoder's own, with layers over time, fine-tuned on clips of the world.
+"""The demo's temporal decoder: the bundled autoencoder's own, with layers over time that learn from clips of the world.
 
+Its spatial layers stay. Trained along, under a discriminator that counted ten times as much, they lowered the error of
+pixels and raised the distance of the clips; which of the two did it was not tried apart.
 Clips are rendered as they are needed, at every rate that the cascade makes: key frames and both steps between them.
 """
 
