@@ -75,10 +75,17 @@ def write_library(server):
     server.save_model("video_ldm", MOTION, checkpoints.as_type(checkpoints.motion_state(), half))
     server.save_model("video_ldm", MOTION_LORA, checkpoints.motion_lora())
     for seed, name in enumerate((POSITIVE, NEGATIVE, OTHER), 11):
-        folder = server.base / "output" / name
+        write_text(server, name, checkpoints.conditioning(seed))
+
+
+def write_text(server, name, conditioning):
+    """CONDITIONING where LoadTrainingDataset finds it: the output folder, a newer ComfyUI's folder of datasets."""
+    for parent in ("output", "datasets"):
+        folder = server.base / parent / name
         folder.mkdir(parents=True)
-        torch.save({"latents": [{"samples": torch.zeros(1, 4, 2, 3)}],
-                    "conditioning": [checkpoints.conditioning(seed)]}, folder / "shard_0000.pkl")
+        (folder / "metadata.json").write_text("{}")         # without it the newer one does not list the folder
+        torch.save({"latents": [{"samples": torch.zeros(1, 4, 2, 3)}], "conditioning": [conditioning]},
+                   folder / "shard_0000.pkl")
 
 
 def out(link, slot):

@@ -9,7 +9,7 @@ from video_ldm.temporal.video import open_video
 from video_ldm.tests import pixel_help, upscale_help
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.client import Interrupted, NodeError
-from video_ldm.tests.host.graphs import POSITIVE, Graph, out
+from video_ldm.tests.host.graphs import POSITIVE, Graph, out, write_text
 from video_ldm.tests.host.test_video_nodes import everything_in
 
 MODEL, VAE, LAYERS = "x4.safetensors", "x4_vae.safetensors", "x4_layers.safetensors"
@@ -29,10 +29,7 @@ def upscaler_files(library):
     pixel_help.write_layers(library.model_path("video_ldm", PIXEL_LAYERS))
     for name, words in ((WORDS, upscale_help.text(11)), (NO_WORDS, upscale_help.text(12)),
                         (PIXEL_WORDS, pixel_help.text())):
-        folder = library.base / "output" / name
-        folder.mkdir(parents=True)
-        torch.save({"latents": [{"samples": torch.zeros(1, 4, 2, 3)}], "conditioning": [words]},
-                   folder / "shard_0000.pkl")
+        write_text(library, name, words)
 
 
 def upscaled(graph, server, layers=LAYERS, **changes):
