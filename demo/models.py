@@ -44,14 +44,14 @@ STAGES = {
     "temporal-attention": Stage("temporal layers, attention only", 4, LoopParams(
         steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
     "prediction": Stage("prediction layers", 4, LoopParams(
-        steps=5000, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
+        steps=11000, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
     "interpolation": Stage("interpolation layers", 6, LoopParams(
         steps=4300, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
     "layout": Stage("scene layout", 32, LoopParams(
         steps=3200, lr=2e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", save_every=150, seed=19)),
     "temporal-decoder": Stage("temporal decoder", 4, LoopParams(
-        steps=400, lr=3e-4, lr_end=1e-6, warmup=30, ema_decay=0.98, precision="bfloat16", grad_clip=None,
-        betas=(0.9, 0.99), seed=18)),
+        steps=1700, lr=1e-4, lr_end=1e-6, warmup=30, ema_decay=0.995, precision="bfloat16", grad_clip=None,
+        betas=(0.9, 0.99), save_every=200, seed=18)),
     "upscaler": Stage("upscaler", 16, LoopParams(
         steps=1500, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=21)),
     "upscaler-temporal": Stage("temporal layers of the upscaler", 2, LoopParams(

@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from video_ldm.demo import bundle, data, layout, models, train, upscaler
+from video_ldm.demo import bundle, data, decoder, layout, models, train, upscaler, world
 from video_ldm.nodes.host import models as host
 from video_ldm.temporal.formats import load_decoder, load_layout, load_temporal, load_upscaler
 from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES
@@ -86,3 +87,33 @@ def test_the_smaller_a_car_the_more_each_of_its_pixels_counts():
     assert weights[1].max() == 1 + 3 * 6 and (weights[1] > 1).sum() == 2
     overlapping = data.car_weights(boxes[:1, [0, 0]] * [[1, 1, 1, 1], [1, 1, 0.125, 0.125]], 64, 128)
     assert overlapping[0, 0, 0, 0] > 4 and overlapping[0, 0, 31, 63] == 4      # the far one counts where both are
+
+
+def test_the_temporal_decoder_is_held_to_what_is_seen_from_afar():
+    """An error all over the far road counts more than one in the sky, one that stays more than one that flickers, and one
+    that its neighbours cancel no more than it did for the autoencoder."""
+    frames, shape = decoder.FRAMES, (models.HEIGHT, models.WIDTH)
+    x, weights = torch.zeros(frames, 3, *shape), torch.ones(frames, 1, *shape)
+    far = decoder.far_road(*shape)[0, 0]
+    row, column = divmod(int(far.argmax()), models.WIDTH)
+    assert far.max() == pytest.approx(decoder.FAR, rel=0.01) and far[0].max() < 0.01
+    assert 0 < row / models.HEIGHT - world.HORIZON < 0.15 and column in (63, 64)
+
+    def added(error):
+        """Beyond the autoencoder's own error of the same pictures, by the same weights."""
+        return float(decoder.error_from_afar(x + error, x, weights)
+                     - decoder.reconstruction_error(x + error, x, weights + decoder.far_road(*shape)))
+
+    def patch(row, column, size=8):
+        error = torch.zeros(1, 1, *shape)
+        error[..., row:row + size, column:column + size] = 0.1
+        return error
+
+    there, sky = patch(row // 4 * 4, column // 4 * 4), patch(4, 4)       # on the grid of the smaller pictures
+    flickers = there * torch.tensor([1.0, -1.0] * (frames // 2))[:, None, None, None]
+    checks = 0.1 * (-1.0) ** (torch.arange(models.HEIGHT)[:, None] + torch.arange(models.WIDTH))
+    scale_sum = sum(scale ** 2 for scale in decoder.SCALES)
+    assert added(sky) == pytest.approx(scale_sum * (1 + frames / 2) * 0.01 * 64 / far.numel(), rel=0.01)
+    assert added(there) == pytest.approx((1 + float(far[there[0, 0] > 0].mean())) * added(sky), rel=0.01)
+    assert added(there) == pytest.approx((1 + frames / 2) * added(flickers), rel=1e-4)
+    assert added(checks) == pytest.approx(0, abs=1e-6)
