@@ -50,7 +50,7 @@ STAGES = {
     "layout": Stage("scene layout", 32, LoopParams(
         steps=3200, lr=2e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", save_every=150, seed=19)),
     "temporal-decoder": Stage("temporal decoder", 4, LoopParams(
-        steps=1700, lr=1e-4, lr_end=1e-6, warmup=30, ema_decay=0.995, precision="bfloat16", grad_clip=None,
+        steps=2700, lr=1e-4, lr_end=1e-6, warmup=30, ema_decay=0.995, precision="bfloat16", grad_clip=None,
         betas=(0.9, 0.99), save_every=200, seed=18)),
     "upscaler": Stage("upscaler", 16, LoopParams(
         steps=1500, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=21)),
