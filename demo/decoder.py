@@ -1,8 +1,8 @@
 """The demo's temporal decoder: the bundled autoencoder's own, with layers over time, all of it trained on clips.
 
 Clips are rendered as they are needed, at every rate that the cascade makes: key frames and both steps between them.
-What the autoencoder gets wrong is hardly flicker. Of the distance of its clips the errors that stay make nearly all, and
-of those the ones in the far road, a tenth of the picture: whole places a little too light or too dark. So the far road
+What the autoencoder gets wrong is hardly flicker. The errors that stay make nearly all of the distance of its clips, and
+most of it those in the far road, a sixth of the picture: whole places a little too light or too dark. So the far road
 counts more here, and errors count again in smaller pictures and in the mean over time. The autoencoder was not trained
 so, and a part of the gain is that and not the layers over time.
 There is no discriminator: with one (temporal/training/decoder.py has it) the distance rose.
