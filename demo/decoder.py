@@ -5,7 +5,8 @@ What the autoencoder gets wrong is hardly flicker. The errors that stay make nea
 most of it those in the far road, a sixth of the picture: whole places a little too light or too dark. So the far road
 counts more here, and errors count again in smaller pictures and in the mean over time. The autoencoder was not trained
 so, and a part of the gain is that and not the layers over time.
-There is no discriminator: with one (temporal/training/decoder.py has it) the distance rose.
+There is no discriminator (temporal/training/decoder.py has one): trainings with it raised the distance, but they did not
+weigh errors so, and it was not tried with this error.
 """
 
 import numpy as np
