@@ -22,7 +22,6 @@ from .cascade import real_clips
 WHOLE, OVERLAP = 64, 4                  # a window that holds any of these clips
 LEAST_GAIN, LARGEST_LOSS = 1 / 3, 0.5   # of the distance; of the PSNR, in dB
 IMAGE, TEMPORAL = "image decoder", "temporal decoder"
-RATES = (models.FPS, *models.RATES)
 
 
 def decoders(arguments):
@@ -36,7 +35,7 @@ def decoders(arguments):
     lines = [f"{arguments.clips} held-out clips, encoded and decoded; the distance is to the clips themselves.", "",
              "| frames a second | decoder | Frechet distance | motion, ratio to real | PSNR |", "|---|---|---|---|---|"]
     failures = []
-    for rate in RATES:
+    for rate in models.ALL_RATES:
         clips, rows = real_clips(range(arguments.clips), rate), {}
         known = features_of(network, clips)
         for name, decoder in ((IMAGE, vae), (TEMPORAL, temporal)):

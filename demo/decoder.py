@@ -23,7 +23,6 @@ from .autoencoder import encode, reconstruction_error, to_model
 from .data import car_weights, corners_of
 
 FRAMES = 6                              # of a training clip: the paper's (Table 8)
-RATES = (models.FPS, *models.RATES)     # frames per second of the clips, drawn evenly
 LATENTS = "the Video LDM demo"
 TERMS = DecoderLossParams(adversarial=0.0, adversarial_from=0, features=0.0, perceptual=0.0)
 FAR, DEPTH, BREADTH = 4.0, 0.125, 0.19  # how much more the far road counts; its size, in fractions of the picture
@@ -55,10 +54,10 @@ class DrivingClips:
     @staticmethod
     def draw(generator):
         index = int(torch.randint(0, models.TRAIN_CLIPS, (), generator=generator))
-        rate = int(torch.randint(0, len(RATES), (), generator=generator))
-        latest = (models.FRAMES - 1) / models.FPS - (FRAMES - 1) / RATES[rate]
+        rate = models.ALL_RATES[int(torch.randint(0, len(models.ALL_RATES), (), generator=generator))]
+        latest = (models.FRAMES - 1) / models.FPS - (FRAMES - 1) / rate
         start = float(torch.rand((), generator=generator)) * max(latest, 0)
-        return world.clip(world.train_seed(index), FRAMES, models.HEIGHT, models.WIDTH, RATES[rate], start)
+        return world.clip(world.train_seed(index), FRAMES, models.HEIGHT, models.WIDTH, rate, start)
 
 
 def error_from_afar(y, x, weights):

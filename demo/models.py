@@ -12,6 +12,7 @@ LINEAR_START, LINEAR_END, PREDICTION = 0.0015, 0.0195, "v"      # the paper's dr
 DROPOUT = 0.1                           # of the text, for classifier-free guidance
 CONTEXT_CHANNELS = 64                   # the paper's 128, at this UNet's width
 INTERPOLATED_FRAMES, RATES = 5, (4 * FPS, 16 * FPS)    # windows of the interpolation layers, and what they make
+ALL_RATES = (FPS, *RATES)               # of key frames and of both steps between them
 LICENCE = "Apache-2.0"
 
 AUTOENCODER = AutoencoderParams(latent_channels=4, channels=32, channel_mult=(1, 1, 2, 3), num_res_blocks=1)

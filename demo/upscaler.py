@@ -24,7 +24,7 @@ from .autoencoder import to_model
 from .data import car_weights, corners_of
 
 HEIGHT, WIDTH = FACTOR * models.HEIGHT, FACTOR * models.WIDTH
-CLIPS, RATES = 400, (models.FPS, *models.RATES)     # rendered once, seeds 0..399, a third at each rate
+CLIPS = 400                             # rendered once, seeds 0..399, a third at each rate
 PATCH = 96                                          # large pixels
 LINEAR_START, LINEAR_END = 1e-4, 0.02               # the paper's driving upsampler, Table 6; the small frames' noise too
 STEPS = 1000                                        # of noise
@@ -64,7 +64,7 @@ def temporal_params(unet):
 
 def large_clip(index):
     """A drive as the upscaler is to make it, from some moment of it on; seeds 0..CLIPS-1 of the training set."""
-    rate = RATES[index % len(RATES)]
+    rate = models.ALL_RATES[index % len(models.ALL_RATES)]
     start = (index * 0.6180339887) % 1 * (models.FRAMES - 1) * (1 / models.FPS - 1 / rate)
     return world.clip(world.train_seed(index), models.FRAMES, HEIGHT, WIDTH, rate, start)
 
