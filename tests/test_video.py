@@ -13,7 +13,7 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import Sheet, open_video, read_audio, write_sheet, write_video
 from video_ldm.temporal.video.sheet import GAP, columns, grid, thumbnail
 from video_ldm.temporal.video.timing import as_rate
-from video_ldm.temporal.video.write import even_size
+from video_ldm.temporal.video.write import _picture_stream, _yuv, even_size
 from video_ldm.tests.video_help import clip, numbered, numbers, psnr
 
 WORKFLOW = {"prompt": {"1": {"class_type": "X", "inputs": {"text": "a } brace, {and \" one\u00e9"}}},
@@ -33,6 +33,15 @@ def test_a_coded_video_comes_back_close_with_its_count_and_rate(tmp_path, format
     images = video.read()
     assert images.dtype == np.float32 and 0 <= images.min() and images.max() <= 1
     assert psnr(images, clip()) > 38
+
+
+def test_few_frames_are_held_back_by_the_encoder(tmp_path):
+    """What a stream keeps in memory does not grow beyond them; x264 by itself holds 40 and more."""
+    frames = clip(64)
+    with av.open(str(tmp_path / "clip.mp4"), mode="w") as container:
+        stream = _picture_stream(container, "mp4", Fraction(8), 18, frames[0])
+        held = next(count for count, frame in enumerate(frames) if stream.encode(_yuv(frame)))
+    assert held < 20
 
 
 def test_lower_crf_is_closer_and_larger(tmp_path):

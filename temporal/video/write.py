@@ -132,8 +132,9 @@ def _picture_stream(container, format, rate, crf, frame):
     stream.pix_fmt = "yuv420p"
     stream.bit_rate = 0
     if format == "mp4":
-        # At 0 x264 changes to a lossless profile that browsers do not play.
-        stream.options = {"crf": str(min(max(crf, 1), 51)), "preset": "medium"}
+        # At 0 x264 changes to a lossless profile that browsers do not play. Its 40 frames of look-ahead would be most of
+        # what a streamed video takes in memory; with 10 files are no larger.
+        stream.options = {"crf": str(min(max(crf, 1), 51)), "preset": "medium", "rc-lookahead": "10"}
     else:
         stream.options = {"crf": str(crf), "deadline": "good", "cpu-used": "2", "row-mt": "1"}
     # Said in the file, so that no player has to guess the colours from the picture's size. BT.601 because readers that
