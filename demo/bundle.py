@@ -108,7 +108,7 @@ def write_upscaler(files, path):
 
 def notes(stage):
     """Where a file's weights come from."""
-    about = models.STAGES[stage]
+    about = models.stage(stage)
     return {"title": f"Video LDM demo: {about.title}", "author": "video-ldm", "licence_note": models.LICENCE,
             "trained_on": f"procedural driving world, seeds 0 to {models.TRAIN_CLIPS - 1}",
             "held_out_seeds": f"{world.HELD_OUT} and up", "steps": about.loop.steps, "seed": about.loop.seed,

@@ -1,7 +1,9 @@
 """The rendered training set and what is derived from it, as files of the work folder `.train/`."""
 
 import json
+import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from .models import FPS, FRAMES, HEIGHT, INTERPOLATED_FRAMES, RATES, TRAIN_CLIPS
 
 CAR_WEIGHT = 3.0                        # a pixel of a car counts 1 + this, and more the smaller the car is:
 NEAR, LARGEST = 512, 6                  # times the root of how much less than NEAR pixels it has, at most LARGEST
+FEW = 100                               # clips that are not worth starting processes for
 
 
 class Files:
@@ -65,6 +68,21 @@ def corners_of(clip):
     return corners
 
 
+def drawn(draw, count):
+    """draw(0), draw(1), ... in order, `draw` being a module's function; on Linux by all cores at once."""
+    if sys.platform != "linux" or count < FEW:
+        yield from map(draw, range(count))
+        return
+    with multiprocessing.get_context("fork").Pool() as pool:
+        yield from pool.imap(draw, range(count), chunksize=8)
+
+
+def key_frames(index):
+    """Frames and corners of a training clip."""
+    clip = world.clip(world.train_seed(index), FRAMES, HEIGHT, WIDTH, FPS)
+    return clip.frames, corners_of(clip)
+
+
 def render_training_set(files):
     """Render frames and boxes once; seeds 0..TRAIN_CLIPS-1."""
     if files.frames.exists() and files.boxes.exists():
@@ -74,10 +92,8 @@ def render_training_set(files):
     shape = (TRAIN_CLIPS, FRAMES, HEIGHT, WIDTH, 3)
     frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
     boxes = np.zeros((TRAIN_CLIPS, FRAMES, 3, 4), np.float32)
-    for index in range(TRAIN_CLIPS):
-        clip = world.clip(world.train_seed(index), FRAMES, HEIGHT, WIDTH, FPS)
-        frames[index] = clip.frames
-        boxes[index] = corners_of(clip)
+    for index, clip in enumerate(drawn(key_frames, TRAIN_CLIPS)):
+        frames[index], boxes[index] = clip
     frames.flush()
     del frames
     np.save(files.boxes, boxes)

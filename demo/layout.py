@@ -57,7 +57,7 @@ class Frames:
 
 
 def loss(unet, scene: SceneLayout, diffusion, latents, texts) -> LayoutLoss:
-    frames = Frames(latents, models.STAGES["layout"].batch, texts["embeddings"], texts["rows"].tolist())
+    frames = Frames(latents, models.stage("layout").batch, texts["embeddings"], texts["rows"].tolist())
     return LayoutLoss(unet, scene, call_unet, diffusion, frames, texts["null"], models.DROPOUT)
 
 

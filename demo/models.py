@@ -1,13 +1,14 @@
 """The sizes of the tiny bundled cascade, and how long each of its parts is trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..nodes.host.models import AutoencoderParams, UNetParams
 from ..temporal.training.diffusion import Diffusion
+from ..temporal.training.distributed import pick_device
 from ..temporal.training.loop import LoopParams
 
 HEIGHT, WIDTH, FRAMES, FPS = 64, 128, 8, 4.0
-TRAIN_CLIPS = 4000                      # rendered once, seeds 0..3999
+TRAIN_CLIPS = 8000                      # rendered once, seeds 0..7999
 LINEAR_START, LINEAR_END, PREDICTION = 0.0015, 0.0195, "v"      # the paper's driving model, Table 6
 DROPOUT = 0.1                           # of the text, for classifier-free guidance
 CONTEXT_CHANNELS = 64                   # the paper's 128, at this UNet's width
@@ -26,37 +27,68 @@ def diffusion() -> Diffusion:
 
 
 @dataclass(frozen=True)
+class OnGPU:
+    """What differs on a graphics card, where networks so small take as long for a large batch as for a small one, and
+    longer in 16 bits, which only adds operations."""
+    batch: int
+    steps: int
+    lr: float
+    precision = "float32"
+
+
+@dataclass(frozen=True)
 class Stage:
     """One training: its Loop and its batch (pictures, captions or clips per step)."""
     title: str
     batch: int
     loop: LoopParams
+    on_gpu: OnGPU | None = None
 
 
 STAGES = {
     "autoencoder": Stage("autoencoder", 16, LoopParams(
-        steps=4200, lr=8e-4, lr_end=1e-6, warmup=80, ema_decay=0.99, precision="bfloat16", save_every=200, seed=11)),
+        steps=4200, lr=8e-4, lr_end=1e-6, warmup=80, ema_decay=0.99, precision="bfloat16", save_every=200, seed=11),
+        on_gpu=OnGPU(32, 4400, 8e-4)),
     "text": Stage("text encoder", 32, LoopParams(
         steps=300, lr=1e-3, lr_end=1e-5, warmup=30, ema_decay=0.99, precision="float32", save_every=200, seed=12)),
     "image": Stage("image LDM", 32, LoopParams(
-        steps=6500, lr=8e-4, lr_end=1e-5, warmup=150, ema_decay=0.998, precision="bfloat16", seed=13)),
+        steps=6500, lr=8e-4, lr_end=1e-5, warmup=150, ema_decay=0.998, precision="bfloat16", seed=13),
+        on_gpu=OnGPU(96, 4200, 1e-3)),
     "temporal": Stage("temporal layers", 4, LoopParams(
-        steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
+        steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14),
+        on_gpu=OnGPU(24, 1200, 9e-4)),
     "temporal-attention": Stage("temporal layers, attention only", 4, LoopParams(
-        steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14)),
+        steps=9000, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=14),
+        on_gpu=OnGPU(24, 1200, 9e-4)),
     "prediction": Stage("prediction layers", 4, LoopParams(
-        steps=11000, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16)),
+        steps=11000, lr=4e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=16),
+        on_gpu=OnGPU(24, 3500, 7e-4)),
     "interpolation": Stage("interpolation layers", 6, LoopParams(
-        steps=4300, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17)),
+        steps=4300, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.998, precision="bfloat16", seed=17),
+        on_gpu=OnGPU(36, 2800, 8e-4)),
     "layout": Stage("scene layout", 32, LoopParams(
-        steps=3200, lr=2e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", save_every=150, seed=19)),
+        steps=3200, lr=2e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", save_every=150, seed=19),
+        on_gpu=OnGPU(96, 2400, 2e-3)),
     "temporal-decoder": Stage("temporal decoder", 4, LoopParams(
         steps=2700, lr=1e-4, lr_end=1e-6, warmup=30, ema_decay=0.995, precision="bfloat16", grad_clip=None,
-        betas=(0.9, 0.99), save_every=200, seed=18)),
+        betas=(0.9, 0.99), save_every=200, seed=18),
+        on_gpu=OnGPU(4, 2700, 1e-4)),
     "upscaler": Stage("upscaler", 16, LoopParams(
-        steps=1500, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=21)),
+        steps=1500, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=21),
+        on_gpu=OnGPU(24, 6000, 8e-4)),
     "upscaler-temporal": Stage("temporal layers of the upscaler", 2, LoopParams(
-        steps=1200, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=22)),
+        steps=1200, lr=5e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=22),
+        on_gpu=OnGPU(8, 4000, 7e-4)),
     "features": Stage("video network of the metric", 16, LoopParams(
         steps=1200, lr=1e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", seed=15)),
 }
+
+
+def stage(name: str) -> Stage:
+    """A training as this machine runs it."""
+    about = STAGES[name]
+    if about.on_gpu is None or pick_device().type == "cpu":
+        return about
+    there = about.on_gpu
+    loop = replace(about.loop, steps=there.steps, lr=there.lr, precision=there.precision)
+    return replace(about, batch=there.batch, loop=loop)

@@ -10,7 +10,9 @@ that is a fifth faster than one process with two threads.
 import argparse
 import json
 import os
+import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
 from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import bundle, data, decoder, layers, layout, models, upscaler, world
+from . import bundle, data, decoder, lanes, layers, layout, models, upscaler, world
 from .autoencoder import AutoencoderLoss, encode
 from .data import made, weights_of
 from .features import FeatureLoss, VideoNetwork
@@ -35,7 +37,7 @@ from .text import TextLoss, encode_ids, text_params, token_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK, BUNDLE = ROOT / ".train", ROOT / "models" / "demo"
-ENCODE_BATCH, CLIP_BATCH = 64, 16       # pictures, short clips
+ENCODE_BATCH, CLIP_BATCH = 256, 64      # pictures, short clips
 
 
 def main(argv=None):
@@ -46,22 +48,46 @@ def main(argv=None):
     parser.add_argument("--from-bundle", action="store_true",
                         help="take the bundled models for finished stages, all but the one named by --stage")
     parser.add_argument("--max-minutes", type=float, help="stop the stage in progress after this time, resumable")
+    parser.add_argument("--side-by-side", action=argparse.BooleanOptionalAction,
+                        help="stages that do not wait for each other run at once; default: on a GPU, for all stages")
+    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)         # a process of `lanes.side_by_side`
+    argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
     files = data.Files(arguments.folder)
-    if arguments.from_bundle and rank() == 0:
+    if arguments.from_bundle and rank() == 0 and arguments.lane is None:
         bundle.restore(BUNDLE, files, but=arguments.stage)
-    for name in STEPS if arguments.stage == "all" else [arguments.stage]:
+    if arguments.lane is None and wants_lanes(arguments):
+        return lanes.side_by_side(argv)
+    torch.set_float32_matmul_precision("high")          # on a GPU; nothing on a CPU
+    for name in stages_of(arguments):
+        if arguments.lane is not None:
+            lanes.wait_for(name, files)
         started = time.monotonic()
         figures = STEPS[name](files, arguments)
         if rank() == 0:
             print(f"{name}: {figures}, {time.monotonic() - started:.0f} s in this run", flush=True)
 
 
+def wants_lanes(arguments):
+    """Side by side where it is asked for, or where it helps and nothing speaks against it."""
+    whole = arguments.stage == "all" and arguments.max_minutes is None and "RANK" not in os.environ
+    if arguments.side_by_side and not whole:
+        raise SystemExit("Stages run side by side in one process each, all of them and to their end: leave out --stage, "
+                         "--max-minutes and torchrun, or --side-by-side.")
+    return whole and (arguments.side_by_side or arguments.side_by_side is None and pick_device().type != "cpu")
+
+
+def stages_of(arguments):
+    if arguments.lane is not None:
+        return lanes.LANES[arguments.lane]
+    return STEPS if arguments.stage == "all" else [arguments.stage]
+
+
 # Trained stages
 
 def train(stage, files, modules, loss, arguments):
     """Run or resume one Loop; afterwards its averaged weights are in files.weights(stage). The figures of its end."""
-    about = models.STAGES[stage]
+    about = models.stage(stage)
     if files.weights(stage).exists() and not (files.folder / stage).exists():
         return "taken from the bundle"
     loop = Loop(about.loop, modules, loss, files.folder / stage, about.title)
@@ -79,7 +105,7 @@ def train(stage, files, modules, loss, arguments):
 def seeded(stage, build):
     """Build a network with the initial weights that belong to a stage."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(models.STAGES[stage].loop.seed)
+        torch.manual_seed(models.stage(stage).loop.seed)
         return build()
 
 
@@ -91,7 +117,7 @@ def frozen(network, weights):
 def train_autoencoder(files, arguments):
     frames, boxes = np.load(made(files.frames, "render"), mmap_mode="r"), np.load(made(files.boxes, "render"))
     network = seeded("autoencoder", lambda: host.build_autoencoder(models.AUTOENCODER))
-    loss = AutoencoderLoss(network, frames, boxes, models.STAGES["autoencoder"].batch)
+    loss = AutoencoderLoss(network, frames, boxes, models.stage("autoencoder").batch)
     return train("autoencoder", files, {"autoencoder": network}, loss, arguments)
 
 
@@ -99,7 +125,7 @@ def train_text(files, arguments):
     params = text_params()
     network = seeded("text", lambda: host.build_text(params))
     network.logit_scale.requires_grad_(False)
-    loss = seeded("text", lambda: TextLoss(network, params, models.STAGES["text"].batch))
+    loss = seeded("text", lambda: TextLoss(network, params, models.stage("text").batch))
     return train("text", files, {"text": network, "head": loss.head}, loss, arguments)
 
 
@@ -143,7 +169,7 @@ def train_interpolation(files, arguments):
     """Layers for the three frames between two key frames, at both rates, begun from the key-frame layers."""
     texts = load_file(made(files.texts, "latents"))
     latents = np.load(made(files.interpolation, "interpolation-data"), mmap_mode="r")
-    clips = Clips(latents, models.INTERPOLATED_FRAMES, models.STAGES["interpolation"].batch,
+    clips = Clips(latents, models.INTERPOLATED_FRAMES, models.stage("interpolation").batch,
                   embeddings=texts["embeddings"], captions=texts["rows"].tolist(),
                   fps=[data.rate_of(index) for index in range(len(latents))])
     return train_with_context(files, arguments, "interpolation", layers.interpolation_params, clips)
@@ -161,14 +187,14 @@ def train_with_context(files, arguments, stage, params, clips):
 
 def clips_of(files, stage, frames):
     texts = load_file(made(files.texts, "latents"))
-    return Clips(np.load(made(files.latents, "latents"), mmap_mode="r"), frames, models.STAGES[stage].batch,
+    return Clips(np.load(made(files.latents, "latents"), mmap_mode="r"), frames, models.stage(stage).batch,
                  embeddings=texts["embeddings"], captions=texts["rows"].tolist())
 
 
 def train_decoder(files, arguments):
     """The autoencoder's decoder learns time; the encoder stays."""
     weights = weights_of(files, "autoencoder", "autoencoder")
-    loss = seeded("temporal-decoder", lambda: decoder.loss_of(weights, models.STAGES["temporal-decoder"].batch))
+    loss = seeded("temporal-decoder", lambda: decoder.loss_of(weights, models.stage("temporal-decoder").batch))
     return train("temporal-decoder", files, loss.modules, loss, arguments)
 
 
@@ -188,7 +214,7 @@ def train_upscaler_layers(files, arguments):
 def train_on_patches(files, arguments, stage, unet, stack, frames):
     texts = load_file(made(files.texts, "latents"))
     patches = upscaler.RenderedPatches(np.load(made(files.large, "render-large"), mmap_mode="r"),
-                                       np.load(files.large_boxes), frames, models.STAGES[stage].batch,
+                                       np.load(files.large_boxes), frames, models.stage(stage).batch,
                                        texts["embeddings"], texts["rows"].tolist())
     loss = upscaler.loss(unet, stack, patches, texts)
     return train(stage, files, loss.modules, loss, arguments)
@@ -196,7 +222,7 @@ def train_on_patches(files, arguments, stage, unet, stack, frames):
 
 def train_features(files, arguments):
     network = seeded("features", VideoNetwork)
-    loss = FeatureLoss(network, np.load(made(files.frames, "render"), mmap_mode="r"), models.STAGES["features"].batch)
+    loss = FeatureLoss(network, np.load(made(files.frames, "render"), mmap_mode="r"), models.stage("features").batch)
     return train("features", files, {"network": network}, loss, arguments)
 
 
@@ -265,9 +291,9 @@ def encode_interpolation(files):
     device = pick_device()
     network.to(device)
     parts = []
-    for first in range(0, models.TRAIN_CLIPS, CLIP_BATCH):
-        frames = np.concatenate([data.interpolation_clip(index) for index in
-                                 range(first, min(first + CLIP_BATCH, models.TRAIN_CLIPS))])
+    clips = data.drawn(data.interpolation_clip, models.TRAIN_CLIPS)
+    while batch := list(islice(clips, CLIP_BATCH)):
+        frames = np.concatenate(batch)
         with torch.autocast(device.type, torch.bfloat16):
             parts.append(encode(network, torch.from_numpy(frames).to(device)).float().cpu() * scale)
     latents = torch.cat(parts).unflatten(0, (-1, models.INTERPOLATED_FRAMES)).numpy()

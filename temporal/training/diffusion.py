@@ -89,5 +89,5 @@ class Diffusion:
         if tau.shape != x.shape[:1]:
             raise VideoLDMError(f"tau must hold one step per batch item: {tuple(tau.shape)} for {tuple(x.shape)}.")
         shape = (-1, *[1] * (x.ndim - 1))
-        index = tau.to(self.alpha.device)
-        return (table[index].reshape(shape).to(x.device, x.dtype) for table in (self.alpha, self.sigma))
+        tables = (table.to(tau.device) for table in (self.alpha, self.sigma))    # tau's way to the CPU would wait for a GPU
+        return (table[tau].reshape(shape).to(x.device, x.dtype) for table in tables)

@@ -1,0 +1,61 @@
+"""Stages of `train-demo` side by side, each lane of them in a process of its own.
+
+Networks as small as the demo's leave most of a graphics card idle, however large their batches: what takes time is to
+ask for their many operations, one after the other, which one CPU core does for each process. A lane does its stages in
+order and waits where one needs what another lane makes.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import data
+
+RUN = Path(__file__).resolve().parents[1] / "run.py"
+LANES = (("render", "autoencoder", "latents", "image", "temporal", "prediction", "bundle"),     # the longest way
+         ("text", "features", "interpolation-data", "temporal-decoder", "temporal-attention"),
+         ("render-large", "upscaler", "upscaler-temporal"),
+         ("layout", "interpolation"))
+NEEDS = {"autoencoder": ("render",), "latents": ("render", "autoencoder", "text"), "image": ("latents",),
+         "temporal": ("image",), "temporal-attention": ("image",), "layout": ("image",),
+         "prediction": ("temporal",), "interpolation": ("temporal", "interpolation-data"),
+         "interpolation-data": ("latents",), "temporal-decoder": ("autoencoder",), "features": ("render",),
+         "upscaler": ("render-large", "latents"), "upscaler-temporal": ("upscaler",),
+         "bundle": ("prediction", "interpolation", "layout", "temporal-decoder", "upscaler-temporal", "features")}
+POLL = 0.2                              # seconds
+
+
+def side_by_side(argv):
+    """All lanes, with these arguments of `train-demo`; one that fails ends them all and its status is returned."""
+    threads = str(max(1, (os.cpu_count() or 1) // len(LANES)))
+    environment = dict(os.environ, OMP_NUM_THREADS=threads)
+    processes = [subprocess.Popen([sys.executable, "-u", str(RUN), "_inside", "demo.train", *argv, "--lane", str(lane)],
+                                  env=environment, stdin=subprocess.DEVNULL) for lane in range(len(LANES))]
+    try:
+        while processes:
+            statuses = [process.poll() for process in processes]
+            if failed := next(filter(None, statuses), None):
+                return failed
+            processes = [process for process, status in zip(processes, statuses) if status is None]
+            time.sleep(POLL)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+    return 0
+
+
+def wait_for(stage, files):
+    """Return when all that a stage needs is there."""
+    while not all(finished(needed, files) for needed in NEEDS.get(stage, ())):
+        time.sleep(POLL)
+
+
+def finished(stage, files: data.Files) -> bool:
+    """Whether a stage has left all it leaves: every file gets its name when it is whole."""
+    made = {"render": (files.frames,), "render-large": (files.large,), "latents": (files.latent_params, files.texts),
+            "interpolation-data": (files.interpolation,)}
+    return all(path.exists() for path in made.get(stage, (files.weights(stage),)))
