@@ -5,7 +5,7 @@ patches of rendered clips, at every rate that the cascade makes. Attention is on
 upscaler has it on its finer levels: attention among places would meet more of them than on a patch.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from ..temporal.training.upscaler import Patches, UpscalerLoss
 from ..temporal.upscaler import FACTOR, PIXEL_CHANNELS, TRAINED_LEVEL, folded
 from . import models, world
 from .autoencoder import to_model
-from .data import car_weights, corners_of
+from .data import car_weights, corners_of, drawn
 
 HEIGHT, WIDTH = FACTOR * models.HEIGHT, FACTOR * models.WIDTH
-CLIPS = 400                             # rendered once, seeds 0..399, a third at each rate
+CLIPS = 800                             # rendered once, seeds 0..799, a third at each rate
 PATCH = 96                                          # large pixels
 LINEAR_START, LINEAR_END = 1e-4, 0.02               # the paper's driving upsampler, Table 6; the small frames' noise too
 STEPS = 1000                                        # of noise
@@ -56,26 +56,28 @@ def file_params(title) -> UpscalerParams:
 
 
 def temporal_params(unet):
-    """Convolutions alone: small frames lie near what is made of them, and all that is bundled has to stay small."""
+    """Convolutions alone: small frames lie near what is made of them, and all that is bundled has to stay small. One
+    noise for all frames of a clip, from which even the upscaler alone hardly flickers."""
     params = video_ldm_params(unet, UNET.emb_dim, UNET.context_dim, lambda channels: channels // UNET.head_channels,
                               models.FRAMES, attention=False)
-    return with_small_frames(params, len(UNET.channel_mult), CONTEXT_CHANNELS)
+    return replace(with_small_frames(params, len(UNET.channel_mult), CONTEXT_CHANNELS), shared_noise=True)
 
 
 def large_clip(index):
-    """A drive as the upscaler is to make it, from some moment of it on; seeds 0..CLIPS-1 of the training set."""
+    """Frames and corners of a drive as the upscaler is to make it, from some moment of it on; seeds 0..CLIPS-1 of the
+    training set."""
     rate = models.ALL_RATES[index % len(models.ALL_RATES)]
     start = (index * 0.6180339887) % 1 * (models.FRAMES - 1) * (1 / models.FPS - 1 / rate)
-    return world.clip(world.train_seed(index), models.FRAMES, HEIGHT, WIDTH, rate, start)
+    clip = world.clip(world.train_seed(index), models.FRAMES, HEIGHT, WIDTH, rate, start)
+    return clip.frames, corners_of(clip)
 
 
 def render(path):
     """Render all of them: uint8 (n t h w 3); the corners of their cars (n t 3 4)."""
     frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(CLIPS, models.FRAMES, HEIGHT, WIDTH, 3))
     corners = np.zeros((CLIPS, models.FRAMES, 3, 4), np.float32)
-    for index in range(CLIPS):
-        clip = large_clip(index)
-        frames[index], corners[index] = clip.frames, corners_of(clip)
+    for index, clip in enumerate(drawn(large_clip, CLIPS)):
+        frames[index], corners[index] = clip
     frames.flush()
     return corners
 
@@ -111,4 +113,4 @@ class RenderedPatches:
 
 def loss(unet, stack, patches, texts) -> UpscalerLoss:
     return UpscalerLoss(unet, stack, diffusion(), augmentation(), patches, null_context=texts["null"],
-                        dropout=models.DROPOUT, details=DETAILS)
+                        dropout=models.DROPOUT, details=DETAILS, shared_noise=stack is not None)

@@ -69,7 +69,7 @@ class LoadTemporalLayers(io.ComfyNode):
         stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype), shared)
         settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title,
                     "context": layers.params.known_positions, "takes_fps": bool(layers.params.fps_width),
-                    "noise": layers.noise}
+                    "noise": layers.noise, "name": layers.name}
         pairs = [(lora.fitting(layers.params), lora_strength) for lora, lora_strength in loras]
         out = attach.attach_layers(model, stack, settings, pairs, frames_per_clip)
         if schedule == AS_TRAINED:

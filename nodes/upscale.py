@@ -172,7 +172,11 @@ def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[dic
         lines.append(f"Temporal layers: {layers['title']}, strength {layers['strength']:g}{trained}.")
         if layers.get("noise"):
             lines.append(f"{layers['noise'].author} used noise level {layers['noise'].usual}.")
-    if not sets:
+    if sets:
+        lines.append("All frames were made from one noise, as these layers were trained." if
+                     upscaling.shares_noise(model) else
+                     "Every frame was made from noise of its own.")
+    else:
         lines.append("No temporal layers: every frame was upscaled by itself, all from the same noise, so details may "
                      "flicker. Load Temporal Layers takes layers made for this upscaler.")
     return "\n".join(lines)

@@ -95,7 +95,8 @@ class StackParams:
     frames: the clip length it was trained on. positions: how many frames its position table was made for, None where
     positions are computed without a table. pool_spatial_norms: the spatial GroupNorms see all frames of a clip
     together (formats.md, trap 2). context: the input for known frames, or an upscaler's for small ones; None without.
-    fps_width: width of the token that tells the frame rate, 0 without one.
+    fps_width: width of the token that tells the frame rate, 0 without one. shared_noise: an upscaler's layers, trained
+    on one noise for all frames of a clip (temporal/training/upscaler.py), and to be run so.
     """
 
     family: str
@@ -105,6 +106,7 @@ class StackParams:
     pool_spatial_norms: bool
     context: ContextParams | SmallFramesParams | None = None
     fps_width: int = 0
+    shared_noise: bool = False
 
     @property
     def known_positions(self) -> tuple[tuple[int, ...], ...] | None:

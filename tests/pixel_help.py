@@ -1,6 +1,6 @@
 """A small upscaler in pixel space, and temporal layers for it that see the small frames; random."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from video_ldm.nodes.host.models import UNetParams, build_unet
 from video_ldm.temporal.conditioning import with_small_frames
@@ -24,22 +24,22 @@ def network(seed: int = 0):
     return randomise(build_unet(UNET), seed)
 
 
-def stack_params(unet):
+def stack_params(unet, shared_noise: bool = False):
     params = video_ldm_params(unet, UNET.emb_dim, TEXT, lambda channels: channels // 32, FRAMES)
-    return with_small_frames(params, len(UNET.channel_mult), CONTEXT)
+    return replace(with_small_frames(params, len(UNET.channel_mult), CONTEXT), shared_noise=shared_noise)
 
 
-def stack(unet, seed: int = 1) -> TemporalStack:
-    return randomise(TemporalStack(stack_params(unet)), seed)
+def stack(unet, seed: int = 1, shared_noise: bool = False) -> TemporalStack:
+    return randomise(TemporalStack(stack_params(unet, shared_noise)), seed)
 
 
 def write_model(path, seed: int = 0):
     upscaler_format.write(path, network(seed).state_dict(), PARAMS)
 
 
-def write_layers(path, seed: int = 1):
+def write_layers(path, seed: int = 1, shared_noise: bool = False):
     unet = network()
-    video_ldm.write(path, stack(unet, seed), stack_params(unet), schedule=SCHEDULE, base=BASE, fps=8.0)
+    video_ldm.write(path, stack(unet, seed), stack_params(unet, shared_noise), schedule=SCHEDULE, base=BASE, fps=8.0)
 
 
 def text(seed: int = 11, tokens: int = 7) -> list:

@@ -40,7 +40,8 @@ def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_
     assert load_decoder(made / bundle.DECODER_FILE).frames == 6
     assert load_layout(made / bundle.LAYOUT_FILE).params == layout.params(models.UNET)
     assert load_upscaler(made / bundle.UPSCALER_FILE).params == upscaler.file_params("Video LDM demo: upscaler")
-    assert load_temporal(made / bundle.UPSCALER_LAYERS_FILE).params.takes_small_frames
+    layers = load_temporal(made / bundle.UPSCALER_LAYERS_FILE).params
+    assert layers.takes_small_frames and layers.shared_noise
     seconds = json.loads((tmp_path / "work" / "image" / "last.json").read_text())["seconds"]
     train.main(arguments)               # everything is finished: nothing is trained again
     assert json.loads((tmp_path / "work" / "image" / "last.json").read_text())["seconds"] == seconds

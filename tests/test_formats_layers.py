@@ -148,6 +148,16 @@ def test_video_ldm_layers_survive_the_disk_to_the_bit(tmp_path, options):
     assert file.tensors.keys() == state.keys() and all(torch.equal(file.tensors[key], state[key]) for key in state)
 
 
+def test_shared_noise_is_version_4_and_a_file_that_says_nothing_has_none(tmp_path):
+    stack, path = written(tmp_path)
+    assert load_temporal(path).params.shared_noise is False
+    params = replace(stack.params, shared_noise=True)
+    video_ldm.write(path, stack, params, schedule=LINEAR, base=SD1)
+    file = load_temporal(path)
+    assert file.params == params and file.metadata["version"] == "4" and file.metadata["shared_noise"] == "true"
+    assert any("one noise for all frames" in note for note in file.notes)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("schedule", [Schedule("sqrt_linear", 1 / 3e3, 0.1 + 0.2, "v"), SQRT_LINEAR])
 def test_every_fact_and_number_type_survives_the_disk(tmp_path, dtype, schedule):
@@ -224,8 +234,11 @@ MIX = "input_blocks.1.0.time_mixer.mix_factor"
 
 
 @pytest.mark.parametrize("change, sentence", [
-    (lambda m, t: m.update(version="4"), "version 4 of the Video LDM layers format; this pack reads versions 1, 2, 3.* "
-                                         "Update"),
+    (lambda m, t: m.update(version="5"), "version 5 of the Video LDM layers format; this pack reads versions 1, 2, 3, "
+                                         "4.* Update"),
+    (lambda m, t: m.update(version="4"), "contradict each other: it is version 4 and says shared noise None"),
+    (lambda m, t: m.update(shared_noise="true"), "it is version 1 and says shared noise 'true'"),
+    (lambda m, t: m.update(version="4", shared_noise="yes"), "it is version 4 and says shared noise 'yes'"),
     (lambda m, t: m.update(version="next"), "version next of the Video LDM layers format"),
     (lambda m, t: m.pop("frames"), "metadata lacks frames"),
     (lambda m, t: m.update(frames="many"), "metadata cannot be read"),

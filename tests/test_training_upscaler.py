@@ -73,6 +73,54 @@ def test_a_clip_has_one_tau_and_one_level_and_its_network_sees_the_noised_small_
     assert (torch.corrcoef(frames) - torch.eye(len(frames))).abs().max() < 0.4
 
 
+def given_to_layers(**options):
+    """(noise of x_tau, noise of c_gamma) of clips with layers, each `b t ...`, and the loss."""
+    drawn, unet, seen = patches(), pixel_help.network(), {}
+    stack = pixel_help.stack(unet, shared_noise=options.get("shared_noise", False))
+    unet.register_forward_pre_hook(lambda module, args, kwargs: seen.update(x=args[0], tau=args[1], y=kwargs["y"]),
+                                   with_kwargs=True)
+    loss = UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: drawn, **options)(step(3))["loss"]
+
+    def noise(x, clean, steps, schedule):
+        alpha, sigma = (table[steps].float()[:, None, None, None] for table in (schedule.alpha, schedule.sigma))
+        return ((x - alpha * clean.flatten(0, 1)) / sigma).unflatten(0, (CLIPS, FRAMES))
+    return (noise(seen["x"][:, :PIXEL_CHANNELS], drawn.x, seen["tau"], V),
+            noise(seen["x"][:, PIXEL_CHANNELS:], drawn.x_low, seen["y"], AUGMENTATION), loss)
+
+
+def test_shared_noise_is_the_same_in_all_frames_of_a_clip_and_another_in_the_next():
+    *noises, _ = given_to_layers(shared_noise=True)
+    for noise in noises:
+        assert relative_error(noise, noise[:, :1].expand_as(noise)) < 1e-3
+        assert noise.std() == pytest.approx(1, rel=0.1)
+        assert (torch.corrcoef(noise[:, 0].flatten(1)) - torch.eye(CLIPS)).abs().max() < 0.4
+    assert relative_error(*(noise[..., :3, :, :] for noise in noises)) > 0.5        # and the two are not one
+
+
+def test_without_shared_noise_every_frame_draws_as_the_diffusion_does():
+    """Tau, level, noise of the small frames and noise of x, one after the other from one generator, as ever."""
+    noise, noise_low, loss = given_to_layers()
+    generator, drawn = step(3).generator, patches()
+    V.random_tau(CLIPS, generator)
+    torch.randint(0, 251, (CLIPS,), generator=generator)
+    for ours, like in ((noise_low, drawn.x_low), (noise, drawn.x)):
+        assert relative_error(ours, V.random_noise(like, generator)) < 1e-3
+    assert torch.equal(loss, given_to_layers(shared_noise=False)[2])
+    assert not torch.equal(loss, given_to_layers(shared_noise=True)[2])
+
+
+@pytest.mark.parametrize("layers, shared, sentence", [
+    (None, True, "pictures have no frames to share noise among"),
+    (False, True, "set to shared_noise=True, and the layers' params say False"),
+    (True, False, "set to shared_noise=False, and the layers' params say True"),
+])
+def test_shared_noise_of_pictures_or_against_the_layers_params_is_refused(layers, shared, sentence):
+    unet = pixel_help.network()
+    stack = None if layers is None else pixel_help.stack(unet, shared_noise=layers)
+    with pytest.raises(VideoLDMError, match=sentence):
+        UpscalerLoss(unet, stack, V, AUGMENTATION, None, shared_noise=shared)
+
+
 def test_level_0_leaves_the_small_frames_as_they_are():
     x, eps = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4)
     out = noised(x, torch.tensor([0, 1, 200]), eps, AUGMENTATION)

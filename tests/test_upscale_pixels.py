@@ -22,7 +22,7 @@ from video_ldm.tests.pixel_help import text
 from video_ldm.tests.small import relative_error
 from video_ldm.tests.upscale_help import small_frames, small_vae
 
-FILE, LAYERS = "pixels.safetensors", "pixels_layers.safetensors"
+FILE, LAYERS, SHARED = "pixels.safetensors", "pixels_layers.safetensors", "pixels_shared.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def folder(tmp_path_factory):
     folder_paths.add_model_folder_path("video_ldm", str(folder))
     pixel_help.write_model(folder / FILE)
     pixel_help.write_layers(folder / LAYERS)
+    pixel_help.write_layers(folder / SHARED, shared_noise=True)
     checkpoints.write_video_layers(folder / "image_only_layers.safetensors")
     return folder
 
@@ -40,8 +41,8 @@ def model(folder):
     return LoadVideoModel.execute(FILE).result[0]
 
 
-def with_layers(model, strength=1.0):
-    return LoadTemporalLayers.execute(model, LAYERS, strength, AS_TRAINED).result[0]
+def with_layers(model, strength=1.0, file=LAYERS):
+    return LoadTemporalLayers.execute(model, file, strength, AS_TRAINED).result[0]
 
 
 def made(model, small, window=8, overlap=2, tile=0, level=150, seed=5, steps=2, cfg=2.0, sampler="euler"):
@@ -143,6 +144,18 @@ def test_strength_0_is_the_plain_upscaler_bit_for_bit_and_layers_change_it(model
     assert relative_error(made(with_layers(model), small), made(model, small)) > 1e-3
 
 
+def test_with_layers_of_shared_noise_all_frames_are_made_from_one_as_without_layers(model):
+    small, given = small_frames(1, 6, 8).repeat(3, 1, 1, 1), []
+    plain = made(model, small_frames(3, 6, 8))
+    assert torch.equal(made(with_layers(model, 0.0, SHARED), small_frames(3, 6, 8)), plain)
+    assert relative_error(made(with_layers(model, 0.0), small_frames(3, 6, 8)), plain) > 1e-2
+    layered = with_layers(model, 1.0, SHARED)
+    layered.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "look", lambda executor, x, *args, **kwargs: (
+        given.append(x), executor(x, *args, **kwargs))[1])
+    made(layered, small, steps=1, cfg=1.0)
+    assert all(torch.equal(x, x[:1].expand_as(x)) for x in given) and given[0].shape == (3, 51, 6, 8)
+
+
 def test_layers_see_the_small_frames_that_the_network_is_given(model):
     """The last channels of its input: with the network's own view of them cut off, they still change the result."""
     unet, stack = model.model.diffusion_model, pixel_help.stack(pixel_help.network())
@@ -225,6 +238,18 @@ def test_the_video_is_what_was_sampled_and_needs_no_vae(model, run):
     assert video.get_dimensions() == (96, 80)
     one, _, _ = run(with_layers(model), images=small_frames(1, 9, 11), tile=0)       # one frame, odd sizes
     assert one.shape == (1, 36, 44, 3)
+
+
+def test_the_report_says_whose_noise_it_was_and_layers_that_disagree_on_it_are_refused(model, run):
+    one, own = "All frames were made from one noise, as these layers", "Every frame was made from noise of its own."
+    shared, other = with_layers(model, file=SHARED), with_layers(model)
+    for layered, said, unsaid in ((shared, one, own), (with_layers(shared, file=SHARED), one, own), (other, own, one)):
+        report = run(layered)[2]
+        assert said in report and unsaid not in report
+    for layered in (with_layers(shared), with_layers(other, file=SHARED)):
+        with pytest.raises(VideoLDMError, match=f"do not go together: {SHARED} was trained on one noise for all "
+                                                f"frames, and {LAYERS} on noise of its own in each. Load only one"):
+            run(layered)
 
 
 @pytest.mark.parametrize("changes, sentence", [

@@ -239,7 +239,8 @@ def lora_patches(patcher, pairs: dict, strength: float):
 
 
 def attach_layers(model, stack: TemporalStack, settings: dict, loras=(), frames: int = 0):
-    """A clone of MODEL on which the layers act; `settings` travel with it, per call. loras: (patches, strength)."""
+    """A clone of MODEL on which the layers act; `settings` travel with it, per call, and whether the layers were
+    trained on shared noise. loras: (patches, strength)."""
     refuse_compiled(model)
     m = model.clone()
     key = f"{PREFIX}{uuid.uuid4().hex}"
@@ -255,7 +256,7 @@ def attach_layers(model, stack: TemporalStack, settings: dict, loras=(), frames:
     m.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, PREFIX)
     m.add_callback_with_key(CallbacksMP.ON_PRE_RUN, PREFIX, refuse_compiled)
     options = transformer_options(m)
-    options[key] = dict(settings)
+    options[key] = {**settings, "shared_noise": stack.params.shared_noise}
     if frames:
         options[FRAMES] = frames
     return m

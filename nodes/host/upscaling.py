@@ -114,12 +114,12 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     """Latents `t 4 h w` of the large frames, or of an upscaler in pixel space these themselves, folded: `t 48 h w`.
     small: `t h w 3` in 0..1; settings: as ksample has them after its steps.
 
-    With temporal layers every frame has noise of its own, as the layers were trained; without them all frames have the
-    same, so that what stands still flickers less.
+    Without temporal layers all frames have the same noise, so that what stands still flickers less; with them they have
+    what the layers were trained on, the same too or each its own.
     """
     frames, height, width = small.shape[:3]
     channels = model.get_model_object("latent_format").latent_channels
-    noisy = frames if attach.sets_of_layers(model) else 1
+    noisy = 1 if shares_noise(model) else frames
     noise = sampling.noise_like(torch.zeros(1).expand(noisy, channels, height, width), seed)
     noise = noise.expand(frames, -1, -1, -1)
     c_low = noised_frames(model, small, level, noisy, seed)
@@ -138,6 +138,23 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     piece = torch.zeros(length, channels, tile_height, tile_width)
     return finished(sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece,
                                      callback=progress.callback))
+
+
+def shares_noise(model) -> bool:
+    """Whether all frames are made from one noise: without temporal layers, or as these were trained; refused where they
+    disagree."""
+    sets = attach.sets_of_layers(model)
+    shared = [bool(layers.get("shared_noise")) for layers in sets]
+    if any(shared) and not all(shared):
+        one, other = (name_of(sets[shared.index(kind)]) for kind in (True, False))
+        raise VideoLDMError(f"The temporal layers on this MODEL do not go together: {one} was trained on one noise for "
+                            f"all frames, and {other} on noise of its own in each. Load only one of the two.")
+    return all(shared)
+
+
+def name_of(layers: dict) -> str:
+    """The file of a set of temporal layers, or where nobody says, what it is."""
+    return layers.get("name") or layers["title"]
 
 
 def with_details(model, details: Tensor, c_low: Tensor, level: int) -> Tensor:

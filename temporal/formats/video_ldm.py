@@ -11,10 +11,12 @@ then `time_stack`, `time_pos_embed`, `time_mixer`. The metadata rebuilds everyth
     context_positions           version 2: the sets of known frames the layers were trained for, a list of lists of frame
                                 numbers, from the end where negative; the empty list is a clip from noise alone
     small_frames                version 3: channels of the small frames that an upscaler's layers see
+    shared_noise                version 4: "true" for an upscaler's layers that are run with one noise for all frames
 
 Layers with an input for known frames are version 2, with `context_downsampler.steps.N` for c_S and, where they hear the
-frame rate, `fps_token.embed`; those with one for small frames are version 3, with the same downsampler; all others are
-version 1. Other entries of the metadata are kept as they are.
+frame rate, `fps_token.embed`; those with one for small frames are version 3, with the same downsampler;
+those trained on shared noise are version 4, with small frames or without, and all others are version 1. Other entries
+of the metadata are kept as they are.
 """
 
 import json
@@ -35,13 +37,13 @@ from .keys import Keys
 from .record import PREDICTIONS, Base, Identified, Schedule, TemporalFile, require_complete, require_one_dtype
 
 FORMAT = "video_ldm_temporal_layers"
-VERSION, CONTEXT_VERSION, SMALL_FRAMES_VERSION = 1, 2, 3
-VERSIONS = tuple(map(str, (VERSION, CONTEXT_VERSION, SMALL_FRAMES_VERSION)))
+VERSION, CONTEXT_VERSION, SMALL_FRAMES_VERSION, SHARED_NOISE_VERSION = 1, 2, 3, 4
+VERSIONS = tuple(map(str, (VERSION, CONTEXT_VERSION, SMALL_FRAMES_VERSION, SHARED_NOISE_VERSION)))
 TITLE = "a file of Video LDM temporal layers"
 POSITION_ENCODING = "timestep sinusoid through an MLP"
 RESERVED = ("format", "version", "family", "layers", "base_family", "base_context_dim", "frames", "fps", "licence",
             "beta_schedule", "linear_start", "linear_end", "prediction", "position_encoding", "positions", "heads",
-            "mix_length", "pool_spatial_norms", "context_positions", "small_frames")
+            "mix_length", "pool_spatial_norms", "context_positions", "small_frames", "shared_noise")
 REQUIRED = ("version", "family", "layers", "base_family", "frames", "beta_schedule", "linear_start", "linear_end",
             "position_encoding", "heads", "mix_length", "pool_spatial_norms")
 EXTRAS = ("context_downsampler.", "fps_token.")     # modules of the whole set, not of a site
@@ -193,7 +195,16 @@ def rebuild(file: TensorFile) -> StackParams:
     if frames < 1 or (mix_length > 1 and frames != mix_length):
         raise contradiction(name, f"it says clips of {frames} frames and a mix over {mix_length}")
     return StackParams(metadata["family"], bricks, frames, positions, metadata["pool_spatial_norms"] == "true",
-                       context, fps_width)
+                       context, fps_width, shared_noise_of(file))
+
+
+def shared_noise_of(file: TensorFile) -> bool:
+    """Whether the layers were trained on one noise for all frames; refused where version and entry differ on it."""
+    version, told = file.metadata["version"], file.metadata.get("shared_noise")
+    if told not in (None, "true") or (told == "true") != (version == str(SHARED_NOISE_VERSION)):
+        raise contradiction(file.name, f"it is version {version} and says shared noise {told!r}, and in version "
+                                       f"{SHARED_NOISE_VERSION} alone that is 'true'")
+    return told == "true"
 
 
 def context_of(file: TensorFile) -> tuple[ContextParams | SmallFramesParams | None, int]:
@@ -240,6 +251,8 @@ def notes_of(params: StackParams) -> list[str]:
         notes.append(f"The mix is a vector over time: these layers run clips of exactly {params.mix_length} frames.")
     if params.takes_small_frames:
         notes.append("Made for an upscaler, whose small frames they see: run them with Video Upscale.")
+    if params.shared_noise:
+        notes.append("Trained on one noise for all frames of a clip, which Video Upscale gives them.")
     if params.known_positions is not None:
         sets = [("none" if not known else ", ".join(map(str, known))) for known in params.known_positions]
         notes.append(f"Takes context frames: {' | '.join(sets)} (numbers from 0, from the end where negative).")
@@ -271,6 +284,8 @@ def write(path, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *
 
 
 def version_of(params: StackParams) -> int:
+    if params.shared_noise:
+        return SHARED_NOISE_VERSION
     if params.takes_small_frames:
         return SMALL_FRAMES_VERSION
     return VERSION if params.context is None and not params.fps_width else CONTEXT_VERSION
@@ -309,5 +324,7 @@ def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | 
         optional["context_positions"] = json.dumps(params.known_positions)
     if params.takes_small_frames:
         optional["small_frames"] = params.context.in_channels
+    if params.shared_noise:
+        optional["shared_noise"] = "true"
     header.update({entry: str(value) for entry, value in optional.items() if value is not None})
     return header

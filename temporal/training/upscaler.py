@@ -3,7 +3,8 @@
     || target - g(x_tau; c_gamma, gamma, tau) ||^2        c_gamma = alpha_gamma x_low + sigma_gamma eps
 
 Training is on patches of clips; run on whole frames, the same weights are slid over them. The small frames are noised
-by gamma ~ U{0..250} steps of the upscaler's own schedule, one level for all frames of a clip and new noise in each.
+by gamma ~ U{0..250} steps of the upscaler's own schedule, one level for all frames of a clip and new noise in each, or
+one noise for all of them (shared_noise).
 """
 
 from collections.abc import Callable
@@ -38,13 +39,19 @@ class UpscalerLoss:
     backbone: called as `backbone(x, timesteps, context=..., y=levels)`, x being x_tau and c_gamma on the channels.
     patches: StepContext -> Patches of this process. augmentation: the schedule of the small frames' noise.
     null_context (l d), dropout: as in ImageLoss, drawn per clip. of_x: as Diffusion.loss has it; a small network
-    then need not learn noise by heart where x is nearly clean. details: x is folded pixels, and what is made is their details, times this (temporal/upscaler.py).
+    then need not learn noise by heart where x is nearly clean. details: x is folded pixels, and what is made is their
+    details, times this (temporal/upscaler.py).
+    shared_noise: the noise of x_tau, and that of c_gamma, is one field per clip, the same in all its frames: what
+    stands still then flickers less, and frames are alike before the layers do anything. It is the far end of the mixed
+    noise of Ge et al. 2023 ("Preserve Your Own Correlation"). Layers must be run so; their params say it.
     """
 
     def __init__(self, backbone: nn.Module, stack: TemporalStack | None, diffusion: Diffusion, augmentation: Diffusion,
                  patches: Callable[..., Patches], most_noise: int = TRAINED_LEVEL, null_context: Tensor | None = None,
-                 dropout: float = 0.0, checkpointing: bool = False, of_x: bool = False, details: float | None = None):
+                 dropout: float = 0.0, checkpointing: bool = False, of_x: bool = False, details: float | None = None,
+                 shared_noise: bool = False):
         check_null_context(null_context, dropout)
+        check_shared_noise(stack, shared_noise)
         if not 0 <= most_noise < augmentation.steps:
             raise VideoLDMError(f"The small frames are noised by 0 to {augmentation.steps - 1} steps, not {most_noise}.")
         if stack is not None:
@@ -52,7 +59,7 @@ class UpscalerLoss:
             check_trained(backbone, stack, train_spatial=False)
         self.backbone, self.stack, self.diffusion, self.augmentation = backbone, stack, diffusion, augmentation
         self.patches, self.most_noise, self.of_x, self.details = patches, most_noise, of_x, details
-        self.null_context, self.dropout = null_context, dropout
+        self.null_context, self.dropout, self.shared_noise = null_context, dropout, shared_noise
         self.open_call = open_call_checkpointed if checkpointing else open_call
 
     @property
@@ -71,10 +78,10 @@ class UpscalerLoss:
         tau = per_frame(self.diffusion.random_tau(clips * independent, generator, x.device), frames // independent)
         level = torch.randint(0, self.most_noise + 1, (clips * independent,), generator=generator)
         level = per_frame(level.to(x.device), frames // independent)
-        c_low = noised(x_low, level, self.diffusion.random_noise(x_low, generator), self.augmentation)
+        c_low = noised(x_low, level, self.random_noise(x_low, frames, generator), self.augmentation)
         if self.details is not None:
             x = (x - spread_out(unnoised(c_low, level, self.augmentation))) * self.details
-        noise = self.diffusion.random_noise(x, generator)
+        noise = self.random_noise(x, frames, generator)
         text = per_frame(drop_context(patches.context, self.null_context, self.dropout, generator), frames)
         x_in = torch.cat([self.diffusion.add_noise(x, tau, noise), c_low.to(x)], dim=1)
         with self.open_call(self.backbone, self.sets(c_low, frames), context=text):
@@ -82,12 +89,27 @@ class UpscalerLoss:
         weights = None if patches.weights is None else patches.weights.flatten(0, 1)
         return {"loss": self.diffusion.loss(output, x, noise, tau, weights, self.of_x)}
 
+    def random_noise(self, like: Tensor, frames: int, generator) -> Tensor:
+        """Noise like `(b t) c h w`: new in every frame, or one field per clip."""
+        if not self.shared_noise:
+            return self.diffusion.random_noise(like, generator)
+        return per_frame(self.diffusion.random_noise(like[::frames], generator), frames)
+
     def sets(self, c_low: Tensor, frames: int) -> list:
         """The temporal layers and what they are told; none for pictures."""
         if self.stack is None:
             return []
         known = c_low if self.stack.params.takes_small_frames else None
         return [(self.stack, CallSettings(frames=frames, known=known))]
+
+
+def check_shared_noise(stack: TemporalStack | None, shared_noise: bool):
+    """Refuse shared noise for pictures, and layers whose file would say otherwise than they were trained."""
+    if shared_noise and stack is None:
+        raise VideoLDMError("shared_noise is for temporal layers: pictures have no frames to share noise among.")
+    if stack is not None and shared_noise != stack.params.shared_noise:
+        raise VideoLDMError(f"The loss was set to shared_noise={shared_noise}, and the layers' params say "
+                            f"{stack.params.shared_noise}, with which they would be run. Give both the same.")
 
 
 def check_patches(patches: Patches) -> tuple[int, int]:
