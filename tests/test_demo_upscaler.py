@@ -12,7 +12,7 @@ from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, cut, unfolded
 from video_ldm.temporal.windows import spread
 
 FRAMES, WINDOW, OVERLAP, TILE, STEPS = 20, 8, 2, 64, 6
-DRIVES = 2
+DRIVES = 8              # of one drive alone the ratio is anything from 0.92 to 1.13
 LARGEST = 1.05          # of a difference at seams, over one inside
 
 pytestmark = pytest.mark.skipif(not (train.BUNDLE / bundle.UPSCALER_LAYERS_FILE).exists(),
@@ -52,7 +52,7 @@ def psnr(made, reference):
 
 
 def test_it_comes_nearer_to_the_large_frames_than_repeated_pixels(model, drives):
-    for large, small, text in drives:
+    for large, small, text in drives[:2]:
         repeated = small.repeat_interleave(FACTOR, 1).repeat_interleave(FACTOR, 2)
         assert psnr(upscaled(model, small[:8], text), large[:8]) > psnr(repeated[:8], large[:8])
 
