@@ -113,7 +113,7 @@ def table(rows, arguments):
 
 def verdict(rows):
     """The paper's comparison is with an image upscaler that draws noise for every frame. One noise for all frames, which
-    Video Upscale takes where there are no layers, hardly flickers, whatever its frames are."""
+    Video Upscale takes without layers and with layers trained so, hardly flickers, whatever its frames are."""
     after, _, made = rows[TOGETHER]
     failures = []
     before, _, alone = rows[ALONE]
