@@ -113,7 +113,9 @@ def sample_with_noise_mask(executor, noise, latent_image, sampler, sigmas, denoi
     known = fitted(executor.class_obj, noise)
     mask = torch.ones(len(noise), 1, *noise.shape[2:], device=noise.device)
     if denoise_mask is not None:
-        mask = prepare_mask(denoise_mask, noise.shape, noise.device)[:, :1].clone()
+        # Newer versions have it in the shape of the noise already, which theirs would take for many masks.
+        ready = denoise_mask.shape == noise.shape
+        mask = (denoise_mask if ready else prepare_mask(denoise_mask, noise.shape, noise.device))[:, :1].clone()
     mask.unflatten(0, (-1, known.frames))[:, list(known.positions)] = 0
     return write(executor(noise, write(latent_image, known), sampler, sigmas, mask, *args, **kwargs), known)
 
