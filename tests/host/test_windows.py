@@ -103,10 +103,15 @@ def test_a_model_without_layers_and_windows_that_are_none_are_refused_at_the_nod
     assert "cannot overlap by 4" in refused(server, graph, graph.clip(wide), at=wide)
 
 
+# What newer versions ask for too; older ones do not look at it.
+NEWER = {"freenoise": False, "cond_retain_index_list": "", "split_conds_to_windows": False,
+         "latent_retain_index_list": "", "causal_window_fix": True}
+
+
 def test_cores_own_windows_over_clips_are_refused_at_the_sampler_in_favour_of_this_node(server, client):
     graph = Graph()
     model = graph.add("ContextWindowsManual", model=graph.layers(graph.image_model()), context_length=FRAMES,
                       context_overlap=2, context_schedule="standard_static", context_stride=1, closed_loop=False,
-                      fuse_method="pyramid", dim=0)
+                      fuse_method="pyramid", dim=0, **NEWER)
     clip = graph.clip(model, frames=LONG)
     assert "Use Frame Windows" in refused(server, graph, clip, at=clip)
