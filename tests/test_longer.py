@@ -1,5 +1,7 @@
 """Context Frames, Extend Video and Latent Interpolate x4 under ComfyUI's own sampling, in this process."""
 
+from types import SimpleNamespace
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -186,6 +188,23 @@ def test_a_noise_mask_of_the_artist_is_kept_beside_the_context(models):
     assert torch.equal(out[0], frames_of(1)[0])
     assert relative_error(out[2], latent["samples"][2]) < 1e-5
     assert relative_error(out[1], latent["samples"][1]) > 1e-2
+
+
+def test_a_noise_mask_counts_alike_raw_and_in_the_shape_of_the_noise(models):
+    """ComfyUI 0.3 hands it to the wrapper as the artist made it, 0.33 expanded."""
+    options = attach.with_clip_options(with_frames(models["motion_modules"]), FRAMES).model_options
+    noise, given = frames_of(FRAMES, 9), []
+
+    class Sampling:
+        class_obj = SimpleNamespace(model_options=options)
+
+        def __call__(self, noise, latent_image, sampler, sigmas, denoise_mask):
+            given.append(denoise_mask)
+            return noise
+    raw = torch.rand(FRAMES, *noise.shape[2:])
+    for mask in (raw, raw[:, None].expand_as(noise)):
+        context.sample_with_noise_mask(Sampling(), noise, torch.zeros_like(noise), None, None, mask)
+    assert torch.equal(*given) and not given[0][0].any() and torch.equal(given[0][1:, 0], raw[1:])
 
 
 # Extend Video
