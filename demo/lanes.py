@@ -8,6 +8,7 @@ order and waits where one needs what another lane makes.
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def side_by_side(argv):
     threads = str(max(1, (os.cpu_count() or 1) // len(LANES)))
     environment = dict(os.environ, OMP_NUM_THREADS=threads)
     processes = [subprocess.Popen([sys.executable, "-u", str(RUN), "_inside", "demo.train", *argv, "--lane", str(lane)],
-                                  env=environment, stdin=subprocess.DEVNULL) for lane in range(len(LANES))]
+                                  env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                 for lane in range(len(LANES))]
+    relays = [threading.Thread(target=relay, args=(process.stderr,)) for process in processes]
+    for thread in relays:
+        thread.start()
     try:
         while processes:
             statuses = [process.poll() for process in processes]
@@ -45,7 +50,16 @@ def side_by_side(argv):
             process.terminate()
         for process in processes:
             process.wait()
+        for thread in relays:
+            thread.join()
     return 0
+
+
+def relay(lines):
+    """A lane's progress on our stderr, line by line: in a terminal lanes would redraw each other's."""
+    for line in lines:
+        sys.stderr.write(line)
+    lines.close()
 
 
 def wait_for(stage, files):

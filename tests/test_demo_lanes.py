@@ -58,6 +58,12 @@ def test_a_lane_that_fails_ends_the_others(fake):
     assert lanes.side_by_side([]) == 3 and time.monotonic() - began < 30
 
 
+def test_what_lanes_say_of_their_progress_comes_through_and_is_not_for_a_terminal(fake, capsys):
+    fake("sys.stderr.write(f'lane {lane}, {sys.stderr.isatty()}\\n')\n")
+    assert lanes.side_by_side([]) == 0
+    assert sorted(capsys.readouterr().err.splitlines()) == [f"lane {lane}, False" for lane in range(len(lanes.LANES))]
+
+
 @pytest.mark.parametrize("arguments", [["--stage", "image"], ["--max-minutes", "1"]])
 def test_side_by_side_is_for_whole_trainings(arguments, tmp_path):
     with pytest.raises(SystemExit, match="leave out --stage"):
