@@ -33,7 +33,6 @@ class OnGPU:
     batch: int
     steps: int
     lr: float
-    precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -90,5 +89,5 @@ def stage(name: str) -> Stage:
     if about.on_gpu is None or pick_device().type == "cpu":
         return about
     there = about.on_gpu
-    loop = replace(about.loop, steps=there.steps, lr=there.lr, precision=there.precision)
+    loop = replace(about.loop, steps=there.steps, lr=there.lr, precision="float32")
     return replace(about, batch=there.batch, loop=loop)

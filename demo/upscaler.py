@@ -113,4 +113,4 @@ class RenderedPatches:
 
 def loss(unet, stack, patches, texts) -> UpscalerLoss:
     return UpscalerLoss(unet, stack, diffusion(), augmentation(), patches, null_context=texts["null"],
-                        dropout=models.DROPOUT, details=DETAILS, shared_noise=stack is not None)
+                        dropout=models.DROPOUT, details=DETAILS)

@@ -73,13 +73,13 @@ def test_a_clip_has_one_tau_and_one_level_and_its_network_sees_the_noised_small_
     assert (torch.corrcoef(frames) - torch.eye(len(frames))).abs().max() < 0.4
 
 
-def given_to_layers(**options):
+def given_to_layers(shared_noise=False):
     """(noise of x_tau, noise of c_gamma) of clips with layers, each `b t ...`, and the loss."""
     drawn, unet, seen = patches(), pixel_help.network(), {}
-    stack = pixel_help.stack(unet, shared_noise=options.get("shared_noise", False))
+    stack = pixel_help.stack(unet, shared_noise=shared_noise)
     unet.register_forward_pre_hook(lambda module, args, kwargs: seen.update(x=args[0], tau=args[1], y=kwargs["y"]),
                                    with_kwargs=True)
-    loss = UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: drawn, **options)(step(3))["loss"]
+    loss = UpscalerLoss(unet, stack, V, AUGMENTATION, lambda step: drawn)(step(3))["loss"]
 
     def noise(x, clean, steps, schedule):
         alpha, sigma = (table[steps].float()[:, None, None, None] for table in (schedule.alpha, schedule.sigma))
@@ -107,18 +107,6 @@ def test_without_shared_noise_every_frame_draws_as_the_diffusion_does():
         assert relative_error(ours, V.random_noise(like, generator)) < 1e-3
     assert torch.equal(loss, given_to_layers(shared_noise=False)[2])
     assert not torch.equal(loss, given_to_layers(shared_noise=True)[2])
-
-
-@pytest.mark.parametrize("layers, shared, sentence", [
-    (None, True, "pictures have no frames to share noise among"),
-    (False, True, "set to shared_noise=True, and the layers' params say False"),
-    (True, False, "set to shared_noise=False, and the layers' params say True"),
-])
-def test_shared_noise_of_pictures_or_against_the_layers_params_is_refused(layers, shared, sentence):
-    unet = pixel_help.network()
-    stack = None if layers is None else pixel_help.stack(unet, shared_noise=layers)
-    with pytest.raises(VideoLDMError, match=sentence):
-        UpscalerLoss(unet, stack, V, AUGMENTATION, None, shared_noise=shared)
 
 
 def test_level_0_leaves_the_small_frames_as_they_are():

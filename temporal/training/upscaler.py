@@ -4,7 +4,7 @@
 
 Training is on patches of clips; run on whole frames, the same weights are slid over them. The small frames are noised
 by gamma ~ U{0..250} steps of the upscaler's own schedule, one level for all frames of a clip and new noise in each, or
-one noise for all of them (shared_noise).
+one noise for all of them, as the layers' params say.
 """
 
 from collections.abc import Callable
@@ -41,17 +41,15 @@ class UpscalerLoss:
     null_context (l d), dropout: as in ImageLoss, drawn per clip. of_x: as Diffusion.loss has it; a small network
     then need not learn noise by heart where x is nearly clean. details: x is folded pixels, and what is made is their
     details, times this (temporal/upscaler.py).
-    shared_noise: the noise of x_tau, and that of c_gamma, is one field per clip, the same in all its frames: what
-    stands still then flickers less, and frames are alike before the layers do anything. It is the far end of the mixed
-    noise of Ge et al. 2023 ("Preserve Your Own Correlation"). Layers must be run so; their params say it.
+    Layers whose params say shared_noise learn on one field per clip, the same in all its frames, for the noise of x_tau
+    and another for that of c_gamma: what stands still then flickers less, and frames are alike before the layers do
+    anything. It is the far end of the mixed noise of Ge et al. 2023 ("Preserve Your Own Correlation").
     """
 
     def __init__(self, backbone: nn.Module, stack: TemporalStack | None, diffusion: Diffusion, augmentation: Diffusion,
                  patches: Callable[..., Patches], most_noise: int = TRAINED_LEVEL, null_context: Tensor | None = None,
-                 dropout: float = 0.0, checkpointing: bool = False, of_x: bool = False, details: float | None = None,
-                 shared_noise: bool = False):
+                 dropout: float = 0.0, checkpointing: bool = False, of_x: bool = False, details: float | None = None):
         check_null_context(null_context, dropout)
-        check_shared_noise(stack, shared_noise)
         if not 0 <= most_noise < augmentation.steps:
             raise VideoLDMError(f"The small frames are noised by 0 to {augmentation.steps - 1} steps, not {most_noise}.")
         if stack is not None:
@@ -59,7 +57,7 @@ class UpscalerLoss:
             check_trained(backbone, stack, train_spatial=False)
         self.backbone, self.stack, self.diffusion, self.augmentation = backbone, stack, diffusion, augmentation
         self.patches, self.most_noise, self.of_x, self.details = patches, most_noise, of_x, details
-        self.null_context, self.dropout, self.shared_noise = null_context, dropout, shared_noise
+        self.null_context, self.dropout = null_context, dropout
         self.open_call = open_call_checkpointed if checkpointing else open_call
 
     @property
@@ -91,7 +89,7 @@ class UpscalerLoss:
 
     def random_noise(self, like: Tensor, frames: int, generator) -> Tensor:
         """Noise like `(b t) c h w`: new in every frame, or one field per clip."""
-        if not self.shared_noise:
+        if self.stack is None or not self.stack.params.shared_noise:
             return self.diffusion.random_noise(like, generator)
         return per_frame(self.diffusion.random_noise(like[::frames], generator), frames)
 
@@ -101,15 +99,6 @@ class UpscalerLoss:
             return []
         known = c_low if self.stack.params.takes_small_frames else None
         return [(self.stack, CallSettings(frames=frames, known=known))]
-
-
-def check_shared_noise(stack: TemporalStack | None, shared_noise: bool):
-    """Refuse shared noise for pictures, and layers whose file would say otherwise than they were trained."""
-    if shared_noise and stack is None:
-        raise VideoLDMError("shared_noise is for temporal layers: pictures have no frames to share noise among.")
-    if stack is not None and shared_noise != stack.params.shared_noise:
-        raise VideoLDMError(f"The loss was set to shared_noise={shared_noise}, and the layers' params say "
-                            f"{stack.params.shared_noise}, with which they would be run. Give both the same.")
 
 
 def check_patches(patches: Patches) -> tuple[int, int]:
