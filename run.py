@@ -50,7 +50,7 @@ def main(argv):
     ui_parser.add_argument("--port", type=int, default=8188, help="default 8188; another where that is taken")
     ui_parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     for name, text in (("test", "run the tests; further arguments go to pytest"),
-                       ("bench", "measure speed; --quality the demo models' frames, --decode and --upscale their memory"),
+                       ("bench", "measure speed; --quality the demo models' frames, --decode, --upscale, --card memory"),
                        ("train-demo", "train the bundled demo models again, from nothing")):
         commands.add_parser(name, help=text, add_help=False)
     options, rest = parser.parse_known_args(argv)
@@ -147,7 +147,7 @@ def test(options, rest):
 
 
 def bench(options, rest):
-    kind = next((kind for kind in ("quality", "decode", "upscale") if f"--{kind}" in rest), "speed")
+    kind = next((kind for kind in ("quality", "decode", "upscale", "card") if f"--{kind}" in rest), "speed")
     return inside(find_host(), f"benchmarks.{kind}", [argument for argument in rest if argument != f"--{kind}"])
 
 

@@ -10,7 +10,9 @@ import math
 import numpy as np
 import torch
 
+from ..temporal.training.drawn import DrawnLoss
 from .data import car_weights
+from .models import AUTOENCODER
 
 ABSOLUTE, SQUARED, EDGES, KL = 0.3, 2.0, 2.0, 2e-4
 
@@ -28,16 +30,22 @@ def to_model(frames):
     return frames.movedim(-1, 1).contiguous().float() / 127.5 - 1
 
 
-class AutoencoderLoss:
+class AutoencoderLoss(DrawnLoss):
     """`loss(step)` for the Loop. frames: uint8 (n t h w 3); boxes: (n t k 4)."""
 
     def __init__(self, autoencoder, frames, boxes, batch):
         self.autoencoder, self.frames, self.boxes, self.batch = autoencoder, frames, boxes, batch
 
-    def __call__(self, step):
-        x, weights = (part.to(step.device) for part in self.pictures(step.share(self.batch), step.generator))
+    def draw(self, step):
+        x, weights = self.pictures(step.share(self.batch), step.generator)
+        factor = 2 ** (len(AUTOENCODER.channel_mult) - 1)
+        shape = len(x), AUTOENCODER.latent_channels, *(size // factor for size in x.shape[2:])
+        noise = torch.randn(shape, generator=step.generator)
+        return tuple(part.to(step.device) for part in (x, weights, noise))
+
+    def compute(self, drawn):
+        x, weights, noise = drawn
         mean, logvar = self.moments(x)
-        noise = torch.randn(mean.shape, generator=step.generator).to(mean)
         y = self.decode(mean + noise * (0.5 * logvar).exp())
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return {"loss": reconstruction_error(y, x, weights) + KL * kl, "psnr": psnr(y, x), "kl": kl.detach()}

@@ -51,7 +51,7 @@ PIXEL_CHANNELS = 3 * FACTOR ** 2
 
 def unnoised(c_low: Tensor, levels: Tensor, schedule: Diffusion) -> Tensor:
     """The small frames `t 3 h w` that c_gamma stands for, levels (t,), but for their noise."""
-    alpha = torch.where(levels == 0, 1.0, schedule.alpha.to(levels.device)[levels]).to(c_low)
+    alpha = torch.where(levels == 0, 1.0, schedule.tables(levels.device)[0][levels]).to(c_low)
     return c_low / alpha.view(-1, *[1] * (c_low.ndim - 1))
 
 

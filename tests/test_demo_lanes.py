@@ -90,7 +90,8 @@ def test_a_gpu_is_given_larger_batches(monkeypatch):
     given = here.on_gpu
     assert here == models.STAGES["prediction"] and here.loop.precision == "bfloat16"
     assert (there.batch, there.loop.steps, there.loop.lr) == (given.batch, given.steps, given.lr)
-    assert there.batch * there.loop.steps > here.batch * here.loop.steps and there.loop.precision == "float32"
+    assert there.batch * there.loop.steps > here.batch * here.loop.steps
+    assert there.loop.cuda_graph and not here.loop.cuda_graph and there.loop.save_every == models.SAVED_EVERY
     assert there.loop.seed == here.loop.seed and there.title == here.title
     assert models.stage("features") == models.STAGES["features"]
 

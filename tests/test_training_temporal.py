@@ -63,7 +63,8 @@ def test_the_loss_is_the_denoising_loss_with_one_tau_per_clip_and_noise_per_fram
     recorder = Recorder()
     loss.backbone, loss.open_call = recorder, lambda *args, **kwargs: nullcontext()
     x = torch.randn(2, FRAMES, 4, 64, 64)
-    value = loss.video_loss(Batch(x, torch.randn(2, 3, TEXT)), torch.Generator().manual_seed(0))
+    drawn = loss.draw_clips(Batch(x, torch.randn(2, 3, TEXT)), torch.Generator().manual_seed(0))
+    value = loss.compute(drawn)["loss"]
     tau = seen["tau"].reshape(2, FRAMES)
     assert torch.all(tau == tau[:, :1]) and tau[0, 0] != tau[1, 0]
     context = seen["context"].reshape(2, FRAMES, 3, TEXT)
@@ -170,7 +171,7 @@ def test_a_set_up_in_which_something_else_would_learn_is_refused():
 def test_a_text_per_frame_where_one_per_clip_belongs_is_refused():
     loss = temporal_loss(2)
     with pytest.raises(VideoLDMError, match="2 clips came with 8 texts"):
-        loss.video_loss(Batch(torch.zeros(2, FRAMES, 4, 6, 8), torch.zeros(8, 3, TEXT)), None)
+        loss.draw_clips(Batch(torch.zeros(2, FRAMES, 4, 6, 8), torch.zeros(8, 3, TEXT)), None)
 
 
 # Gradient checkpointing

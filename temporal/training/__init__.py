@@ -6,5 +6,6 @@
     temporal.py       losses of temporal layers on an image LDM, also jointly with images
     clips.py          random windows of encoded clips or of video frames, with their captions
     checkpointing.py  gradient checkpointing of a network whose temporal layers are hooks
+    drawn.py graph.py what a step draws apart from what it computes, which a GPU can record
     ema.py checkpoint.py distributed.py progress.py plot.py   what the loop is made of
 """

@@ -1,7 +1,8 @@
 """Variance-preserving diffusion in 1000 discrete steps, as the image LDM was trained (Video LDM, section 3.1).
 
 x_tau = alpha_tau * x + sigma_tau * eps, with alpha_tau^2 + sigma_tau^2 = 1. The network predicts eps,
-v = alpha_tau * eps - sigma_tau * x, or "x0", x itself, which asks nothing of it that x does not hold. The paper predates the rescaling to zero terminal SNR: it is not done.
+v = alpha_tau * eps - sigma_tau * x, or "x0", x itself, which asks nothing of it that x does not hold. The paper predates
+the rescaling to zero terminal SNR: it is not done.
 """
 
 import torch
@@ -36,6 +37,7 @@ class Diffusion:
         alphas_cumprod = torch.cumprod(1.0 - make_betas(linear_start, linear_end, steps, schedule), dim=0)
         self.alpha = alphas_cumprod.sqrt()
         self.sigma = (1.0 - alphas_cumprod).sqrt()
+        self._tables = {}           # on each device: a copy in every step would wait for a GPU, and cannot be recorded
 
     def random_tau(self, count, generator=None, device="cpu"):
         """`count` steps drawn uniformly from 0..steps-1, int64. Drawn on the CPU: the same on every device."""
@@ -89,5 +91,10 @@ class Diffusion:
         if tau.shape != x.shape[:1]:
             raise VideoLDMError(f"tau must hold one step per batch item: {tuple(tau.shape)} for {tuple(x.shape)}.")
         shape = (-1, *[1] * (x.ndim - 1))
-        tables = (table.to(tau.device) for table in (self.alpha, self.sigma))    # tau's way to the CPU would wait for a GPU
-        return (table[tau].reshape(shape).to(x.device, x.dtype) for table in tables)
+        return (table[tau].reshape(shape).to(x.device, x.dtype) for table in self.tables(tau.device))
+
+    def tables(self, device):
+        """alpha and sigma of all steps, on this device."""
+        if device not in self._tables:
+            self._tables[device] = tuple(table.to(device) for table in (self.alpha, self.sigma))
+        return self._tables[device]

@@ -2,21 +2,34 @@
 
 from collections.abc import Callable
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from .batch import Batch, check_null_context, drop_context, frames_as_images
 from .diffusion import Diffusion
+from .drawn import DrawnLoss
 
 
-def denoising_loss(backbone, diffusion, x, tau, context, generator, weights=None, of_x=False):
-    """|| target - f(x_tau, tau, c) ||^2 over a flat batch x (n c h w) with its own noise in every item; weights
-    (n 1 h w): how much each place counts, None for all alike; of_x: as Diffusion.loss has it."""
-    noise = diffusion.random_noise(x, generator)
+class Noised(NamedTuple):
+    """A flat batch x (n c h w), its steps tau (n), its noise, a text for each (n l d) or None; weights (n 1 h w): how
+    much each place counts, None for all alike."""
+
+    x: Tensor
+    tau: Tensor
+    noise: Tensor
+    context: Tensor | None = None
+    weights: Tensor | None = None
+
+
+def denoising_loss(backbone, diffusion, drawn: Noised, of_x=False):
+    """|| target - f(x_tau, tau, c) ||^2 over a flat batch; of_x: as Diffusion.loss has it."""
+    x, tau, noise, context, weights = drawn
     output = backbone(diffusion.add_noise(x, tau, noise), tau, context=context)
     return diffusion.loss(output, x, noise, tau, weights, of_x)
 
 
-class ImageLoss:
+class ImageLoss(DrawnLoss):
     """`loss(step)` for the Loop. Batches of clips are taken apart into frames, each an image with a tau of its own:
     the fine-tuning on video frames that precedes temporal training, with the image model's own loss.
 
@@ -30,8 +43,11 @@ class ImageLoss:
         self.backbone, self.diffusion, self.batch = backbone, diffusion, batch
         self.null_context, self.dropout = null_context, dropout
 
-    def __call__(self, step):
-        batch = frames_as_images(self.batch(step))
-        context = drop_context(batch.context, self.null_context, self.dropout, step.generator)
-        tau = self.diffusion.random_tau(len(batch.latents), step.generator, batch.latents.device)
-        return {"loss": denoising_loss(self.backbone, self.diffusion, batch.latents, tau, context, step.generator)}
+    def draw(self, step) -> Noised:
+        x, context, *_ = frames_as_images(self.batch(step))
+        context = drop_context(context, self.null_context, self.dropout, step.generator)
+        tau = self.diffusion.random_tau(len(x), step.generator, x.device)
+        return Noised(x, tau, self.diffusion.random_noise(x, step.generator), context)
+
+    def compute(self, drawn: Noised) -> dict:
+        return {"loss": denoising_loss(self.backbone, self.diffusion, drawn)}

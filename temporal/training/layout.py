@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..layout import Layout, SceneLayout, drop
 from .batch import check_null_context, drop_context
 from .diffusion import Diffusion
+from .drawn import DrawnLoss
+from .image import Noised, denoising_loss
 from .temporal import freeze
 
 
@@ -19,7 +21,7 @@ class Scenes(NamedTuple):
     context: Tensor
 
 
-class LayoutLoss:
+class LayoutLoss(DrawnLoss):
     """`loss(step)` for the Loop, which trains `scene` alone: the denoising loss of images, told their layout.
 
     backbone: an image LDM, frozen here. call: `call(backbone, scene, x, tau, context, layout)`, the network's output
@@ -39,11 +41,16 @@ class LayoutLoss:
         self.backbone.to(device)
         self.scene.to(device)
 
-    def __call__(self, step):
+    def draw(self, step) -> tuple[Noised, Layout]:
         x, layout, context = self.scenes(step)
         layout = drop(layout, self.dropout, step.generator)
         context = drop_context(context, self.null_context, self.text_dropout, step.generator)
         tau = self.diffusion.random_tau(len(x), step.generator, x.device)
-        noise = self.diffusion.random_noise(x, step.generator)
-        output = self.call(self.backbone, self.scene, self.diffusion.add_noise(x, tau, noise), tau, context, layout)
-        return {"loss": self.diffusion.loss(output, x, noise, tau)}
+        return Noised(x, tau, self.diffusion.random_noise(x, step.generator), context), layout
+
+    def compute(self, drawn) -> dict:
+        noised, layout = drawn
+
+        def backbone(x, tau, context):
+            return self.call(self.backbone, self.scene, x, tau, context, layout)
+        return {"loss": denoising_loss(backbone, self.diffusion, noised)}

@@ -23,12 +23,15 @@ from torch import nn
 from ..errors import VideoLDMError
 from . import distributed
 from .checkpoint import load_checkpoint, load_into, save_checkpoint, write_text
+from .drawn import DrawnLoss
 from .ema import EMA
+from .graph import RecordedStep
 from .plot import plot_log, read_log
 from .progress import Progress
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-FREE_SETTINGS = ("steps", "save_every", "log_every", "device")     # may change between two runs of one training
+# May change between two runs of one training
+FREE_SETTINGS = ("steps", "save_every", "log_every", "device", "cuda_graph")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class LoopParams:
     lr_end: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     device: str = "auto"
+    cuda_graph: bool = False        # on one GPU: record a step once and replay it (graph.py); for small networks
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Loop:
         self.ema = EMA(self.parameters, params.ema_decay)
         self.step, self.seconds, self.saved_step = 0, 0.0, None
         self.pending = []           # figures of the steps since the last line of the log
+        self.recorded = self._recorded_step() if params.cuda_graph else None
         if self.checkpoint.exists():
             self._resume()
 
@@ -161,16 +166,13 @@ class Loop:
 
     def _train_step(self, network):
         rank, world_size = distributed.rank(), distributed.world_size()
-        context = StepContext.make(self.step, self.params.seed, rank, world_size, self.device)
+        recorded = self.recorded if world_size == 1 else None
+        drawn_on = self.device if recorded is None else "cpu"
+        context = StepContext.make(self.step, self.params.seed, rank, world_size, drawn_on)
         torch.manual_seed(step_seed(self.params.seed, self.step, f"dropout {rank}"))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            figures = network(context)
-        if not figures["loss"].requires_grad:
-            raise VideoLDMError(f"The loss of '{self.title}' does not depend on any parameter that is trained.")
-        figures["loss"].backward()
+        figures = recorded.figures(context) if recorded else self._figures(network, context)
         limit = self.params.grad_clip or math.inf
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         figures = {name: torch.as_tensor(value).detach().float() for name, value in figures.items()}
@@ -180,6 +182,30 @@ class Loop:
         self.optimizer.step()
         self.ema.update(self.parameters, self.step)
         self.step += 1
+
+    def _figures(self, network, context):
+        """What the loss says of a step; its gradients are left with the parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = self._forward(network, context)
+        figures["loss"].backward()
+        return figures
+
+    def _forward(self, network, context):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            figures = network(context)
+        if not figures["loss"].requires_grad:
+            raise VideoLDMError(f"The loss of '{self.title}' does not depend on any parameter that is trained.")
+        return figures
+
+    def _recorded_step(self):
+        """What replays the steps, None where there is no GPU. Several processes do not record either."""
+        if not isinstance(self.loss, DrawnLoss) or getattr(self.loss, "checkpointing", False):
+            raise VideoLDMError(f"'{self.title}' cannot be recorded as a CUDA graph: its loss draws while it computes, "
+                                "or it checkpoints gradients. Train it with cuda_graph=False.")
+        if self.device.type != "cuda":
+            return None
+        return RecordedStep(self.loss, lambda drawn: self._forward(self.loss.compute, drawn),
+                            list(self.parameters.values()), self.device)
 
     def lr_at(self, step):
         """Linear warm-up, then constant, or half a cosine down to lr_end."""

@@ -1,6 +1,7 @@
 """The loss of temporal layers on an image LDM (Video LDM, section 3.1), alone or jointly with images (LaVie, 4.1)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from ..stack import CallSettings, TemporalStack, open_call
 from .batch import Batch, as_clips, check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
 from .diffusion import Diffusion
-from .image import ImageLoss, denoising_loss
+from .drawn import DrawnLoss
+from .image import ImageLoss, Noised, denoising_loss
 
 
 def freeze(module):
@@ -43,15 +45,26 @@ def check_trained(backbone, stack, train_spatial):
                             "them outside inference mode first.")
 
 
-class TemporalLoss:
+class NoisedClips(NamedTuple):
+    """clips: all frames as one flat batch, `frames` to a clip, tau and text repeated for each. known: c_S
+    `(b t) c+1 h w`, fps: (b), both for layers that hear of them. images: a batch besides, which bypasses the layers."""
+
+    clips: Noised
+    frames: int
+    known: Tensor | None = None
+    fps: Tensor | None = None
+    images: Noised | None = None
+
+
+class TemporalLoss(DrawnLoss):
     """`loss(step)` for the Loop; `modules` is what the Loop trains.
 
     All frames of a clip share one tau; their noise is independent. The backbone is frozen here, once, unless
     `train_spatial` (interpolation models, joint training). `images` adds `image_weight` times the loss of a batch of
     images, each with its own text, for which the temporal layers are bypassed: they learn nothing from it.
 
-    Layers with an input for known frames learn with frames from `draw_known`; those that hear a frame rate take it from the
-    batch.
+    Layers with an input for known frames learn with frames from `draw_known`; those that hear a frame rate take it from
+    the batch.
 
     clips, images: StepContext -> Batch of this process. frames: cuts a flat batch of frames into clips.
     null_context (l d) and dropout: as in ImageLoss, drawn per clip. checkpointing: less memory, one more forward. of_x:
@@ -76,7 +89,7 @@ class TemporalLoss:
         self.null_context, self.dropout, self.frames = null_context, dropout, frames
         self.image_loss = images and ImageLoss(backbone, diffusion, images, null_context, dropout)
         self.image_weight, self.train_spatial, self.of_x = image_weight, train_spatial, of_x
-        self.open_call = open_call_checkpointed if checkpointing else open_call
+        self.checkpointing, self.open_call = checkpointing, open_call_checkpointed if checkpointing else open_call
 
     @property
     def modules(self):
@@ -88,26 +101,34 @@ class TemporalLoss:
         self.stack.to(device)
         check_trained(self.backbone, self.stack, self.train_spatial)
 
-    def __call__(self, step):
-        video = self.video_loss(self.clips(step), step.generator)
-        if self.image_loss is None:
-            return {"loss": video}
-        image = self.image_loss(step)["loss"]
-        return {"loss": video + self.image_weight * image, "video": video, "image": image}
+    def draw(self, step) -> NoisedClips:
+        drawn = self.draw_clips(self.clips(step), step.generator)
+        return drawn if self.image_loss is None else drawn._replace(images=self.image_loss.draw(step))
 
-    def video_loss(self, batch, generator):
-        """The denoising loss of a batch of clips, temporal layers at work."""
+    def draw_clips(self, batch: Batch, generator: torch.Generator) -> NoisedClips:
+        """Steps, noise, dropped texts and known frames for a batch of clips."""
         clips = as_clips(batch.latents, self.frames)
         count, frames = clips.shape[:2]
         if batch.context is not None and len(batch.context) != count:
             raise VideoLDMError(f"A batch of {count} clips came with {len(batch.context)} texts; each clip has one.")
         context = drop_context(batch.context, self.null_context, self.dropout, generator)
-        context = per_frame(context, frames)
         tau = per_frame(self.diffusion.random_tau(count, generator, clips.device), frames)
         takes = self.stack.params.known_positions
         known = draw_known(takes, clips, generator) if takes is not None else None
-        settings = CallSettings(frames=frames, known=known, fps=batch.fps)
-        with self.open_call(self.backbone, [(self.stack, settings)], context=context):
-            weights = None if batch.weights is None else batch.weights.flatten(0, 1)
-            return denoising_loss(self.backbone, self.diffusion, clips.flatten(0, 1), tau, context, generator, weights,
-                                  self.of_x)
+        weights = None if batch.weights is None else batch.weights.flatten(0, 1)
+        x = clips.flatten(0, 1)
+        noised = Noised(x, tau, self.diffusion.random_noise(x, generator), per_frame(context, frames), weights)
+        return NoisedClips(noised, frames, known, batch.fps)
+
+    def compute(self, drawn: NoisedClips) -> dict:
+        video = self.video_loss(drawn)
+        if drawn.images is None:
+            return {"loss": video}
+        image = self.image_loss.compute(drawn.images)["loss"]
+        return {"loss": video + self.image_weight * image, "video": video, "image": image}
+
+    def video_loss(self, drawn: NoisedClips) -> Tensor:
+        """The denoising loss of a batch of clips, temporal layers at work."""
+        settings = CallSettings(frames=drawn.frames, known=drawn.known, fps=drawn.fps)
+        with self.open_call(self.backbone, [(self.stack, settings)], context=drawn.clips.context):
+            return denoising_loss(self.backbone, self.diffusion, drawn.clips, self.of_x)

@@ -19,6 +19,7 @@ from ..upscaler import TRAINED_LEVEL, noised, spread_out, unnoised
 from .batch import check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
 from .diffusion import Diffusion
+from .drawn import DrawnLoss
 from .temporal import check_trained, freeze
 
 
@@ -32,7 +33,19 @@ class Patches(NamedTuple):
     weights: Tensor | None = None
 
 
-class UpscalerLoss:
+class NoisedPatches(NamedTuple):
+    """Patches with what is drawn for them: per frame tau and level gamma (b t), noise of x and of its small frames
+    `(b t) c h w`, text `(b t) l d` or None."""
+
+    patches: Patches
+    tau: Tensor
+    level: Tensor
+    noise: Tensor
+    noise_low: Tensor
+    text: Tensor | None = None
+
+
+class UpscalerLoss(DrawnLoss):
     """`loss(step)` for the Loop; `modules` is what the Loop trains: the temporal layers on the frozen upscaler where
     `stack` is given, else the upscaler itself, to which every frame is a picture.
 
@@ -58,7 +71,7 @@ class UpscalerLoss:
         self.backbone, self.stack, self.diffusion, self.augmentation = backbone, stack, diffusion, augmentation
         self.patches, self.most_noise, self.of_x, self.details = patches, most_noise, of_x, details
         self.null_context, self.dropout = null_context, dropout
-        self.open_call = open_call_checkpointed if checkpointing else open_call
+        self.checkpointing, self.open_call = checkpointing, open_call_checkpointed if checkpointing else open_call
 
     @property
     def modules(self):
@@ -68,21 +81,26 @@ class UpscalerLoss:
         for module in filter(None, (self.backbone, self.stack)):
             module.to(device)
 
-    def __call__(self, step):
+    def draw(self, step) -> NoisedPatches:
         patches, generator = self.patches(step), step.generator
         clips, frames = check_patches(patches)
         independent = 1 if self.stack is not None else frames       # pictures that draw a tau and a level of their own
-        x, x_low = patches.x.flatten(0, 1), patches.x_low.flatten(0, 1)
-        tau = per_frame(self.diffusion.random_tau(clips * independent, generator, x.device), frames // independent)
+        tau = self.diffusion.random_tau(clips * independent, generator, patches.x.device)
         level = torch.randint(0, self.most_noise + 1, (clips * independent,), generator=generator)
-        level = per_frame(level.to(x.device), frames // independent)
-        c_low = noised(x_low, level, self.random_noise(x_low, frames, generator), self.augmentation)
+        tau, level = (per_frame(one.to(tau.device), frames // independent) for one in (tau, level))
+        noise_low, noise = (self.random_noise(like.flatten(0, 1), frames, generator)
+                            for like in (patches.x_low, patches.x))
+        text = per_frame(drop_context(patches.context, self.null_context, self.dropout, generator), frames)
+        return NoisedPatches(patches, tau, level, noise, noise_low, text)
+
+    def compute(self, drawn: NoisedPatches) -> dict:
+        patches, tau, level, noise, noise_low, text = drawn
+        x, x_low = patches.x.flatten(0, 1), patches.x_low.flatten(0, 1)
+        c_low = noised(x_low, level, noise_low, self.augmentation)
         if self.details is not None:
             x = (x - spread_out(unnoised(c_low, level, self.augmentation))) * self.details
-        noise = self.random_noise(x, frames, generator)
-        text = per_frame(drop_context(patches.context, self.null_context, self.dropout, generator), frames)
         x_in = torch.cat([self.diffusion.add_noise(x, tau, noise), c_low.to(x)], dim=1)
-        with self.open_call(self.backbone, self.sets(c_low, frames), context=text):
+        with self.open_call(self.backbone, self.sets(c_low, patches.x.shape[1]), context=text):
             output = self.backbone(x_in, tau, context=text, y=level)
         weights = None if patches.weights is None else patches.weights.flatten(0, 1)
         return {"loss": self.diffusion.loss(output, x, noise, tau, weights, self.of_x)}

@@ -1,0 +1,175 @@
+"""Working memory on a graphics card, measured: `python run.py bench --card`.
+
+What Temporal VAE Decode and Video Upscale take at their peak beyond what is on the card before them, weights included
+there: networks of the real sizes, random weights, 16 bits, beside what counted.py counts without a card. Measured is
+what PyTorch's allocator hands out, so that workspaces of convolutions are in it, which the count does not see.
+"""
+
+import argparse
+import sys
+import time
+from collections import deque
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+
+from ..nodes.host import attach
+from ..nodes.host.decoding import Decoding, DecodeSettings
+from ..nodes.host.lazy_video import LazyVideo
+from ..nodes.host.models import AutoencoderParams
+from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
+from ..nodes.upscale import FACTOR, decode_settings
+from ..temporal.decoder import SVD_KERNEL, DecoderParams
+from ..temporal.formats import DecoderFile
+from ..temporal.stack import TemporalStack, video_ldm_params
+from . import decode, upscale
+from .counted import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, X4_HEADS, X4_TEXT, counted, svd_decoder, x4_decoder
+from .speed import fill
+
+OVERLAP, CLIP, STEPS = 2, 14, 2             # a clip of two windows
+COUNTS, GROWN = (16, 64, 256), (512, 512)   # of the decode; height and width while frames grow
+SIZES = ((256, 256), (512, 512), (1024, 1024), (1280, 2048))
+TILES = (0, 512)
+UPSCALES = ((256, 256, 0, 16), (256, 256, 0, 64), (256, 256, 0, CLIP), (512, 512, 0, CLIP), (1024, 1024, 512, CLIP),
+            (1024, 1024, 0, CLIP), (1280, 2048, 1024, CLIP))    # height, width, tile, frames
+TINY, TINY_X4 = (DecoderParams(4, 32, mult, 1, SVD_KERNEL) for mult in ((1, 1, 1, 1), (1, 1, 1)))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="run.py bench --card", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and frames")
+    parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)      # does it run, on a CPU
+    options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("There is no CUDA graphics card here, and this measures the memory of one.")
+        return 1
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    counts, sizes, upscales = COUNTS, SIZES, UPSCALES
+    if options.quick:
+        counts, sizes, upscales = COUNTS[:2], SIZES[:2], UPSCALES[:4]
+    if options.tiny:
+        counts, sizes, upscales = (10,), ((64, 64),), ((64, 64, 0, 10), (64, 96, 64, 8))
+    bench = Bench(options.device, options.tiny)
+    name = torch.cuda.get_device_name() if bench.cuda else "CPU, nothing measured"
+    print(f"{name}, {bench.dtype}, torch {torch.__version__}, windows of {FRAMES} that share {OVERLAP}; MB on the "
+          "card: measured / counted", flush=True)
+    bench.report_decode(counts, sizes, (64, 64) if options.tiny else GROWN)
+    comfy.model_management.unload_all_models()
+    bench.report_upscale(upscales)
+    return 0
+
+
+class Bench:
+    def __init__(self, device: str, tiny: bool):
+        self.device, self.tiny, self.cuda = torch.device(device), tiny, device == "cuda"
+        self.dtype = torch.float16 if self.cuda else torch.float32
+
+    def report_decode(self, counts, sizes, grown):
+        vae, network = random_vae(TINY if self.tiny else SVD_DECODER, self.dtype, True), svd_decoder()
+
+        def pair(frames, height, width, tile):
+            def work(*numbers):
+                return lambda: decode_clip(vae, DecodeSettings(FRAMES, OVERLAP, tile, 1), *numbers)
+            measured = self.measured(work(FRAMES, 64, 64), work(frames, height, width))
+            return f"{measured} / {tried(lambda: decode.count_decode(vae, network, height, width, tile)[CARD])}"
+        print("\nTemporal VAE Decode, Stable Video Diffusion's decoder\n\n| size | frames | whole frames | a frame "
+              f"takes |\n|{'---|' * 4}", flush=True)
+        for frames in counts:
+            cell = pair(frames, *grown, 0)
+            print(f"| {grown[1]}x{grown[0]} | {frames} | {cell} | {1000 * self.seconds / frames:.0f} ms |", flush=True)
+        print(f"\n| size, {CLIP} frames | whole frames | tile 512 |\n|{'---|' * 3}", flush=True)
+        for height, width in sizes:
+            cells = [pair(CLIP, height, width, tile) for tile in TILES]
+            print(f"| {width}x{height} | {' | '.join(cells)} |", flush=True)
+
+    def report_upscale(self, rows):
+        model, vae = self.x4_model(), random_vae(TINY_X4 if self.tiny else X4_DECODER, self.dtype, False)
+        decoder = x4_decoder()
+        print(f"\nVideo Upscale, the x4 upscaler with temporal layers, {STEPS} steps, guidance\n\n| size | tile | "
+              f"frames | sampling | a step takes | decoding |\n|{'---|' * 6}", flush=True)
+        for height, width, tile, frames in rows:
+            small = torch.rand(frames, height // FACTOR, width // FACTOR, 3)
+            latents = small.new_zeros(frames, 4, *small.shape[1:3])
+            sampling = self.measured(lambda: upscale.sample(model, small[:FRAMES, :16, :16], 0),
+                                     lambda: upscale.sample(model, small, tile, STEPS))
+            step, settings = self.seconds / STEPS, decode_settings(vae, FRAMES, OVERLAP, tile)
+            decoding = self.measured(lambda: decode_clip(vae, settings, 1, 64, 64),
+                                     lambda: decode_clip(vae, settings, frames, height, width))
+            shapes = upscale.sized_model()
+            of_sampling = tried(lambda: counted(lambda: upscale.sample(shapes, small, tile))[CARD])
+            of_decoding = tried(lambda: counted(lambda: upscale.decode(vae, decoder, latents, tile))[CARD])
+            print(f"| {width}x{height} | {tile or 'none'} | {frames} | {sampling} / {of_sampling} | "
+                  f"{step:.2f} s | {decoding} / {of_decoding} |", flush=True)
+
+    def measured(self, warm, work) -> str:
+        """What `work()` takes, and in `self.seconds` how long. warm(): the same in small, which loads the weights."""
+        self.seconds = float("nan")
+        return tried(lambda: self.peak(warm, work))
+
+    @torch.inference_mode()
+    def peak(self, warm, work) -> int:
+        warm()
+        comfy.model_management.soft_empty_cache()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        before, began = torch.cuda.memory_allocated(), time.perf_counter()
+        work()                          # its result is in main memory, so the card has finished
+        self.seconds = time.perf_counter() - began
+        print(f"weights and the like: {before / 1e6:.0f} MB, {self.seconds:.1f} s", file=sys.stderr, flush=True)
+        return torch.cuda.max_memory_allocated() - before
+
+    @torch.no_grad()
+    def x4_model(self):
+        """A MODEL of core's class with Video LDM layers, made on the card."""
+        config = comfy.supported_models.SD_X4Upscaler(dict(upscale.NARROW if self.tiny else X4))
+        config.set_inference_dtype(self.dtype, None)
+        model = config.get_model({}, "", device=self.device)
+        unet = model.diffusion_model
+        fill(unet.named_parameters())
+        params = video_ldm_params(unet, 4 * unet.model_channels, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
+        tensors = {key: torch.empty(weight.shape, dtype=self.dtype, device=self.device)
+                   for key, weight in TemporalStack(params, device="meta").state_dict().items()}
+        fill(tensors.items())
+        patcher = comfy.model_patcher.ModelPatcher(model, load_device=self.device, offload_device=torch.device("cpu"))
+        return attach.attach_layers(patcher, attach.build_stack(params, tensors, self.dtype), upscale.LAYERS)
+
+
+def tried(work) -> str:
+    """Bytes that `work()` returns, in MB; a cell that fails does not take the others with it."""
+    try:
+        return f"{work() / 1e6:.0f}"
+    except Exception as error:
+        print(error, file=sys.stderr, flush=True)
+        return f"failed: {type(error).__name__}"
+
+
+def decode_clip(vae, settings: DecodeSettings, frames: int, height: int, width: int):
+    """A whole stream, of which the last piece alone is kept."""
+    factor = vae.spacial_compression_decode()
+    decoding = Decoding(vae, torch.randn(frames, 4, height // factor, width // factor), settings)
+    video = LazyVideo(decoding.frames, decoding.count, decoding.width, decoding.height, 8)
+    deque(video.pieces(), maxlen=1)
+    if decoding.tile != settings.tile:
+        raise MemoryError       # it went on in smaller tiles, whose memory is another row's
+
+
+@torch.no_grad()
+def random_vae(shape: DecoderParams, dtype: torch.dtype, temporal: bool):
+    """A VAE of core's class, with a temporal decoder if asked for, in a type that core might not choose."""
+    about = AutoencoderParams(shape.latent_channels, shape.channels, shape.channel_mult, shape.num_res_blocks)
+    network = AutoencoderKL(**about.config())
+    fill(network.named_parameters())
+    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": about.config()}, dtype=dtype)
+    vae.upscale_ratio = vae.downscale_ratio = shape.factor
+    if not temporal:
+        return vae
+    decoder = build_decoder(shape)
+    fill(decoder.named_parameters())
+    file = DecoderFile("random", "random", "random", shape, decoder.state_dict(), {}, "none", 1)
+    return with_temporal_decoder(vae, file)
