@@ -42,13 +42,14 @@ class RecordedStep:
                     self.backward()
                     self.forget_gradients()
             torch.cuda.current_stream(self.device).wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self.graph, stream=stream):
+                with torch.cuda.graph(graph, stream=stream):
                     self.outputs = self.backward()
             except RuntimeError as error:
                 raise VideoLDMError(f"This training cannot be recorded as a CUDA graph: {error}. Its loss does something "
                                     "that has to wait for the GPU; train it with cuda_graph=False.") from error
+        self.graph = graph
 
     def backward(self):
         figures = self.forward(self.inputs)
