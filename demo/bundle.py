@@ -141,7 +141,9 @@ def as_module(name: str, tensors: dict) -> dict:
 def read_text(bundle):
     tensors, stored = host.read_part(bundle / "text.safetensors", "text")
     params = host.TextParams(stored["width"], stored["layers"], stored["heads"], tuple(stored["tokens"]))
-    return as_module("text", {TRANSFORMER + key: value for key, value in host.scatter_tokens(tensors, params).items()})
+    kept = {TRANSFORMER + key: value for key, value in host.scatter_tokens(tensors, params).items()}
+    scale = host.build_text(params).logit_scale.detach()        # never trained, and not bundled
+    return as_module("text", {**kept, "logit_scale": scale})
 
 
 def read_key_frames(bundle):

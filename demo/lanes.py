@@ -20,11 +20,12 @@ LANES = (("render", "autoencoder", "latents", "image", "temporal", "prediction",
          ("render-large", "upscaler", "upscaler-temporal"),
          ("layout", "interpolation"))
 NEEDS = {"autoencoder": ("render",), "latents": ("render", "autoencoder", "text"), "image": ("latents",),
-         "temporal": ("image",), "temporal-attention": ("image",), "layout": ("image",),
-         "prediction": ("temporal",), "interpolation": ("temporal", "interpolation-data"),
+         "temporal": ("latents", "image"), "temporal-attention": ("latents", "image"), "layout": ("latents", "image"),
+         "prediction": ("latents", "temporal"), "interpolation": ("latents", "temporal", "interpolation-data"),
          "interpolation-data": ("latents",), "temporal-decoder": ("autoencoder",), "features": ("render",),
-         "upscaler": ("render-large", "latents"), "upscaler-temporal": ("upscaler",),
+         "upscaler": ("render-large", "latents"), "upscaler-temporal": ("render-large", "latents", "upscaler"),
          "bundle": ("prediction", "interpolation", "layout", "temporal-decoder", "upscaler-temporal", "features")}
+DATA = ("render", "render-large", "latents", "interpolation-data")      # stages that prepare and train nothing
 POLL = 0.2                              # seconds
 
 
@@ -68,8 +69,17 @@ def wait_for(stage, files):
         time.sleep(POLL)
 
 
+def missing_data(stage, files) -> list[str]:
+    """The stages of data, in order, that are still to be done before this one."""
+    missing = []
+    for needed in NEEDS.get(stage, ()):
+        if needed in DATA and not finished(needed, files):
+            missing += [*missing_data(needed, files), needed]
+    return list(dict.fromkeys(missing))
+
+
 def finished(stage, files: data.Files) -> bool:
     """Whether a stage has left all it leaves: every file gets its name when it is whole."""
-    made = {"render": (files.frames,), "render-large": (files.large,), "latents": (files.latent_params, files.texts),
+    made = {"render": (files.frames,), "render-large": (files.large,), "latents": (files.latents, files.texts),
             "interpolation-data": (files.interpolation,)}
     return all(path.exists() for path in made.get(stage, (files.weights(stage),)))

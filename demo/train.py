@@ -59,7 +59,7 @@ def main(argv=None):
     if arguments.lane is None and wants_lanes(arguments):
         return lanes.side_by_side(argv)
     torch.set_float32_matmul_precision("high")          # on a GPU; nothing on a CPU
-    for name in stages_of(arguments):
+    for name in stages_of(arguments, files):
         if arguments.lane is not None:
             lanes.wait_for(name, files)
         started = time.monotonic()
@@ -77,10 +77,13 @@ def wants_lanes(arguments):
     return whole and (arguments.side_by_side or arguments.side_by_side is None and pick_device().type != "cpu")
 
 
-def stages_of(arguments):
+def stages_of(arguments, files):
     if arguments.lane is not None:
         return lanes.LANES[arguments.lane]
-    return STEPS if arguments.stage == "all" else [arguments.stage]
+    if arguments.stage == "all":
+        return STEPS
+    # The bundle has all models and none of the data
+    return [*(lanes.missing_data(arguments.stage, files) if arguments.from_bundle else []), arguments.stage]
 
 
 # Trained stages
@@ -253,7 +256,7 @@ def render_large_clips(files):
 
 
 def make_latents(files, arguments):
-    prepare(encode_all, files.latent_params, files)
+    prepare(encode_all, files.latents, files)
     prepare(encode_texts, files.texts, files)
     stored = json.loads(made(files.latent_params, "latents").read_text(encoding="utf-8"))
     captions = len(load_file(files.texts)["embeddings"])
@@ -261,7 +264,8 @@ def make_latents(files, arguments):
 
 
 def encode_all(files):
-    """Latents of all frames, scaled to unit deviation; that scale, and the linear map from latents to colours."""
+    """Latents of all frames, scaled to unit deviation; that scale, and the linear map from latents to colours, unless both
+    came with the bundle, whose models know latents by its scale."""
     device = pick_device()
     weights = weights_of(files, "autoencoder", "autoencoder")
     network = frozen(host.build_autoencoder(models.AUTOENCODER), weights).to(device)
@@ -272,10 +276,13 @@ def encode_all(files):
         with torch.autocast(device.type, torch.bfloat16):
             parts.append(encode(network, torch.from_numpy(flat[start:start + ENCODE_BATCH].copy()).to(device)).cpu())
     latents = torch.cat(parts)
-    scale = 1 / latents.std().item()
-    factors, bias = preview_map(latents[::97] * scale, flat[::97])
-    np.save(files.latents, (latents * scale).unflatten(0, frames.shape[:2]).numpy())
-    data.write_json(files.latent_params, {"scale_factor": scale, "rgb_factors": factors, "rgb_bias": bias})
+    if not files.latent_params.exists():
+        scale = 1 / latents.std().item()
+        factors, bias = preview_map(latents[::97] * scale, flat[::97])
+        data.write_json(files.latent_params, {"scale_factor": scale, "rgb_factors": factors, "rgb_bias": bias})
+    scale = json.loads(files.latent_params.read_text(encoding="utf-8"))["scale_factor"]
+    latents = (latents * scale).unflatten(0, frames.shape[:2]).numpy()
+    write_atomically(files.latents, lambda temporary: save_array(temporary, latents))
 
 
 def make_interpolation_data(files, arguments):

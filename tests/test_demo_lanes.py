@@ -26,7 +26,7 @@ def test_one_by_one_too_a_stage_comes_after_all_that_it_needs():
 
 def test_a_stage_is_finished_when_all_its_files_are_there(tmp_path):
     files = data.Files(tmp_path)
-    for stage, paths in {"render": [files.frames], "latents": [files.latent_params, files.texts],
+    for stage, paths in {"render": [files.frames], "latents": [files.latents, files.texts],
                          "render-large": [files.large], "interpolation-data": [files.interpolation],
                          "image": [files.weights("image")]}.items():
         for path in paths:

@@ -63,15 +63,23 @@ def test_a_stage_can_be_trained_anew_on_the_bundled_models(tmp_path, capsys, mon
     """All others are taken from the bundle, to the half precision in which it holds them."""
     monkeypatch.setattr(models, "TRAIN_CLIPS", 3)
     monkeypatch.setattr(data, "TRAIN_CLIPS", 3)
-    stage = models.STAGES["features"]
-    monkeypatch.setitem(models.STAGES, "features", dataclasses.replace(
-        stage, batch=2, loop=dataclasses.replace(stage.loop, steps=1)))
+    monkeypatch.setattr(train, "CLIP_BATCH", 2)
+    for name in ("features", "layout", "interpolation"):
+        stage = models.STAGES[name]
+        monkeypatch.setitem(models.STAGES, name, dataclasses.replace(
+            stage, batch=2, loop=dataclasses.replace(stage.loop, steps=1)))
     arguments = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path / "bundle"), "--from-bundle"]
-    for name in ("render", "features"):
-        train.main([*arguments, "--stage", name])
-    assert "features: step 1" in capsys.readouterr().out
+    for name, prepared in {"features": ["render"], "layout": ["latents"], "interpolation": ["interpolation-data"]}.items():
+        train.main([*arguments, "--stage", name])              # with the data that it needs and that is not there yet
+        done = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+        assert done == [*prepared, name]
     train.main([*arguments, "--stage", "features"])            # finished: as any stage that has a checkpoint
     assert "features: step 1" in capsys.readouterr().out
+    files = data.Files(tmp_path / "work")
+    scale = json.loads(files.latent_params.read_text())["scale_factor"]
+    assert scale == host.read_part(train.BUNDLE / "image.safetensors", "image")[1]["latent"]["scale_factor"]
+    deviation = np.load(files.latents).std()
+    assert deviation == pytest.approx(1, abs=0.2) and deviation != pytest.approx(1, abs=1e-4)     # the bundle's scale
     original = load_temporal(train.BUNDLE / bundle.LAYERS_FILE).tensors
     back = data.weights_of(data.Files(tmp_path / "work"), "prediction", "temporal")
     assert back.keys() == original.keys() and all(back[key].equal(original[key].float()) for key in back)
