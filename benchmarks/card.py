@@ -11,24 +11,17 @@ import time
 from collections import deque
 
 import comfy.model_management
-import comfy.model_patcher
-import comfy.sd
-import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.ldm.models.autoencoder import AutoencoderKL
 
-from ..nodes.host import attach
 from ..nodes.host.decoding import Decoding, DecodeSettings
 from ..nodes.host.lazy_video import LazyVideo
-from ..nodes.host.models import AutoencoderParams
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
 from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
 from ..temporal.formats import DecoderFile
-from ..temporal.stack import TemporalStack, video_ldm_params
 from . import decode, upscale
-from .counted import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, X4_HEADS, X4_TEXT, counted, svd_decoder, x4_decoder
+from .counted import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, counted, svd_decoder, x4_decoder
 from .speed import fill
 
 OVERLAP, CLIP, STEPS = 2, 14, 2             # a clip of two windows
@@ -71,7 +64,7 @@ class Bench:
         self.dtype = torch.float16 if self.cuda else torch.float32
 
     def report_decode(self, counts, sizes, grown):
-        vae, network = random_vae(TINY if self.tiny else SVD_DECODER, self.dtype, True), svd_decoder()
+        vae, network = temporal_vae(TINY if self.tiny else SVD_DECODER, self.dtype), svd_decoder()
 
         def pair(frames, height, width, tile):
             def work(*numbers):
@@ -89,7 +82,10 @@ class Bench:
             print(f"| {width}x{height} | {' | '.join(cells)} |", flush=True)
 
     def report_upscale(self, rows):
-        model, vae = self.x4_model(), random_vae(TINY_X4 if self.tiny else X4_DECODER, self.dtype, False)
+        with torch.no_grad():
+            model = upscale.small_model(upscale.NARROW if self.tiny else X4, self.dtype, self.device)
+            model = upscale.with_layers(model, self.dtype)
+            vae = upscale.small_vae(TINY_X4 if self.tiny else X4_DECODER, self.dtype)
         decoder = x4_decoder()
         print(f"\nVideo Upscale, the x4 upscaler with temporal layers, {STEPS} steps, guidance\n\n| size | tile | "
               f"frames | sampling | a step takes | decoding |\n|{'---|' * 6}", flush=True)
@@ -124,21 +120,6 @@ class Bench:
         print(f"weights and the like: {before / 1e6:.0f} MB, {self.seconds:.1f} s", file=sys.stderr, flush=True)
         return torch.cuda.max_memory_allocated() - before
 
-    @torch.no_grad()
-    def x4_model(self):
-        """A MODEL of core's class with Video LDM layers, made on the card."""
-        config = comfy.supported_models.SD_X4Upscaler(dict(upscale.NARROW if self.tiny else X4))
-        config.set_inference_dtype(self.dtype, None)
-        model = config.get_model({}, "", device=self.device)
-        unet = model.diffusion_model
-        fill(unet.named_parameters())
-        params = video_ldm_params(unet, 4 * unet.model_channels, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
-        tensors = {key: torch.empty(weight.shape, dtype=self.dtype, device=self.device)
-                   for key, weight in TemporalStack(params, device="meta").state_dict().items()}
-        fill(tensors.items())
-        patcher = comfy.model_patcher.ModelPatcher(model, load_device=self.device, offload_device=torch.device("cpu"))
-        return attach.attach_layers(patcher, attach.build_stack(params, tensors, self.dtype), upscale.LAYERS)
-
 
 def tried(work) -> str:
     """Bytes that `work()` returns, in MB; a cell that fails does not take the others with it."""
@@ -160,16 +141,9 @@ def decode_clip(vae, settings: DecodeSettings, frames: int, height: int, width: 
 
 
 @torch.no_grad()
-def random_vae(shape: DecoderParams, dtype: torch.dtype, temporal: bool):
-    """A VAE of core's class, with a temporal decoder if asked for, in a type that core might not choose."""
-    about = AutoencoderParams(shape.latent_channels, shape.channels, shape.channel_mult, shape.num_res_blocks)
-    network = AutoencoderKL(**about.config())
-    fill(network.named_parameters())
-    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": about.config()}, dtype=dtype)
-    vae.upscale_ratio = vae.downscale_ratio = shape.factor
-    if not temporal:
-        return vae
+def temporal_vae(shape: DecoderParams, dtype: torch.dtype):
+    """A VAE with a temporal decoder, random weights both."""
     decoder = build_decoder(shape)
     fill(decoder.named_parameters())
     file = DecoderFile("random", "random", "random", shape, decoder.state_dict(), {}, "none", 1)
-    return with_temporal_decoder(vae, file)
+    return with_temporal_decoder(upscale.small_vae(shape, dtype), file)

@@ -127,33 +127,35 @@ def write(vae, frames: int, how: str, latents=None):
     consume(LazyVideo(decoding.frames, frames, decoding.width, decoding.height, 8), how)
 
 
-def small_model():
-    """A MODEL of core's class for the x4 upscaler with a U-Net of few channels."""
-    config = comfy.supported_models.SD_X4Upscaler(NARROW)
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "", device="cpu")
+def small_model(config=NARROW, dtype=torch.float32, device="cpu"):
+    """A MODEL of core's class for the x4 upscaler with random weights; a U-Net of few channels if nothing is said."""
+    config = comfy.supported_models.SD_X4Upscaler(dict(config))
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, "", device=device)
     fill(model.diffusion_model.named_parameters())
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device(device), offload_device=torch.device("cpu"))
 
 
-def with_layers(model):
-    unet = model.model.diffusion_model
-    params = video_ldm_params(unet, 4 * CHANNELS, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
+def with_layers(model, dtype=torch.float32):
+    """Random temporal layers on it, made where the model is."""
+    unet, device = model.model.diffusion_model, model.load_device
+    params = video_ldm_params(unet, 4 * unet.model_channels, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
     shapes = {key: weight.shape for key, weight in TemporalStack(params, device=CARD).state_dict().items()}
-    tensors = {key: torch.empty(shape) for key, shape in shapes.items()}
+    tensors = {key: torch.empty(shape, dtype=dtype, device=device) for key, shape in shapes.items()}
     fill(tensors.items())
-    return attach.attach_layers(model, attach.build_stack(params, tensors, torch.float32), LAYERS)
+    return attach.attach_layers(model, attach.build_stack(params, tensors, dtype), LAYERS)
 
 
-def small_vae():
-    """A VAE of core's class with 4 pixels per latent and few channels."""
-    shape = DecoderParams(4, CHANNELS, (1, 1, 2), 1, SVD_KERNEL)
+SMALL_VAE = DecoderParams(4, CHANNELS, (1, 1, 2), 1, SVD_KERNEL)       # 4 pixels per latent
+
+
+def small_vae(shape=SMALL_VAE, dtype=None):
+    """A VAE of core's class with random weights, in a type that core might not choose."""
     params = {"ddconfig": {**shape.config()}, "embed_dim": 4}
     network = AutoencoderKL(**params)
     fill(network.named_parameters())
-    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": params})
-    vae.latent_channels, vae.upscale_ratio, vae.downscale_ratio = 4, FACTOR, FACTOR
+    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": params}, dtype=dtype)
+    vae.latent_channels, vae.upscale_ratio, vae.downscale_ratio = 4, shape.factor, shape.factor
     return vae
 
 
