@@ -25,7 +25,6 @@ NEEDS = {"autoencoder": ("render",), "latents": ("render", "autoencoder", "text"
          "interpolation-data": ("latents",), "temporal-decoder": ("autoencoder",), "features": ("render",),
          "upscaler": ("render-large", "latents"), "upscaler-temporal": ("render-large", "latents", "upscaler"),
          "bundle": ("prediction", "interpolation", "layout", "temporal-decoder", "upscaler-temporal", "features")}
-DATA = ("render", "render-large", "latents", "interpolation-data")      # stages that prepare and train nothing
 POLL = 0.2                              # seconds
 
 
@@ -71,15 +70,19 @@ def wait_for(stage, files):
 
 def missing_data(stage, files) -> list[str]:
     """The stages of data, in order, that are still to be done before this one."""
-    missing = []
+    missing, data_stages = [], data_files(files)
     for needed in NEEDS.get(stage, ()):
-        if needed in DATA and not finished(needed, files):
+        if needed in data_stages and not finished(needed, files):
             missing += [*missing_data(needed, files), needed]
     return list(dict.fromkeys(missing))
 
 
 def finished(stage, files: data.Files) -> bool:
     """Whether a stage has left all it leaves: every file gets its name when it is whole."""
-    made = {"render": (files.frames,), "render-large": (files.large,), "latents": (files.latents, files.texts),
+    return all(path.exists() for path in data_files(files).get(stage, (files.weights(stage),)))
+
+
+def data_files(files: data.Files) -> dict[str, tuple]:
+    """What the stages leave that prepare data and train nothing."""
+    return {"render": (files.frames,), "render-large": (files.large,), "latents": (files.latents, files.texts),
             "interpolation-data": (files.interpolation,)}
-    return all(path.exists() for path in made.get(stage, (files.weights(stage),)))

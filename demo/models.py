@@ -15,6 +15,7 @@ CONTEXT_CHANNELS = 64                   # the paper's 128, at this UNet's width
 INTERPOLATED_FRAMES, RATES = 5, (4 * FPS, 16 * FPS)    # windows of the interpolation layers, and what they make
 ALL_RATES = (FPS, *RATES)               # of key frames and of both steps between them
 LICENCE = "Apache-2.0"
+SAVED_EVERY = 1000                      # steps on a graphics card, where they take ten milliseconds
 
 AUTOENCODER = AutoencoderParams(latent_channels=4, channels=32, channel_mult=(1, 1, 2, 3), num_res_blocks=1)
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 2, 4
@@ -24,9 +25,6 @@ UNET = UNetParams(latent_channels=4, model_channels=64, channel_mult=(1, 2, 2), 
 
 def diffusion() -> Diffusion:
     return Diffusion(LINEAR_START, LINEAR_END, prediction=PREDICTION)
-
-
-SAVED_EVERY = 1000                      # steps on a graphics card, where they take ten milliseconds
 
 
 @dataclass(frozen=True)
