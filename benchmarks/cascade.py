@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from ..demo import bundle, layers, models, train, world
-from ..nodes.host import attach
+from ..nodes.host.attach import attach_layers
+from ..nodes.host.image_model import spatial_unet
+from ..nodes.host.layer_weights import build_stack
+from ..nodes.host.options import LayerSet, with_clip_options
 from ..nodes.host import models as host
 from ..nodes.host.context import with_context_frames
 from ..temporal.errors import VideoLDMError
@@ -55,7 +58,7 @@ class Cascade:
     def bundled(self, file=bundle.LAYERS_FILE, strength=1.0):
         """The image model with bundled layers; strength 0 is mix 1 everywhere."""
         loaded = load_temporal(self.folder / file)
-        return self.patched(loaded.params, loaded.tensors, strength, context=loaded.params.known_positions)
+        return self.patched(loaded.params, loaded.tensors, strength)
 
     def arm(self, stage):
         """The image model with the layers of an arm of the ablation, which `train-demo` leaves in its work folder."""
@@ -63,14 +66,12 @@ class Cascade:
         if not path.exists():
             raise VideoLDMError(f"there is no '{path}'. Train it with: python run.py train-demo")
         weights = {key.removeprefix("temporal."): value for key, value in load_file(path).items()}
-        unet = attach.spatial_unet(self.model)
+        unet = spatial_unet(self.model)
         return self.patched(layers.temporal_params(unet, convolution=stage == "temporal"), weights, 1.0)
 
-    def patched(self, params, tensors, strength, context=None):
-        stack = attach.build_stack(params, tensors, torch.float32)
-        settings = {"strength": strength, "fps": models.FPS, "frames": params.frames, "title": "quality",
-                    "context": context}
-        return attach.attach_layers(self.model, stack, settings)
+    def patched(self, params, tensors, strength):
+        stack = build_stack(params, tensors, torch.float32)
+        return attach_layers(self.model, stack, LayerSet(params, "quality", fps=models.FPS, strength=strength))
 
     def captions(self, numbers):
         return torch.cat([self.text(world.caption(world.scene(world.held_out_seed(number)))) for number in numbers])
@@ -81,7 +82,7 @@ class Cascade:
         latent = torch.zeros(len(positive), models.UNET.latent_channels, models.HEIGHT // 8, models.WIDTH // 8)
         noise = comfy.sample.prepare_noise(latent, seed)
         return comfy.sample.sample(
-            attach.with_clip_options(model, frames), noise, self.steps, self.cfg, SAMPLER, SCHEDULER, [[positive, {}]],
+            with_clip_options(model, frames), noise, self.steps, self.cfg, SAMPLER, SCHEDULER, [[positive, {}]],
             [[self.null.expand(len(positive), -1, -1), {}]], latent, disable_pbar=True, seed=seed)
 
     def decode(self, latents):

@@ -11,7 +11,10 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from ..demo import bundle, models, upscaler, world
 from ..demo.features import features_of, load_network
-from ..nodes.host import attach, upscaler_model, upscaling
+from ..nodes.host import upscaler_model, upscaling
+from ..nodes.host.attach import attach_layers
+from ..nodes.host.layer_weights import build_stack
+from ..nodes.host.options import LayerSet
 from ..temporal.errors import VideoLDMError
 from ..temporal.formats import load_temporal, load_upscaler
 from ..temporal.metrics import frechet_distance, motion_ratio
@@ -51,9 +54,8 @@ class Upscaler:
         self.cascade = Cascade(arguments.models, arguments.train, STEPS, CFG)
         self.model = upscaler_model.load_upscaler(load_upscaler(arguments.models / bundle.UPSCALER_FILE))
         layers = load_temporal(arguments.models / bundle.UPSCALER_LAYERS_FILE)
-        stack = attach.build_stack(layers.params, layers.tensors, torch.float32)
-        settings = {"strength": 1.0, "fps": RATE, "frames": models.FRAMES, "title": "quality"}
-        self.layered = attach.attach_layers(self.model, stack, settings)
+        stack = build_stack(layers.params, layers.tensors, torch.float32)
+        self.layered = attach_layers(self.model, stack, LayerSet(layers.params, "quality", fps=RATE))
 
     def clip(self, model, small, number):
         """uint8 (t 4h 4w 3) of small frames uint8 (t h w 3), as one window."""

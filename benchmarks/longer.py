@@ -13,7 +13,8 @@ import torch
 from ..demo import bundle, models, train, world
 from ..demo.features import features_of, load_network
 from ..nodes.interpolate import interpolate
-from ..nodes.host import attach, sampling
+from ..nodes.host import sampling
+from ..nodes.host.options import with_clip_options
 from ..temporal.metrics import frechet_distance, motion_ratio
 from ..temporal.rollout import between
 from ..temporal.training.plot import plot_curves
@@ -97,7 +98,7 @@ def ways(cascade, model, keys, number, rate):
     """The frames of every way to fill the gaps between key frames, uint8 `(t h w 3)`."""
     positive = cascade.captions([number])
     settings = (cascade.steps, cascade.cfg, "euler", "ddim_uniform", [[positive, {}]], [[cascade.null, {}]])
-    patched = attach.with_clip_options(model, 5, fps=rate)
+    patched = with_clip_options(model, 5, fps=rate)
     progress = sampling.RolloutProgress(patched, len(keys) - 1, cascade.steps)
     pictures = cascade.decode(keys).astype(np.float64)
     return {OURS: cascade.decode(interpolate(patched, keys, number, settings, 0, progress)),

@@ -25,7 +25,9 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.patcher_extension import WrappersMP
 
-from ..nodes.host import attach
+from ..nodes.host.attach import attach_layers
+from ..nodes.host.layer_weights import build_stack
+from ..nodes.host.options import PREFIX, LayerSet, clip_options, transformer_options
 from ..nodes.host.decoding import Decoding
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.upscaling import upscaled
@@ -48,7 +50,6 @@ TILES = (1024, 512, 256, 0)                 # of the large frames; the node's de
 SAMPLING = "sampling"
 CHANNELS = 32                               # of the networks that run on the CPU
 NARROW = dict(X4, model_channels=CHANNELS)
-LAYERS = {"strength": 1.0, "fps": None, "frames": FRAMES, "title": "random layers"}
 
 
 def main(argv=None):
@@ -143,7 +144,7 @@ def with_layers(model, dtype=torch.float32):
     shapes = {key: weight.shape for key, weight in TemporalStack(params, device=CARD).state_dict().items()}
     tensors = {key: torch.empty(shape, dtype=dtype, device=device) for key, shape in shapes.items()}
     fill(tensors.items())
-    return attach.attach_layers(model, attach.build_stack(params, tensors, dtype), LAYERS)
+    return attach_layers(model, build_stack(params, tensors, dtype), LayerSet(params, "random layers"))
 
 
 SMALL_VAE = DecoderParams(4, CHANNELS, (1, 1, 2), 1, SVD_KERNEL)       # 4 pixels per latent
@@ -182,13 +183,14 @@ def sized_model():
     """A MODEL in whose place the upscaler's own U-Net, with temporal layers, runs on shapes."""
     model, unet = small_model(), x4_unet()      # a shape that ran is not run again: a piece leaves nothing behind
     stack, known = x4_layers(unet), set()
-    attach.transformer_options(model)[f"{attach.PREFIX}counted"] = LAYERS       # its frames have noise of their own
+    # Its frames have noise of their own.
+    transformer_options(model)[f"{PREFIX}counted"] = LayerSet(stack.params, "random layers")
 
     def on_shapes(executor, x, timesteps, context, y, control, options, **others):
         if x.shape not in known:
             known.add(x.shape)
             text = context.to(CARD, DTYPE)
-            with open_call(unet, [(stack, CallSettings(options[attach.FRAMES]))], text):
+            with open_call(unet, [(stack, CallSettings(clip_options(options).frames))], text):
                 unet(x.to(CARD, DTYPE), timesteps.to(CARD), text, y.to(CARD), transformer_options={})
         return torch.zeros_like(x[:, :4])
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", on_shapes)

@@ -4,8 +4,9 @@ import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import between
-from .host import attach, context, latents, sampling
+from .host import context, latents, sampling
 from .host.api import io
+from .host.options import with_clip_options
 from .sample import require_layers, temporal_texts
 
 WINDOW = 5      # a key frame, three frames to make, the next key frame (section 3.3)
@@ -68,7 +69,7 @@ class LatentInterpolate(io.ComfyNode):
         progress = sampling.RolloutProgress(model, len(clips) * sum(between_pairs(len(clips[0]), times)), steps)
         for turn in range(times):
             rate *= 4
-            clip_model = attach.with_clip_options(model, WINDOW, texts, rate)
+            clip_model = with_clip_options(model, WINDOW, texts, rate)
             clips = [interpolate(clip_model, clip, (seed + 2 * number + turn) % 2**64, settings, windows, progress)
                      for number, clip in enumerate(clips)]
         return io.NodeOutput(latents.with_frames(latent, torch.cat(clips), rate, len(clips[0])), rate)
@@ -77,8 +78,8 @@ class LatentInterpolate(io.ComfyNode):
 def check_layers(sets):
     """Refuse a MODEL whose layers do not make what lies between two frames."""
     for layers in sets:
-        if ENDS not in (layers.get("context") or ()):
-            raise VideoLDMError(f"The temporal layers on this MODEL ({layers['title']}) make key frames, not the "
+        if ENDS not in (layers.params.known_positions or ()):
+            raise VideoLDMError(f"The temporal layers on this MODEL ({layers.title}) make key frames, not the "
                                 "frames between them. Load a file of interpolation layers onto the image model with "
                                 "Load Temporal Layers, and connect that MODEL here.")
 

@@ -3,8 +3,13 @@
 from ..temporal.errors import VideoLDMError
 from ..temporal.formats import load_motion_lora, load_temporal, load_upscaler
 from ..temporal.stack import unet_sites
-from .host import attach, files, models, upscaler_model, upscaling
+from .host import files, models, upscaler_model, upscaling
 from .host.api import io
+from .host.attach import attach_layers
+from .host.image_model import context_dim, model_title, spatial_unet
+from .host.layer_weights import build_stack, layer_dtype
+from .host.noise_schedule import with_schedule
+from .host.options import LayerSet
 
 AS_TRAINED, AS_MODEL = "as trained", "the model's own"
 
@@ -55,10 +60,10 @@ class LoadTemporalLayers(io.ComfyNode):
     @classmethod
     def execute(cls, model, file, strength, schedule, motion_lora=None, frames_per_clip=0) -> io.NodeOutput:
         path = files.resolve(file)
-        unet = attach.spatial_unet(model)
+        unet = spatial_unet(model)
         layers = load_temporal(path)
         channels = {site: count for site, (_, count) in unet_sites(unet).items()}
-        layers.check_base(channels, attach.context_dim(model), attach.model_title(model))
+        layers.check_base(channels, context_dim(model), model_title(model))
         if layers.params.takes_small_frames:
             upscaling.check_upscaler(model, f"{layers.name} is made for an upscaler, whose small frames it sees")
         if frames_per_clip:
@@ -66,16 +71,14 @@ class LoadTemporalLayers(io.ComfyNode):
         loras = motion_lora or []
         # With a LoRA the weights are patched in place: such layers are shared with no other MODEL, nor within one.
         shared = None if loras else (path, *files.fingerprint(file))
-        stack = attach.build_stack(layers.params, layers.tensors, attach.layer_dtype(model, layers.dtype), shared)
-        settings = {"strength": strength, "fps": layers.fps, "frames": layers.params.frames, "title": layers.title,
-                    "context": layers.params.known_positions, "takes_fps": bool(layers.params.fps_width),
-                    "noise": layers.noise, "name": layers.name}
+        stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
+        record = LayerSet(layers.params, layers.title, layers.name, layers.fps, layers.noise, strength)
         pairs = [(lora.fitting(layers.params), lora_strength) for lora, lora_strength in loras]
-        out = attach.attach_layers(model, stack, settings, pairs, frames_per_clip)
+        out = attach_layers(model, stack, record, pairs, frames_per_clip)
         if schedule == AS_TRAINED:
             trained = layers.schedule
-            out = attach.with_schedule(out, trained.beta_schedule, trained.linear_start, trained.linear_end,
-                                       trained.prediction)
+            out = with_schedule(out, trained.beta_schedule, trained.linear_start, trained.linear_end,
+                                trained.prediction)
         return io.NodeOutput(out, report_of(layers, model, schedule, loras))
 
 
@@ -92,7 +95,7 @@ def report_of(layers, model, schedule: str, loras) -> str:
     trained = layers.schedule
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers.",
-        f"Made for {layers.base.family}; on {attach.model_title(model)}.",
+        f"Made for {layers.base.family}; on {model_title(model)}.",
         f"Trained on clips of {layers.params.frames} frames"
         + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
         f"Noise schedule: {schedule}" + (f" ({trained.beta_schedule} {trained.linear_start:g} to "

@@ -6,8 +6,9 @@ import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import OVERLAP, plan
-from .host import attach, context, latents, sampling
+from .host import context, latents, sampling
 from .host.api import io
+from .host.options import with_clip_options
 from .sample import fps_of, require_layers, sampler_inputs, temporal_texts
 
 STOP, KEEP = "stop", "keep finished clips"
@@ -143,7 +144,7 @@ class ExtendVideo(io.ComfyNode):
         for known in sorted({call.known for call in calls} - {0}):
             context.check_trained(model, tuple(range(known)))
         fps = fps_of(sets)
-        video, clip_model = empty_video(model, given, length, width, height), attach.with_clip_options(
+        video, clip_model = empty_video(model, given, length, width, height), with_clip_options(
             model, frames, temporal_texts(temporal_prompt), fps)
         progress = sampling.RolloutProgress(model, len(calls), steps)
         settings = (steps, cfg, sampler, scheduler, positive, negative)

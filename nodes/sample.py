@@ -1,8 +1,9 @@
 """Sampling clips: the Video LDM Sampler, which saves wiring over core's KSampler and knows what a clip is."""
 
 from ..temporal.errors import VideoLDMError
-from .host import attach, latents, sampling
+from .host import latents, sampling
 from .host.api import io
+from .host.options import LayerSet, layer_sets, with_clip_options
 
 FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
 
@@ -33,18 +34,18 @@ def sampler_inputs():
     ]
 
 
-def require_layers(model) -> list[dict]:
-    """Settings of the temporal layers on a MODEL; refused where it has none."""
-    sets = attach.sets_of_layers(model)
+def require_layers(model) -> list[LayerSet]:
+    """The sets of temporal layers on a MODEL; refused where it has none."""
+    sets = layer_sets(model)
     if not sets:
         raise VideoLDMError("The connected MODEL has no temporal layers, so its frames would be unrelated images. "
                             "Connect the MODEL of Load Temporal Layers.")
     return sets
 
 
-def fps_of(sets: list[dict]) -> float:
+def fps_of(sets: list[LayerSet]) -> float:
     """Frames per second that the layers make, from the last set that says."""
-    return next((layers["fps"] for layers in reversed(sets) if layers["fps"]), FALLBACK_FPS)
+    return next((layers.fps for layers in reversed(sets) if layers.fps), FALLBACK_FPS)
 
 
 def temporal_texts(temporal_prompt) -> dict | None:
@@ -95,7 +96,7 @@ class VideoLDMSampler(io.ComfyNode):
         sets = require_layers(model)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
         fps = fps_of(sets)
-        clip_model = attach.with_clip_options(model, frames, temporal_texts(temporal_prompt), fps)
+        clip_model = with_clip_options(model, frames, temporal_texts(temporal_prompt), fps)
         samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent,
                                    denoise)
         return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames}, fps)

@@ -6,9 +6,10 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, check_level, cut
 from ..temporal.video import DEFAULT_RATE
 from .decode import IMAGE_SLOT, pictures_and_video
-from .host import attach, temporal_vae, upscaling, windows, wiring
+from .host import temporal_vae, upscaling, wiring
 from .host.api import io
 from .host.decoding import SMALLEST_TILE, Decoding, DecodeSettings, Unfolding
+from .host.options import LayerSet, layer_sets
 from .sample import sampler_inputs
 
 TITLE = "Video Upscale"
@@ -87,7 +88,7 @@ class VideoUpscale(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, noise_level, window, overlap, tile, fps, seed, steps, cfg, sampler,
                 scheduler, images=None, video=None, vae=None) -> io.NodeOutput:
-        sets = attach.sets_of_layers(model)
+        sets = layer_sets(model)
         most = upscaling.most_noise(model)
         check_level(noise_level, *trained_levels(most, upscaling.usual_noise(model), sets))
         upscaling.check_text(model, positive, "positive")
@@ -97,7 +98,7 @@ class VideoUpscale(io.ComfyNode):
         small, rate = small_frames(images, video)
         count, height, width = small.shape[:3]
         cuts = cut(count, height, width, window, overlap if sets else 0, tile // FACTOR)
-        check_window(windows.params_of_layers(model), cuts.largest[0])
+        check_window([layers.params for layers in sets], cuts.largest[0])
         made = upscaling.upscaled(model, small, noise_level, cuts, seed, steps, cfg, sampler, scheduler, positive,
                                   negative)
         report = report_of(model, small, noise_level, cuts, sets)
@@ -108,9 +109,9 @@ class VideoUpscale(io.ComfyNode):
         return io.NodeOutput(*pictures_and_video(decoding, fps or rate or DEFAULT_RATE, cls.hidden), report)
 
 
-def trained_levels(most: int, usual: int, sets: list[dict]) -> tuple[int, int]:
+def trained_levels(most: int, usual: int, sets: list[LayerSet]) -> tuple[int, int]:
     """The highest noise level that the upscaler and all its temporal layers know, and the usual one."""
-    noise = [layers.get("noise") for layers in sets]
+    noise = [layers.noise for layers in sets]
     highest = [known.most if known else TRAINED_LEVEL for known in noise]
     return min([most, *highest]), next((known.usual for known in noise if known), usual)
 
@@ -157,7 +158,7 @@ def decode_settings(vae, window: int, overlap: int, tile: int) -> DecodeSettings
     return DecodeSettings(1, 0, tile, 1, TITLE)
 
 
-def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[dict]) -> str:
+def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[LayerSet]) -> str:
     count, height, width = small.shape[:3]
     frames, tile_height, tile_width = cuts.largest
     tiles = len(cuts.rows) * len(cuts.columns)
@@ -168,10 +169,11 @@ def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[dic
     if upscaling.makes_pixels(model) and noise_level != upscaling.usual_noise(model):
         lines.append(f"This upscaler was made to be run with noise level {upscaling.usual_noise(model)}.")
     for layers in sets:
-        trained = "" if layers["frames"] == frames else f", trained on clips of {layers['frames']} frames"
-        lines.append(f"Temporal layers: {layers['title']}, strength {layers['strength']:g}{trained}.")
-        if layers.get("noise"):
-            lines.append(f"{layers['noise'].author} used noise level {layers['noise'].usual}.")
+        length = layers.params.frames
+        trained = "" if length == frames else f", trained on clips of {length} frames"
+        lines.append(f"Temporal layers: {layers.title}, strength {layers.strength:g}{trained}.")
+        if layers.noise:
+            lines.append(f"{layers.noise.author} used noise level {layers.noise.usual}.")
     if sets:
         lines.append("All frames were made from one noise, as these layers were trained." if
                      upscaling.shares_noise(model) else

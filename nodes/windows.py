@@ -4,6 +4,7 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.schedules import FUSES, SCHEDULES
 from .host import windows
 from .host.api import io
+from .host.options import layer_sets
 
 WINDOWS, CONVOLUTION = "windows", "convolution in time"
 
@@ -46,7 +47,7 @@ class FrameWindows(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mode, length, overlap, schedule, fuse, max_distance) -> io.NodeOutput:
-        layers = windows.params_of_layers(model)
+        layers = [found.params for found in layer_sets(model)]
         if not layers:
             raise VideoLDMError("The connected MODEL has no temporal layers, so there are no clips to sample in "
                                 "windows. Connect Frame Windows behind Load Temporal Layers.")

@@ -11,6 +11,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from video_ldm.nodes.host import attach, sampling
+from video_ldm.nodes.host.options import layer_sets, with_clip_options
 from video_ldm.nodes.load import AS_TRAINED
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests import attach_help
@@ -82,7 +83,7 @@ def test_two_chained_sets_both_act_in_either_order(image, folder):
     swapped = with_layers(with_layers(image, "motion.safetensors"), "video.safetensors", 0.5)
     second = with_layers(image, "motion.safetensors")
     alone, other, chained = prediction(first), prediction(second), prediction(both)
-    assert len(attach.sets_of_layers(both)) == 2
+    assert len(layer_sets(both)) == 2
     assert min(relative_error(chained, alone), relative_error(chained, other)) > 1e-4
     assert torch.equal(prediction(swapped), chained) and torch.equal(prediction(first), alone)
 
@@ -136,12 +137,12 @@ def test_conditioning_over_a_part_of_the_picture_runs_at_that_size(image, folder
 
 def test_a_temporal_prompt_is_heard_by_the_temporal_layers_alone(image, folder):
     model = with_layers(image, "video.safetensors")
-    same, other = (attach.with_clip_options(model, FRAMES, {0: text(seed)[0][0]}) for seed in (11, 13))
+    same, other = (with_clip_options(model, FRAMES, {0: text(seed)[0][0]}) for seed in (11, 13))
     usual = prediction(model)
     assert torch.equal(prediction(same), usual)
     assert relative_error(prediction(other), usual) > 1e-4
     silent = with_layers(image, "video.safetensors", 0.0)
-    silent = attach.with_clip_options(silent, FRAMES, {0: text(13)[0][0]})
+    silent = with_clip_options(silent, FRAMES, {0: text(13)[0][0]})
     assert torch.equal(prediction(silent), prediction(image))
 
 
@@ -150,7 +151,7 @@ def test_spatial_and_temporal_text_swapped_are_two_other_videos_and_the_same_tex
     model = with_layers(image, "video.safetensors")
 
     def video(spatial, temporal):
-        heard = attach.with_clip_options(model, FRAMES, {0: text(temporal)[0][0]})
+        heard = with_clip_options(model, FRAMES, {0: text(temporal)[0][0]})
         return prediction(heard, positive=text(spatial))
     own, other = 11, 13
     four = [video(spatial, temporal) for spatial in (own, other) for temporal in (own, other)]
@@ -162,8 +163,8 @@ def test_spatial_and_temporal_text_swapped_are_two_other_videos_and_the_same_tex
 def test_a_temporal_prompt_of_another_length_and_a_negative_without_one_share_a_call(image, folder):
     model = with_layers(image, "video.safetensors")
     long = checkpoints.conditioning(13, tokens=14)[0][0]
-    both = prediction(attach.with_clip_options(model, FRAMES, {0: long}), cfg=2.0)
-    positive = prediction(attach.with_clip_options(model, FRAMES, {0: long}))
+    both = prediction(with_clip_options(model, FRAMES, {0: long}), cfg=2.0)
+    positive = prediction(with_clip_options(model, FRAMES, {0: long}))
     negative = prediction(model, positive=text(12))
     assert relative_error(both, negative + 2.0 * (positive - negative)) < 1e-5
 

@@ -8,7 +8,11 @@ import comfy.samplers
 import pytest
 import torch
 
-from video_ldm.nodes.host import attach, sampling
+from video_ldm.nodes.host import sampling
+from video_ldm.nodes.host.attach import attach_layers
+from video_ldm.nodes.host.layer_weights import build_stack
+from video_ldm.nodes.host.noise_schedule import with_schedule
+from video_ldm.nodes.host.options import LayerSet, with_clip_options
 from video_ldm.nodes.load import AS_MODEL, AS_TRAINED
 from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.tests import attach_help
@@ -31,9 +35,9 @@ def test_weights_of_low_precision_give_what_their_rounded_values_give_in_float32
     weights = narrow.get_nested_additional_models()[0].model.state_dict()
     own = torch.float32 if dtype == torch.float8_e4m3fn else dtype      # beside fp8, the file's
     assert {weight.dtype for weight in weights.values()} == {own}
-    stack = attach.build_stack(narrow.get_nested_additional_models()[0].model.params,
+    stack = build_stack(narrow.get_nested_additional_models()[0].model.params,
                                {name: weight.float() for name, weight in weights.items()}, torch.float32)
-    reference = prediction(attach.attach_layers(exact, stack, {"strength": 1.0}))
+    reference = prediction(attach_layers(exact, stack, LayerSet(stack.params)))
     assert relative_error(prediction(narrow), reference) < 1e-5
 
 
@@ -120,7 +124,7 @@ def sigmas_of(betas):
 
 def test_core_calls_the_papers_schedule_linear_evenly_spaced_in_sqrt_beta(image):
     sigmas = sigmas_of(torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2)
-    ours = attach.with_schedule(image, "linear", 0.00085, 0.012, "eps").get_model_object("model_sampling")
+    ours = with_schedule(image, "linear", 0.00085, 0.012, "eps").get_model_object("model_sampling")
     assert relative_error(ours.sigmas.double(), sigmas) < 1e-5
     assert torch.equal(ours.sigmas, image.get_model_object("model_sampling").sigmas)
 
@@ -136,9 +140,9 @@ def test_the_trained_schedule_is_applied_unless_told_to_keep_the_models_own(imag
 
 
 def test_a_model_that_predicts_v_keeps_doing_so_unless_the_layers_say_otherwise(image):
-    v_model = attach.with_schedule(image, "linear", 0.00085, 0.012, "v")
-    kept = attach.with_schedule(v_model, "sqrt_linear", 0.00085, 0.012, None).get_model_object("model_sampling")
-    told = attach.with_schedule(v_model, "sqrt_linear", 0.00085, 0.012, "eps").get_model_object("model_sampling")
+    v_model = with_schedule(image, "linear", 0.00085, 0.012, "v")
+    kept = with_schedule(v_model, "sqrt_linear", 0.00085, 0.012, None).get_model_object("model_sampling")
+    told = with_schedule(v_model, "sqrt_linear", 0.00085, 0.012, "eps").get_model_object("model_sampling")
     assert isinstance(kept, comfy.model_sampling.V_PREDICTION)
     assert not isinstance(told, comfy.model_sampling.V_PREDICTION) and isinstance(told, comfy.model_sampling.EPS)
 
@@ -161,7 +165,7 @@ def ddim_with_eta_1(model, x, sigmas, extra_args=None, callback=None, disable=No
 
 
 def test_the_papers_sampler_ddim_with_eta_1_is_cores_ancestral_euler_on_uniform_steps(image, folder, monkeypatch):
-    model = attach.with_clip_options(with_layers(image, "video.safetensors"), FRAMES)
+    model = with_clip_options(with_layers(image, "video.safetensors"), FRAMES)
     latent, steps, seed = {"samples": torch.zeros_like(noise_of())}, 4, 7
     ours = sampling.ksample(model, seed, steps, 1.0, "euler_ancestral", "ddim_uniform", text(), text(12), latent, 1.0)
     # Core's seed of the noise that is added underway is version-dependent: read it where core passes it on.

@@ -5,7 +5,10 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from video_ldm.demo import bundle, models, train, upscaler, world
-from video_ldm.nodes.host import attach, upscaler_model, upscaling
+from video_ldm.nodes.host import upscaler_model, upscaling
+from video_ldm.nodes.host.attach import attach_layers
+from video_ldm.nodes.host.layer_weights import build_stack
+from video_ldm.nodes.host.options import LayerSet
 from video_ldm.nodes.host import models as host
 from video_ldm.temporal.formats import load_temporal, load_upscaler
 from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, cut, unfolded
@@ -23,8 +26,8 @@ pytestmark = pytest.mark.skipif(not (train.BUNDLE / bundle.UPSCALER_LAYERS_FILE)
 def model():
     plain = upscaler_model.load_upscaler(load_upscaler(train.BUNDLE / bundle.UPSCALER_FILE))
     layers = load_temporal(train.BUNDLE / bundle.UPSCALER_LAYERS_FILE)
-    stack = attach.build_stack(layers.params, layers.tensors, torch.float32)
-    return attach.attach_layers(plain, stack, {"strength": 1.0, "frames": models.FRAMES, "title": "a test"})
+    stack = build_stack(layers.params, layers.tensors, torch.float32)
+    return attach_layers(plain, stack, LayerSet(layers.params, "a test"))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from nodes import LatentFromBatch      # ComfyUI's
 
-from video_ldm.nodes.host import attach, context, sampling
+from video_ldm.nodes.host import context, sampling
+from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.interpolate import LatentInterpolate
 from video_ldm.nodes.longer import KEEP, STOP, ContextFrames, ExtendVideo, positions_of
 from video_ldm.nodes.sample import VideoLDMSampler
@@ -45,7 +47,7 @@ def text(seed=11):
 
 def sample(model, frames=FRAMES, clips=1, cfg=2.0, steps=2, seed=7, latent=None):
     latent = torch.zeros(clips * frames, *SIZE) if latent is None else latent
-    m = attach.with_clip_options(model, frames)
+    m = with_clip_options(model, frames)
     return sampling.ksample(m, seed, steps, cfg, "euler", "normal", text(), text(12), {"samples": latent}, 1.0)
 
 
@@ -119,7 +121,7 @@ def test_context_guidance_is_the_papers_formula_and_linear(models):
 def test_context_guidance_of_1_calls_the_model_no_more_than_without(models):
     m = with_frames(models["prediction"], guidance=1.0)
     assert torch.equal(denoised(m, 3.0), denoised(with_frames(models["prediction"]), 3.0))
-    assert not m.get_wrappers(attach.WrappersMP.CALC_COND_BATCH, context.KEY)
+    assert not m.get_wrappers(WrappersMP.CALC_COND_BATCH, context.KEY)
 
 
 def test_windows_beyond_the_known_frames_are_clips_from_noise(models):
@@ -184,7 +186,7 @@ def test_a_noise_mask_of_the_artist_is_kept_beside_the_context(models):
     m = with_frames(models["motion_modules"])
     latent = {"samples": frames_of(FRAMES, 9), "noise_mask": torch.ones(FRAMES, 16, 24)}
     latent["noise_mask"][2] = 0
-    out = sampling.ksample(attach.with_clip_options(m, FRAMES), 7, 2, 2.0, "euler", "normal", text(), text(12), latent, 1.0)
+    out = sampling.ksample(with_clip_options(m, FRAMES), 7, 2, 2.0, "euler", "normal", text(), text(12), latent, 1.0)
     assert torch.equal(out[0], frames_of(1)[0])
     assert relative_error(out[2], latent["samples"][2]) < 1e-5
     assert relative_error(out[1], latent["samples"][1]) > 1e-2
@@ -192,7 +194,7 @@ def test_a_noise_mask_of_the_artist_is_kept_beside_the_context(models):
 
 def test_a_noise_mask_counts_alike_raw_and_in_the_shape_of_the_noise(models):
     """ComfyUI 0.3 hands it to the wrapper as the artist made it, 0.33 expanded."""
-    options = attach.with_clip_options(with_frames(models["motion_modules"]), FRAMES).model_options
+    options = with_clip_options(with_frames(models["motion_modules"]), FRAMES).model_options
     noise, given = frames_of(FRAMES, 9), []
 
     class Sampling:

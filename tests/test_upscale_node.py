@@ -11,7 +11,8 @@ from comfy_extras.nodes_sdupscale import SD_4XUpscale_Conditioning
 
 from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import upscale as nodes
-from video_ldm.nodes.host import attach, decoding, sampling, upscaling
+from video_ldm.nodes.host import decoding, sampling, upscaling
+from video_ldm.nodes.host.options import clip_options
 from video_ldm.nodes.host.lazy_video import LazyVideo
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
 from video_ldm.temporal.errors import VideoLDMError
@@ -123,7 +124,7 @@ def test_the_network_is_given_pieces_with_their_noised_small_frames_their_text_a
         assert call["x"].shape == (4, 7, 16, 16) and call["y"].tolist() == [200] * 4
         assert relative_error(call["x"][:, 4:], noised[first:last, :, :, left:right]) < 1e-6
         assert torch.equal(call["context"], words[0][0][first:last])
-        assert call["options"][attach.FRAMES] == 4
+        assert clip_options(call["options"]).frames == 4
 
 
 def test_pieces_begin_from_one_field_of_noise_and_each_frame_has_its_own_with_layers(upscaler, folder):

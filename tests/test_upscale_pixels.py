@@ -8,7 +8,8 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import load_file, save_file
 
 from video_ldm.nodes import upscale as nodes
-from video_ldm.nodes.host import attach, upscaling
+from video_ldm.nodes.host import upscaling
+from video_ldm.nodes.host.noise_schedule import with_schedule
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers, LoadVideoModel
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.formats import identify, load_temporal, load_upscaler, upscaler as upscaler_format
@@ -204,7 +205,7 @@ def test_an_upscaler_that_predicts_x_itself_is_sampled_so(folder):
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "keep", keep)
     x = made(model, small, level=0, steps=1, cfg=1.0)
     assert relative_error(x, unfolded(seen[0] / 3.0) + pixel_blocks(small)) < 1e-5
-    kept = attach.with_schedule(model, "linear", 0.0001, 0.02, None).get_model_object("model_sampling")
+    kept = with_schedule(model, "linear", 0.0001, 0.02, None).get_model_object("model_sampling")
     assert torch.equal(kept.calculate_denoised(torch.ones(1), x, x + 1), x)
 
 

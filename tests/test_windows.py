@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from video_ldm.nodes.host import attach, sampling
+from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.host.windows import ClipWindow, windowed_value
 from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
 from video_ldm.nodes.sample import VideoLDMSampler
@@ -81,7 +82,7 @@ def test_looped_windows_run_from_the_last_frame_to_the_first(models):
 
 @BOTH
 def test_clips_of_a_batch_are_windowed_each_along_its_own_frames(models, file):
-    model = attach.with_clip_options(windowed(models[file]), LONG)
+    model = with_clip_options(windowed(models[file]), LONG)
     noise = noise_of(2 * LONG)
     together = prediction(model, noise)
     for clip, own in zip(noise.split(LONG), together.split(LONG)):
@@ -92,7 +93,7 @@ def test_clips_of_a_batch_are_windowed_each_along_its_own_frames(models, file):
 
 def test_windows_divide_no_batch_that_is_no_whole_number_of_clips(models):
     with pytest.raises(VideoLDMError, match="batch of 8 frames does not divide into clips of 6"):
-        prediction(attach.with_clip_options(windowed(models["video"]), LONG), noise_of(8))
+        prediction(with_clip_options(windowed(models["video"]), LONG), noise_of(8))
 
 
 # What goes with the frames
@@ -108,7 +109,7 @@ def test_the_text_of_each_frame_follows_the_window(models, file):
 
 
 def test_texts_of_one_clip_are_those_of_every_clip(models):
-    model = attach.with_clip_options(windowed(models["video"]), LONG)
+    model = with_clip_options(windowed(models["video"]), LONG)
     twice = [[text(frames=LONG)[0][0].repeat(2, 1, 1), {}]]
     once = prediction(model, noise_of(2 * LONG), positive=text(frames=LONG))
     assert torch.equal(once, prediction(model, noise_of(2 * LONG), positive=twice))
@@ -116,13 +117,13 @@ def test_texts_of_one_clip_are_those_of_every_clip(models):
 
 def test_a_temporal_prompt_follows_the_window_too(models):
     prompt = text(13, frames=LONG)[0][0]
-    seen = prediction(attach.with_clip_options(windowed(models["video"]), LONG, {0: prompt}))
+    seen = prediction(with_clip_options(windowed(models["video"]), LONG, {0: prompt}))
 
 
     def alone(noise, places):
-        return prediction(attach.with_clip_options(models["video"], LENGTH, {0: prompt[places]}), noise)
+        return prediction(with_clip_options(models["video"], LENGTH, {0: prompt[places]}), noise)
     assert relative_error(seen, by_hand(alone)) < 1e-5
-    one = attach.with_clip_options(windowed(models["video"]), LONG, {0: prompt[:1]})
+    one = with_clip_options(windowed(models["video"]), LONG, {0: prompt[:1]})
     assert relative_error(seen, prediction(one)) > 1e-4
 
 
@@ -142,7 +143,7 @@ def test_the_pictures_of_controlnets_follow_the_window(models, controlnets, coun
 
 
 def test_one_picture_and_one_for_each_frame_of_every_clip_go_with_the_window(models, controlnets):
-    model = attach.with_clip_options(windowed(models["video"]), LONG)
+    model = with_clip_options(windowed(models["video"]), LONG)
 
     def predict(hint):
         return prediction(model, noise_of(2 * LONG), positive=steered(controlnets, [hint], 11)[0])
@@ -225,7 +226,7 @@ def test_core_is_told_the_memory_of_a_window_of_every_clip(models, monkeypatch):
         original = model.model.memory_required
         monkeypatch.setattr(model.model, "memory_required",
                             lambda shape, **more: asked.append(shape[0]) or original(shape, **more))
-        prediction(attach.with_clip_options(model, frames), noise_of(frames * clips))
+        prediction(with_clip_options(model, frames), noise_of(frames * clips))
         monkeypatch.undo()
         return max(asked)
     video = models["video"]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from comfy.ldm.modules import attention
 
-from video_ldm.nodes.host import attach, compat
+from video_ldm.nodes.host import compat, layer_weights
+from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
 from video_ldm.nodes.windows import CONVOLUTION
 from video_ldm.temporal.errors import VideoLDMError
@@ -40,7 +41,7 @@ def test_cores_own_windows_are_right_or_refused(models, controlnets):
         with pytest.raises(VideoLDMError, match="first pictures of a ControlNet to every window. Use Frame Windows"):
             prediction(model, positive=steered(controlnets, [pictures()], 11)[0])
         with pytest.raises(VideoLDMError, match="know nothing of clips. Use Frame Windows"):
-            prediction(attach.with_clip_options(model, LONG), noise_of(2 * LONG))
+            prediction(with_clip_options(model, LONG), noise_of(2 * LONG))
     else:
         with pytest.raises(VideoLDMError, match="dim 0. fail in this version of ComfyUI. Use Frame Windows"):
             prediction(model)
@@ -51,7 +52,7 @@ def test_cores_own_windows_are_right_or_refused(models, controlnets):
 def test_cores_own_windows_are_refused_whichever_node_comes_first(models):
     late = LoadTemporalLayers.execute(core_windows(models["image"]), "video.safetensors", 1.0, AS_MODEL).result[0]
     with pytest.raises(VideoLDMError, match="Use Frame Windows"):
-        prediction(attach.with_clip_options(late, LONG))
+        prediction(with_clip_options(late, LONG))
 
 
 # Convolution in time
@@ -77,7 +78,7 @@ def test_convolution_in_time_runs_all_frames_in_one_call_and_takes_the_place_of_
 def test_every_attention_of_the_host_takes_the_band_as_it_is_given(name):
     q, k, v = torch.randn(3, 2, 12, 64, generator=torch.Generator().manual_seed(0))
     band = distance_band(12, 3)
-    seen = getattr(attention, name)(q, k, v, 4, mask=attach.as_numbers(band, q.dtype))
+    seen = getattr(attention, name)(q, k, v, 4, mask=layer_weights.as_numbers(band, q.dtype))
     assert relative_error(seen, attend(q, k, v, 4, band)) < 1e-5 < relative_error(seen, attend(q, k, v, 4))
 
 

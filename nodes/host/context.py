@@ -4,7 +4,7 @@ Everything rides on the clone: which frames are known in its transformer_options
 context guidance around the evaluation of the conditions. So core's samplers and guiders drive it as well as ours.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -13,39 +13,27 @@ from torch import Tensor
 
 from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
-from .attach import KNOWN, frames_per_clip, sets_of_layers, transformer_options
 from .latents import check_frames
+from .options import CLIP, ContextFrames, clip_options, frames_per_clip, layer_sets, set_clip_options
 
 KEY = "video_ldm_context"       # of the wrappers
 
 
-@dataclass(frozen=True)
-class KnownFrames:
-    """latents `(k n) c h w` as a LATENT has them; scaled: the same as the model has them; n positions; k clips or one
-    for all. frames: of the clip, once it is being sampled and the positions count from its start."""
-
-    latents: Tensor
-    scaled: Tensor
-    positions: tuple[int, ...]
-    frames: int | None = None
-
-
 def takes_context(model) -> bool:
     """Whether temporal layers on the MODEL have an input for known frames."""
-    return any(layers.get("context") for layers in sets_of_layers(model))
+    return any(layers.params.known_positions for layers in layer_sets(model))
 
 
 def check_trained(model, positions: tuple[int, ...]):
     """Refuse positions that none of the layers with an input for known frames was trained for."""
-    for layers in sets_of_layers(model):
-        trained = layers.get("context")
+    for layers in layer_sets(model):
+        trained, frames = layers.params.known_positions, layers.params.frames
         if not trained:
             continue
-        frames = layers["frames"]
         known = set(resolve_positions(positions, frames))
         if not any(known == {p % frames for p in candidate} for candidate in trained):
             sets = "; ".join(", ".join(map(str, candidate)) or "none" for candidate in trained)
-            raise VideoLDMError(f"The temporal layers ({layers['title']}) were trained for the context frames {sets}, "
+            raise VideoLDMError(f"The temporal layers ({layers.title}) were trained for the context frames {sets}, "
                                 f"not for {', '.join(map(str, positions))}. Numbers count from 0, and from the end "
                                 "where negative. Choose one of these sets.")
 
@@ -62,8 +50,7 @@ def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0
         raise VideoLDMError(f"The context frames have {latents.shape[1]} latent channels, and this model's have "
                             f"{channels}. Encode them with the VAE that belongs to the model.")
     m = model.clone()
-    known = KnownFrames(latents, m.model.process_latent_in(latents), positions)
-    transformer_options(m)[KNOWN] = known
+    set_clip_options(m, context=ContextFrames(latents, m.model.process_latent_in(latents), positions))
     m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     m.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     if takes_context(m):
@@ -76,10 +63,11 @@ def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0
     return m
 
 
-def fitted(guider, noise: Tensor) -> KnownFrames:
+def fitted(guider, noise: Tensor) -> ContextFrames:
     """The known frames of this sampling, their positions within its clips; refused where they do not fit."""
     options = guider.model_options["transformer_options"]
-    known, frames = options[KNOWN], frames_per_clip(len(noise), options)
+    clip, frames = clip_options(options), frames_per_clip(len(noise), options)
+    known = clip.context
     if known.latents.shape[2:] != noise.shape[2:]:
         given, wanted = (f"{shape[-1] * 8}x{shape[-2] * 8}" for shape in (known.latents.shape, noise.shape))
         raise VideoLDMError(f"The context frames are {given} pixels and the clip is {wanted}. Resize one of them: "
@@ -90,11 +78,12 @@ def fitted(guider, noise: Tensor) -> KnownFrames:
         raise VideoLDMError(f"Context frames were given for {sets} clips, and {clips} clips are sampled. Give one set "
                             "for all clips, or one for each.")
     # The guider's options are its own for the length of one sampling.
-    options[KNOWN] = replace(known, positions=positions, frames=frames)
-    return options[KNOWN]
+    known = replace(known, positions=positions, frames=frames)
+    options[CLIP] = replace(clip, context=known)
+    return known
 
 
-def write(samples: Tensor, known: KnownFrames) -> Tensor:
+def write(samples: Tensor, known: ContextFrames) -> Tensor:
     """A copy of frames `(b t) ...` in which the known ones stand in their places."""
     clips = samples.clone().unflatten(0, (-1, known.frames))
     given = known.latents.to(samples).unflatten(0, (-1, len(known.positions)))
@@ -133,7 +122,7 @@ class ContextGuidance:
         if not conds or conds[0] is None:
             return predictions
         options = {**model_options["transformer_options"]}
-        options[KNOWN] = None
+        options[CLIP] = replace(clip_options(options), hide_context=True)
         without, = executor(model, conds[:1], x_in, timestep, {**model_options, "transformer_options": options})
         term = (self.scale - 1) * (predictions[0] - without)
         return [p if cond is None else p + term for p, cond in zip(predictions, conds)]

@@ -7,8 +7,8 @@ from comfy.ldm.modules.diffusionmodules.upscaling import ImageConcatWithNoiseAug
 
 from ...temporal.formats.upscaler import PREFIX, UpscalerFile, UpscalerParams, damaged
 from ...temporal.upscaler import FACTOR, PIXEL_CHANNELS
-from .attach import schedule_of
 from .models import UNetParams, patcher_of_model, shapes_of_unet
+from .noise_schedule import schedule_of
 
 
 class FoldedPixels(comfy.latent_formats.LatentFormat):

@@ -17,7 +17,9 @@ from torch import Tensor
 from ...temporal.errors import VideoLDMError
 from ...temporal.training.diffusion import Diffusion
 from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented, spread_out, unnoised
-from . import attach, compat, files, sampling
+from . import compat, files, sampling
+from .image_model import context_dim, model_title
+from .options import LayerSet, layer_sets
 from .upscaler_model import PixelUpscaler
 from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
 
@@ -143,8 +145,8 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
 def shares_noise(model) -> bool:
     """Whether all frames are made from one noise: without temporal layers, or as these were trained; refused where they
     disagree."""
-    sets = attach.sets_of_layers(model)
-    shared = [bool(layers.get("shared_noise")) for layers in sets]
+    sets = layer_sets(model)
+    shared = [layers.params.shared_noise for layers in sets]
     if any(shared) and not all(shared):
         one, other = (name_of(sets[shared.index(kind)]) for kind in (True, False))
         raise VideoLDMError(f"The temporal layers on this MODEL do not go together: {one} was trained on one noise for "
@@ -152,9 +154,9 @@ def shares_noise(model) -> bool:
     return all(shared)
 
 
-def name_of(layers: dict) -> str:
+def name_of(layers: LayerSet) -> str:
     """The file of a set of temporal layers, or where nobody says, what it is."""
-    return layers.get("name") or layers["title"]
+    return layers.name or layers.title
 
 
 def with_details(model, details: Tensor, c_low: Tensor, level: int) -> Tensor:
@@ -183,7 +185,7 @@ def check_upscaler(model, reason: str = ""):
     """A sentence, behind its reason, for a MODEL that is no x4 upscaler."""
     if not isinstance(getattr(model, "model", None), comfy.model_base.SD_X4Upscaler):
         reason = f"{reason}. " if reason else ""
-        raise VideoLDMError(f"{reason}The connected MODEL ({attach.model_title(model)}) is not the Stable Diffusion x4 "
+        raise VideoLDMError(f"{reason}The connected MODEL ({model_title(model)}) is not the Stable Diffusion x4 "
                             "upscaler, which is a model of its own. Load x4-upscaler-ema.safetensors with Load "
                             "Checkpoint and connect its MODEL, CLIP and VAE, or load an upscaler of this pack's with "
                             "Load Video Model.")
@@ -202,7 +204,7 @@ def usual_noise(model) -> int:
 
 def check_text(model, conditioning: list, name: str):
     """Refuse what does not go with a piece of a video, and the text of another model."""
-    wanted = attach.context_dim(model)
+    wanted = context_dim(model)
     for text, settings in conditioning:
         for key, what in TEXT_ALONE.items():
             if settings.get(key) is not None:

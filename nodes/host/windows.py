@@ -6,6 +6,7 @@ batch goes with it into the window: as core would spread it over the whole batch
 """
 
 import copy
+from dataclasses import replace
 
 import comfy.model_management
 import torch
@@ -13,8 +14,8 @@ from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListC
 from comfy.patcher_extension import WrappersMP
 
 from ...temporal.schedules import FUSES, SCHEDULES, Fusion
-from . import attach
 from .compat import window_size
+from .options import CLIP, clip_options, frames_per_clip, layer_sets_in, transformer_options
 
 HANDLER = "context_handler"         # core's key for the one handler of a MODEL
 WINDOW = "context_window"           # core's key for the window of a call
@@ -94,17 +95,16 @@ class FrameWindows(IndexListContextHandler):
         return [windowed_cond(cond, window, controls) for cond in cond_in]
 
 
-def clip_length(images: int, transformer_options: dict) -> int:
+def clip_length(images: int, options: dict) -> int:
     """Frames of one clip of a batch that holds no second conditioning."""
-    return attach.frames_per_clip(images, {attach.FRAMES: transformer_options.get(attach.FRAMES)})
+    return frames_per_clip(images, {CLIP: clip_options(options)})
 
 
 def in_window(options: dict, window: ClipWindow) -> dict:
     """The transformer options of a window's call: it is a clip, and the temporal layers hear its part of their text."""
-    options = {**options, WINDOW: window, attach.FRAMES: len(window.frames)}
-    if attach.TEXT in options:
-        options[attach.TEXT] = {index: window.of(text) for index, text in options[attach.TEXT].items()}
-    return options
+    clip = clip_options(options)
+    texts = clip.texts and {index: window.of(text) for index, text in clip.texts.items()}
+    return {**options, WINDOW: window, CLIP: replace(clip, frames=len(window.frames), texts=texts)}
 
 
 def windowed_cond(cond: dict, window: ClipWindow, controls: dict) -> dict:
@@ -169,13 +169,6 @@ def without_windows(model, max_distance: int):
 def with_max_distance(model, max_distance: int | None):
     """A clone whose temporal layers attend to frames at most so far away."""
     m = model.clone()
-    options = attach.transformer_options(m)
-    options.update({key: {**settings, "max_distance": max_distance} for key, settings in options.items()
-                    if key.startswith(attach.PREFIX)})
+    options = transformer_options(m)
+    options.update({key: replace(layers, max_distance=max_distance) for key, layers in layer_sets_in(options).items()})
     return m
-
-
-def params_of_layers(model) -> list:
-    """StackParams of each set of temporal layers on a MODEL."""
-    keys = [key for key in model.model_options.get("transformer_options", {}) if key.startswith(attach.PREFIX)]
-    return [model.get_additional_models_with_key(key)[0].model.params for key in keys]

@@ -1,0 +1,71 @@
+"""Weights of temporal layers under ComfyUI's memory management."""
+
+import weakref
+
+import comfy.lora
+import torch
+from comfy.ldm.modules import attention
+
+from ...temporal.layers import attend
+from ...temporal.stack import TemporalStack
+from .compat import layer_operations, layer_patcher
+
+
+def layer_dtype(model, stored: torch.dtype) -> torch.dtype:
+    """Temporal weights take the UNet's dtype; beside an fp8 one they keep the precision of their file."""
+    dtype = model.model.get_dtype()
+    return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else stored
+
+
+def host_attention(q, k, v, heads: int, mask=None):
+    """The attention that the user chose for ComfyUI; on a CPU torch's own, since core's choice there saves memory that
+    attention over the frames of a clip does not take, and costs time."""
+    if q.device.type == "cpu":
+        return attend(q, k, v, heads, mask)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = as_numbers(mask, q.dtype)
+    return attention.optimized_attention(q, k, v, heads, mask=mask)     # looked up per call: chosen at start
+
+
+def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of true and false as what is added to the scores: core's attentions do not agree on the former."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+
+
+_stacks = weakref.WeakValueDictionary()
+
+
+def build_stack(params, tensors: dict, dtype: torch.dtype, cache_key=None) -> TemporalStack:
+    """The layers with their weights, shared by every MODEL that uses the same unchanged file in the same dtype."""
+    key = (cache_key, dtype)
+    stack = _stacks.get(key) if cache_key is not None else None
+    if stack is None:
+        stack = TemporalStack(params, operations=layer_operations(), dtype=dtype, device="meta",
+                              attention=host_attention)
+        # Copies: safetensors' own are views of the file, which then can be neither replaced (Windows) nor rewritten.
+        stack.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
+        stack.requires_grad_(False).eval()
+        if cache_key is not None:
+            _stacks[key] = stack
+    return stack
+
+
+_patchers = weakref.WeakValueDictionary()      # id of a stack: its first patcher, which the clones keep alive
+
+
+def patcher_of(stack: TemporalStack):
+    """A patcher on a stack that other MODELs may use too: a clone, since core tells by `clone()` which patchers have
+    their weights, and the backup of unpatched weights, in common."""
+    first = _patchers.get(id(stack))
+    if first is None:
+        first = _patchers[id(stack)] = layer_patcher(stack)
+    return first.clone()
+
+
+def lora_patches(patcher, pairs: dict, strength: float):
+    """Motion LoRA as ComfyUI's own LoRA patches: W += strength * up @ down, without alpha (formats.md, a)."""
+    names = {name: name for name in pairs}
+    files = {}
+    for name, (up, down) in pairs.items():
+        files[f"{name}.lora_up.weight"], files[f"{name}.lora_down.weight"] = up, down
+    patcher.add_patches(comfy.lora.load_lora(files, names, log_missing=False), strength)
