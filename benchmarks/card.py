@@ -14,12 +14,12 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ..nodes.host.decoding import Decoding, DecodeSettings
+from ..nodes.host.decoding import DecodeSettings, Decoding
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
 from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
-from ..temporal.formats import DecoderFile
+from ..temporal.formats.decoder import DecoderFile
 from . import decode, upscale
 from .counted import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, counted, svd_decoder, x4_decoder
 from .speed import fill

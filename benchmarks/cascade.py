@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ..demo import bundle, layers, models, train, world
+from ..demo import bundle, layers, models, world
+from ..nodes.host import models as host
 from ..nodes.host.attach import attach_layers
+from ..nodes.host.context import with_context_frames
 from ..nodes.host.image_model import spatial_unet
 from ..nodes.host.layer_weights import build_stack
 from ..nodes.host.options import LayerSet, with_clip_options
-from ..nodes.host import models as host
-from ..nodes.host.context import with_context_frames
 from ..temporal.errors import VideoLDMError
-from ..temporal.formats import load_temporal
+from ..temporal.families import load_temporal
 from ..temporal.rollout import plan
 
 BATCH = 4                               # clips sampled together

@@ -19,7 +19,9 @@ from torch.overrides import TorchFunctionMode
 from ..nodes.host.decoding import Decoding
 from ..nodes.host.temporal_vae import build_decoder
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
-from ..temporal.stack import TemporalStack, video_ldm_params
+from ..temporal.layers import Factory
+from ..temporal.new_layers import video_ldm_params
+from ..temporal.stack import TemporalStack
 from .memory import Tally
 
 CARD, MAIN = "meta", "cpu"          # the devices of a Tally
@@ -82,7 +84,7 @@ def x4_unet():
 def x4_layers(unet) -> TemporalStack:
     """Video LDM layers for the x4 upscaler."""
     params = video_ldm_params(unet, 4 * X4["model_channels"], X4_TEXT, lambda channels: X4_HEADS, FRAMES)
-    return TemporalStack(params, dtype=DTYPE, device=CARD)
+    return TemporalStack(params, Factory(dtype=DTYPE, device=CARD))
 
 
 class CountedDecoding(Decoding):

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from ..demo.decoder import params
-from ..nodes.host.decoding import Decoding, DecodeSettings
+from ..nodes.host.decoding import DecodeSettings, Decoding
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.models import AutoencoderParams, build_autoencoder, vae_of
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
-from ..temporal.formats import DecoderFile
+from ..temporal.formats.decoder import DecoderFile
 from ..temporal.video import Sheet, write_video
 from .counted import CARD, MAIN, CountedDecoding, counted, svd_decoder
 from .memory import growth, own_pages

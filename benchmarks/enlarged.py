@@ -16,7 +16,7 @@ from ..nodes.host.attach import attach_layers
 from ..nodes.host.layer_weights import build_stack
 from ..nodes.host.options import LayerSet
 from ..temporal.errors import VideoLDMError
-from ..temporal.formats import load_temporal, load_upscaler
+from ..temporal.families import load_temporal, load_upscaler
 from ..temporal.metrics import frechet_distance, motion_ratio
 from ..temporal.upscaler import FACTOR, cut, unfolded
 from .cascade import Cascade, in_batches

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..demo import bundle, layout, models, train, world
-from ..nodes.host.layout import layout_patcher, with_layout
-from ..temporal.formats import load_layout
-from ..temporal.layout import together
+from ..demo import bundle, layout, models, world
+from ..nodes.host.scene_layout import layout_patcher, with_layout
+from ..temporal.families import load_layout
+from ..temporal.scene_layout import together
 from .cascade import SAMPLER, SCHEDULER, Cascade
 
 SCENES, STEPS, CFG = 64, 20, 3.0

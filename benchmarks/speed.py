@@ -20,8 +20,12 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..nodes.host.layer_weights import build_stack
-from ..temporal.stack import (CallSettings, MotionParams, StackParams, TemporalStack, open_call, unet_sites,
-                              video_ldm_params)
+from ..temporal.call import CallSettings, open_call
+from ..temporal.layers import Factory, MotionParams
+from ..temporal.new_layers import video_ldm_params
+from ..temporal.params import StackParams
+from ..temporal.slots import unet_sites
+from ..temporal.stack import TemporalStack
 from .memory import growth, own_pages
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
@@ -112,9 +116,9 @@ def build_layers(unet, name: str, case: Case) -> TemporalStack:
     if name == MOTION:
         bricks = tuple((site, MotionParams(channels, HEADS, blocks=1, attentions=2, table_length=0, norm_pooled=False))
                        for site, (_, channels) in unet_sites(unet).items() if site.slot == "post_attn")
-        params = StackParams(name, bricks, frames=16, positions=32, pool_spatial_norms=False)
+        params = StackParams(name, bricks, frames=16, positions=32)
     tensors = {key: torch.empty(weight.shape, dtype=case.dtype)
-               for key, weight in TemporalStack(params, device="meta").state_dict().items()}
+               for key, weight in TemporalStack(params, Factory(device="meta")).state_dict().items()}
     fill(tensors.items())
     return build_stack(params, tensors, case.dtype).to(case.device)
 

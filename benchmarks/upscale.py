@@ -26,17 +26,32 @@ from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.patcher_extension import WrappersMP
 
 from ..nodes.host.attach import attach_layers
-from ..nodes.host.layer_weights import build_stack
-from ..nodes.host.options import PREFIX, LayerSet, clip_options, transformer_options
 from ..nodes.host.decoding import Decoding
+from ..nodes.host.layer_weights import build_stack
 from ..nodes.host.lazy_video import LazyVideo
+from ..nodes.host.options import PREFIX, LayerSet, clip_options, transformer_options
 from ..nodes.host.upscaling import upscaled
 from ..nodes.upscale import FACTOR, decode_settings
+from ..temporal.call import CallSettings, open_call
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
-from ..temporal.stack import CallSettings, TemporalStack, open_call, video_ldm_params
+from ..temporal.layers import Factory
+from ..temporal.new_layers import video_ldm_params
+from ..temporal.stack import TemporalStack
 from ..temporal.upscaler import cut
-from .counted import (CARD, DTYPE, FRAMES, MAIN, X4, X4_HEADS, X4_TEXT, CountedDecoding, counted, x4_decoder, x4_layers,
-                      x4_unet)
+from .counted import (
+    CARD,
+    DTYPE,
+    FRAMES,
+    MAIN,
+    X4,
+    X4_HEADS,
+    X4_TEXT,
+    CountedDecoding,
+    counted,
+    x4_decoder,
+    x4_layers,
+    x4_unet,
+)
 from .decode import PACK, RUN, STREAM, card_and_main, consume
 from .memory import growth, own_pages
 from .speed import fill
@@ -141,7 +156,7 @@ def with_layers(model, dtype=torch.float32):
     """Random temporal layers on it, made where the model is."""
     unet, device = model.model.diffusion_model, model.load_device
     params = video_ldm_params(unet, 4 * unet.model_channels, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
-    shapes = {key: weight.shape for key, weight in TemporalStack(params, device=CARD).state_dict().items()}
+    shapes = {key: weight.shape for key, weight in TemporalStack(params, Factory(device=CARD)).state_dict().items()}
     tensors = {key: torch.empty(shape, dtype=dtype, device=device) for key, shape in shapes.items()}
     fill(tensors.items())
     return attach_layers(model, build_stack(params, tensors, dtype), LayerSet(params, "random layers"))

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from ..nodes.host import models as host
 from ..temporal.atomic import write_atomically
-from ..temporal.formats import load_decoder, load_layout, load_temporal, load_upscaler
-from ..temporal.formats import upscaler as upscaler_format
-from ..temporal.formats import video_ldm
-from ..temporal.formats.record import Base, Schedule
+from ..temporal.families import load_decoder, load_layout, load_temporal, load_upscaler, video_ldm
+from ..temporal.formats import pixel_upscaler as upscaler_format
+from ..temporal.formats.temporal_file import Base, Schedule
+from ..temporal.layers import Factory
 from ..temporal.stack import TemporalStack
 from . import decoder, layers, layout, models, upscaler, world
 from .data import made, weights_of, write_json
@@ -148,7 +148,7 @@ def read_text(bundle):
 
 def read_key_frames(bundle):
     """The prediction layers without their input for known frames."""
-    wanted = TemporalStack(layers.temporal_params(host.build_unet(models.UNET)), device="meta").state_dict()
+    wanted = TemporalStack(layers.temporal_params(host.build_unet(models.UNET)), Factory(device="meta")).state_dict()
     tensors = load_temporal(bundle / LAYERS_FILE).tensors
     return as_module("temporal", {key: tensors[key][tuple(map(slice, like.shape))] for key, like in wanted.items()})
 

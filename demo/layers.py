@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from ..temporal.conditioning import with_context
-from ..temporal.stack import BOTH_ENDS, FIRST_FRAMES, video_ldm_params
+from ..temporal.new_layers import video_ldm_params
+from ..temporal.params import BOTH_ENDS, FIRST_FRAMES
 from . import models
 
 

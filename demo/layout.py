@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from ..nodes.host.layout import call_unet
-from ..temporal.formats import layout as layout_format
-from ..temporal.formats.record import Base
-from ..temporal.layout import Layout, LayoutParams, SceneLayout, together
+from ..nodes.host.scene_layout import call_unet
+from ..temporal.formats import scene_layout as layout_format
+from ..temporal.formats.temporal_file import Base
+from ..temporal.scene_layout import Layout, LayoutParams, SceneLayout, together
 from ..temporal.training.layout import LayoutLoss, Scenes
 from . import models, world
 

@@ -22,14 +22,14 @@ from safetensors.torch import load_file, save_file
 from ..nodes.host import models as host
 from ..temporal.atomic import write_atomically
 from ..temporal.conditioning import initialise
-from ..temporal.layout import SceneLayout
+from ..temporal.scene_layout import SceneLayout
 from ..temporal.stack import TemporalStack
 from ..temporal.training.clips import Clips
 from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
 from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import bundle, data, decoder, lanes, layers, layout, models, upscaler, world
+from . import bundle, data, decoder, lanes, layers, layout, models, upscaler
 from .autoencoder import AutoencoderLoss, encode
 from .data import made, weights_of
 from .features import FeatureLoss, VideoNetwork

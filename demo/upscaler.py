@@ -13,9 +13,9 @@ from torch.nn.functional import avg_pool2d
 
 from ..nodes.host.models import UNetParams
 from ..temporal.conditioning import with_small_frames
-from ..temporal.formats.record import Base, Schedule
-from ..temporal.formats.upscaler import UpscalerParams
-from ..temporal.stack import video_ldm_params
+from ..temporal.formats.pixel_upscaler import UpscalerParams
+from ..temporal.formats.temporal_file import Base, Schedule
+from ..temporal.new_layers import video_ldm_params
 from ..temporal.training.diffusion import Diffusion
 from ..temporal.training.upscaler import Patches, UpscalerLoss
 from ..temporal.upscaler import FACTOR, PIXEL_CHANNELS, TRAINED_LEVEL, folded

@@ -4,11 +4,11 @@ import logging
 
 import torch
 
-from ..temporal.formats import load_decoder
+from ..temporal.families import load_decoder
 from ..temporal.video import DEFAULT_RATE
 from .host import files, temporal_vae, wiring
 from .host.api import io
-from .host.decoding import Decoding, DecodeSettings
+from .host.decoding import DecodeSettings, Decoding
 from .host.latents import RATE, clips_of
 from .host.lazy_video import LazyVideo
 

@@ -1,8 +1,8 @@
 """Loading: temporal layers onto a MODEL, motion LoRA, and the bundled demo models."""
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.formats import load_motion_lora, load_temporal, load_upscaler
-from ..temporal.stack import unet_sites
+from ..temporal.families import listing, load_motion_lora, load_temporal, load_upscaler
+from ..temporal.slots import unet_sites
 from .host import files, models, upscaler_model, upscaling
 from .host.api import io
 from .host.attach import attach_layers
@@ -24,10 +24,8 @@ class LoadTemporalLayers(io.ComfyNode):
             display_name="Load Temporal Layers",
             category="video ldm/load",
             description="Turns the connected Stable Diffusion model into a video model: temporal layers from a file "
-                        "act on it while it samples, and nothing of them stays behind. Takes Video LDM layers; "
-                        "AnimateDiff v1, v2, v3, AnimateLCM and LongAnimateDiff for SD 1.5; LaVie's "
-                        "super-resolution and Upscale-A-Video for the x4 upscaler. LoRA, ControlNet and DreamBooth "
-                        "checkpoints combine with it in either order.",
+                        f"act on it while it samples, and nothing of them stays behind. Takes {listing('temporal')}. "
+                        "LoRA, ControlNet and DreamBooth checkpoints combine with it in either order.",
             inputs=[
                 io.Model.Input("model", tooltip="The image model: a Stable Diffusion checkpoint, with or without LoRA. "
                                                 "It is not changed; the MODEL that comes out is the video model."),
@@ -121,8 +119,8 @@ class MotionLoRA(io.ComfyNode):
             node_id="VideoLDMMotionLoRA",
             display_name="Motion LoRA",
             category="video ldm/load",
-            description="A LoRA for temporal layers: camera motions such as zoom, pan and roll for AnimateDiff. "
-                        "Connect it to Load Temporal Layers; chain several through `previous`.",
+            description="A LoRA for temporal layers: camera motions such as zoom, pan and roll. Takes "
+                        f"{listing('motion_lora')}. Connect it to Load Temporal Layers; chain several through `previous`.",
             inputs=[
                 io.Combo.Input("file", options=files.list_files(files.MOTION_LORA),
                                tooltip="A motion LoRA file in models/video_ldm or models/animatediff_motion_lora."),
@@ -175,8 +173,8 @@ class LoadVideoModel(io.ComfyNode):
             node_id="VideoLDMLoadVideoModel",
             display_name="Load Video Model",
             category="video ldm/load",
-            description="Loads a whole network that is made for video, as a MODEL: an upscaler in pixel space, for Video "
-                        "Upscale. The bundled one makes the demo's frames four times as large; others are trained with "
+            description=f"Loads a whole network that is made for video, as a MODEL. Takes {listing('video_model')}; connect "
+                        "it to Video Upscale. The bundled one makes the demo's frames four times as large; others are trained with "
                         "this pack.",
             inputs=[
                 io.Combo.Input("file", options=files.list_files(),

@@ -8,7 +8,7 @@ from ..temporal.video import DEFAULT_RATE
 from .decode import IMAGE_SLOT, pictures_and_video
 from .host import temporal_vae, upscaling, wiring
 from .host.api import io
-from .host.decoding import SMALLEST_TILE, Decoding, DecodeSettings, Unfolding
+from .host.decoding import SMALLEST_TILE, DecodeSettings, Decoding, Unfolding
 from .host.options import LayerSet, layer_sets
 from .sample import sampler_inputs
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .errors import VideoLDMError
-from .stack import ContextParams, ResBlockParams, SmallFramesParams, StackParams, TemporalStack
+from .layers import ResBlockParams
+from .params import ContextParams, SmallFramesParams, StackParams
+from .stack import TemporalStack
 
 CHANNELS = 128          # of context per resolution (Table 6)
 

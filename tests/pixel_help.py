@@ -4,10 +4,12 @@ from dataclasses import asdict, replace
 
 from video_ldm.nodes.host.models import UNetParams, build_unet
 from video_ldm.temporal.conditioning import with_small_frames
-from video_ldm.temporal.formats import Base, Schedule, video_ldm
-from video_ldm.temporal.formats import upscaler as upscaler_format
-from video_ldm.temporal.formats.upscaler import UpscalerParams
-from video_ldm.temporal.stack import TemporalStack, video_ldm_params
+from video_ldm.temporal.families import video_ldm
+from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
+from video_ldm.temporal.formats.pixel_upscaler import UpscalerParams
+from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.upscaler import PIXEL_CHANNELS
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.small import randomise

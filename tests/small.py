@@ -2,8 +2,8 @@
 
 import torch
 from torch import nn
-
-from video_ldm.temporal.stack import TemporalStack, video_ldm_params
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.stack import TemporalStack
 
 SD15 = dict(image_size=32, in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False, num_heads=8,
             transformer_depth_middle=1, context_dim=768, use_linear_in_transformer=False)

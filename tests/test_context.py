@@ -4,15 +4,25 @@ import copy
 
 import pytest
 import torch
-from video_ldm.tests.small import EMB_DIM, batch, randomise, small_stack, small_unet
-
-from video_ldm.temporal.conditioning import (context_input, context_mask, initialise, known_input, resolve_positions,
-                                             with_context)
+from video_ldm.temporal.call import CallSettings, open_call
+from video_ldm.temporal.conditioning import (
+    context_input,
+    context_mask,
+    initialise,
+    known_input,
+    resolve_positions,
+    with_context,
+)
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import Base, Schedule, load_temporal, video_ldm
-from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES, CallSettings, TemporalStack, open_call, video_ldm_params
+from video_ldm.temporal.families import load_temporal, video_ldm
+from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES
+from video_ldm.temporal.slots import unet_sites
+from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.checkpointing import open_call_checkpointed
-from video_ldm.temporal.sites import unet_levels, unet_sites
+from video_ldm.temporal.unet import unet_levels
+from video_ldm.tests.small import EMB_DIM, batch, randomise, small_stack, small_unet
 
 FRAMES = 5
 

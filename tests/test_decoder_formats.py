@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from video_ldm.temporal.decoder import PAPER_KERNEL, SVD_KERNEL
 from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.families import identify, load_decoder, load_temporal
 from video_ldm.temporal.formats import decoder as file_format
-from video_ldm.temporal.formats import identify, load_decoder, load_temporal
 from video_ldm.tests.decoder_help import latents, small_params, temporal_decoder, write_decoder
 from video_ldm.tests.formats_help import PUBLISHED, saved
 from video_ldm.tests.small import relative_error

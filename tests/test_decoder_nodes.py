@@ -6,14 +6,13 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import nn
-
 from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import decode as nodes
 from video_ldm.nodes.host import compat, decoding, temporal_vae, wiring
-from video_ldm.nodes.host.decoding import Decoding, DecodeSettings
+from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.temporal.decoder import PAPER_KERNEL, TemporalDecoder
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import load_decoder
+from video_ldm.temporal.families import load_decoder
 from video_ldm.tests.decoder_help import latents, small_params, small_vae, temporal_decoder, write_decoder
 from video_ldm.tests.small import relative_error
 

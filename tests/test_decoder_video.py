@@ -8,12 +8,11 @@ from io import BytesIO
 
 import pytest
 import torch
-
 from video_ldm.nodes.host import lazy_video, temporal_vae
-from video_ldm.nodes.host.decoding import Decoding, DecodeSettings
+from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.nodes.host.lazy_video import LazyVideo
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import load_decoder
+from video_ldm.temporal.families import load_decoder
 from video_ldm.temporal.video import open_video
 from video_ldm.tests.decoder_help import latents, small_vae, write_decoder
 

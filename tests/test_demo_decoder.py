@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-
 from video_ldm.demo import bundle, models, train, world
 from video_ldm.nodes.host import models as host
-from video_ldm.nodes.host.decoding import Decoding, DecodeSettings
+from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.nodes.host.temporal_vae import round_trip_warning, with_temporal_decoder
-from video_ldm.temporal.formats import load_decoder
+from video_ldm.temporal.families import load_decoder
 from video_ldm.temporal.windows import spread
 
 FILE = train.BUNDLE / bundle.DECODER_FILE

@@ -6,11 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from video_ldm.demo import bundle, data, decoder, layout, models, train, upscaler, world
 from video_ldm.nodes.host import models as host
-from video_ldm.temporal.formats import load_decoder, load_layout, load_temporal, load_upscaler
-from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES
+from video_ldm.temporal.families import load_decoder, load_layout, load_temporal, load_upscaler
+from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d
-
 from video_ldm.demo import bundle, models, train, upscaler, world
+from video_ldm.nodes.host import models as host
 from video_ldm.nodes.host import upscaler_model, upscaling
 from video_ldm.nodes.host.attach import attach_layers
 from video_ldm.nodes.host.layer_weights import build_stack
 from video_ldm.nodes.host.options import LayerSet
-from video_ldm.nodes.host import models as host
-from video_ldm.temporal.formats import load_temporal, load_upscaler
+from video_ldm.temporal.families import load_temporal, load_upscaler
 from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, cut, unfolded
 from video_ldm.temporal.windows import spread
 

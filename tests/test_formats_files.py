@@ -6,9 +6,8 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import save_file
-
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import identify, load_temporal
+from video_ldm.temporal.families import identify, load_temporal
 from video_ldm.temporal.formats.files import open_file
 from video_ldm.tests.formats_help import motion_shapes, motion_tensors, saved
 

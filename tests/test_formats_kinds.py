@@ -1,8 +1,9 @@
 """What a file is, from its keys and shapes alone."""
 
-import pytest
+from types import SimpleNamespace
 
-from video_ldm.temporal.formats import identify_keys
+import pytest
+from video_ldm.temporal.families import LOADERS, identify_keys, listing, refusal
 from video_ldm.tests.formats_help import PUBLISHED, lora_shapes, motion_shapes
 
 KINDS = {
@@ -22,7 +23,8 @@ KINDS = {
     "videocrafter_t2v_512_v1.0": "videocrafter1", "videocrafter_t2v_512_v2.0": "videocrafter2",
     "videoldm_srpkdyy": "videoldm_srpkdyy",
 }
-TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "animatelcm_sd15_t2v", "lavie_vsr", "upscale_a_video_unet"}
+TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "ad_mm_sdxl_v10_beta", "animatelcm_sd15_t2v", "hotshotxl",
+         "lavie_vsr", "upscale_a_video_unet"}
 LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
 DECODERS = {"svd_temporal_decoder", "diffusers_vae_temporal_decoder"}
 
@@ -42,7 +44,9 @@ def test_every_published_file_is_told_by_its_keys(name, prefix):
 
 
 def test_an_artists_mistake_gets_a_sentence_with_the_file_what_it_is_and_where_it_belongs():
-    sentence = str(identify_keys(PUBLISHED["lavie_base"]).refusal("lavie_base.pt"))
+    found = identify_keys(PUBLISHED["lavie_base"])
+    file = SimpleNamespace(name="lavie_base.pt")
+    sentence = str(refusal(file, found, "temporal", "a file of temporal layers that this pack takes"))
     assert sentence == (
         "lavie_base.pt is LaVie's base text-to-video UNet, not a file of temporal layers that this pack takes. "
         "It is a whole UNet whose spatial layers were trained together with the temporal ones, so its temporal layers "
@@ -54,6 +58,16 @@ def test_every_refused_file_has_a_title_with_an_article_and_a_place(name):
     found = identify_keys(PUBLISHED[name])
     assert found.title.split()[0] in ("a", "an", "the", "LaVie's")
     assert found.place.endswith(".") and len(found.place) > 20
+
+
+@pytest.mark.parametrize("takes", LOADERS)
+def test_an_unknown_file_is_answered_with_what_the_asked_loader_takes(takes):
+    found = identify_keys({"fc.weight": (10, 10)})
+    sentence = str(refusal(SimpleNamespace(name="x.safetensors"), found, takes, "what it takes"))
+    assert sentence == ("x.safetensors is a file of a kind that this pack does not know (1 tensors, the first: fc.weight), "
+                        f"not what it takes. {LOADERS[takes]} takes {listing(takes)}.")
+    others = {listing(other) for other in LOADERS if other != takes}
+    assert listing(takes) and listing(takes) not in others
 
 
 @pytest.mark.parametrize("table, middle, kind", [

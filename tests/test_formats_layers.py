@@ -8,10 +8,16 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import (Base, Schedule, identify, load_svd_initialisation, load_temporal, video_ldm)
-from video_ldm.temporal.stack import Site, TemporalStack, unet_sites, video_ldm_params
+from video_ldm.temporal.families import identify, load_svd_initialisation, load_temporal, video_ldm
+from video_ldm.temporal.families.motion_modules import ANIMATEDIFF, ModuleKey
+from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.layers import Factory
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.slots import Site, unet_sites
+from video_ldm.temporal.spatial_changes import POOLED_NORMS
+from video_ldm.temporal.stack import TemporalStack
+from video_ldm.temporal.unet_names import UNetNames
 from video_ldm.tests.formats_help import PUBLISHED, motion_shapes, motion_tensors, narrow, saved
 from video_ldm.tests.small import SD15_SIZE, SMALL, randomise, unet_model
 
@@ -59,14 +65,12 @@ def test_animatelcm_says_how_it_wants_to_be_sampled(tmp_path):
                         transformer_depth_output=[1, 1, 1, 0, 0, 0])),
 ])
 def test_motion_modules_sit_after_every_block_of_a_unet_of_that_size(tmp_path, channels, resblocks, config):
-    from video_ldm.temporal.formats import animatediff as family
     sites = unet_sites(unet_model(config, device="meta"))
-    keys = motion_shapes(channels, resblocks)
-    found = {}
-    for key, shape in keys.items():
-        site, suffix = family.parse(key, family.resblocks_per_level(keys))
-        if suffix == "temporal_transformer.norm.weight":
-            found[site] = shape[0]
+    names, found = UNetNames(resblocks), {}
+    for key, shape in motion_shapes(channels, resblocks).items():
+        module = ModuleKey(key, ANIMATEDIFF)
+        if module.suffix == "temporal_transformer.norm.weight":
+            found[module.site(names)] = shape[0]
     assert found == {site: channels for site, (_, channels) in sites.items() if site.slot == "post_attn"}
 
 
@@ -162,7 +166,7 @@ def test_shared_noise_is_version_4_and_a_file_that_says_nothing_has_none(tmp_pat
 @pytest.mark.parametrize("schedule", [Schedule("sqrt_linear", 1 / 3e3, 0.1 + 0.2, "v"), SQRT_LINEAR])
 def test_every_fact_and_number_type_survives_the_disk(tmp_path, dtype, schedule):
     stack = tiny_stack().to(dtype)
-    params = replace(stack.params, positions=12, pool_spatial_norms=True, family="My layers")
+    params = replace(stack.params, positions=12, spatial=(POOLED_NORMS,), family="My layers")
     video_ldm.write(tmp_path / "a.safetensors", stack, params, schedule=schedule, base=Base("my model"))
     file = load_temporal(tmp_path / "a.safetensors")
     assert (file.params, file.schedule, file.base, file.fps) == (params, schedule, Base("my model", None), None)
@@ -174,7 +178,7 @@ def test_layers_at_the_size_of_stable_diffusion_have_svds_names():
     unet = unet_model(dict(SD15_SIZE, context_dim=1024), device="meta")
     params = video_ldm_params(unet, 1280, 1024, lambda channels: channels // 64, 14)
     names = {video_ldm.file_key(params, key): list(tensor.shape)
-             for key, tensor in TemporalStack(params, device="meta").state_dict().items()}
+             for key, tensor in TemporalStack(params, Factory(device="meta")).state_dict().items()}
     published = {key.removeprefix("model.diffusion_model."): shape for key, shape in PUBLISHED["svd_unet"].items()
                  if ".time_stack." in key or ".time_mixer." in key or ".time_pos_embed." in key}
     assert len(params.bricks) == 38 and names == published
@@ -317,7 +321,7 @@ def test_svd_is_refused_on_an_image_model_and_taken_as_a_start_for_training(tmp_
     params = video_ldm_params(thin_unet(), 256, 1024, lambda channels: channels // 64, 14)
     start = load_svd_initialisation(path, params)
     assert len(start.tensors) == 738 and start.fresh == [] and len(start.notes) == 1
-    TemporalStack(params, device="meta").load_state_dict(start.tensors, assign=True)
+    TemporalStack(params, Factory(device="meta")).load_state_dict(start.tensors, assign=True)
     stored = load_file(path)
     for place, names in SVD_PLACES.items():
         name = next(key for key in stored if key.endswith(names[which == "diffusers_svd_unet"]))

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import load_motion_lora, load_temporal
-from video_ldm.temporal.stack import TemporalStack, video_ldm_params
-from video_ldm.tests.formats_help import (PUBLISHED, lora_shapes, motion_shapes, motion_tensors, narrow, random_tensors,
-                                          saved)
+from video_ldm.temporal.families import load_motion_lora, load_temporal
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.stack import TemporalStack
+from video_ldm.tests.formats_help import (
+    PUBLISHED,
+    lora_shapes,
+    motion_shapes,
+    motion_tensors,
+    narrow,
+    random_tensors,
+    saved,
+)
 from video_ldm.tests.small import SMALL, unet_model
 
 CHANNELS = (32, 64)

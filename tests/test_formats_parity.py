@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from video_ldm.temporal.formats import load_motion_lora, load_temporal
-from video_ldm.temporal.stack import CallSettings, TemporalStack, open_call
+from video_ldm.temporal.call import CallSettings, open_call
+from video_ldm.temporal.families import load_motion_lora, load_temporal
+from video_ldm.temporal.stack import TemporalStack
 from video_ldm.tests.formats_help import saved
 from video_ldm.tests.small import SD15, batch, randomise, relative_error, unet_model
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import Base, NoiseLevels, Schedule, identify_keys, load_temporal, vsr
+from video_ldm.temporal.families import identify_keys, load_temporal
+from video_ldm.temporal.families import video_super_resolution as vsr
 from video_ldm.temporal.formats.files import TensorFile
-from video_ldm.temporal.formats.keys import Keys
-from video_ldm.temporal.layers import LevelModule
+from video_ldm.temporal.formats.temporal_file import Base, NoiseLevels, Schedule
+from video_ldm.temporal.formats.tensor_names import Keys
+from video_ldm.temporal.layers import Factory, LevelModule
 from video_ldm.temporal.layers.position import rotation_angles
-from video_ldm.temporal.sites import unet_sites
+from video_ldm.temporal.slots import unet_sites
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.tests import vsr_help
 from video_ldm.tests.formats_help import PUBLISHED, saved
@@ -39,14 +40,14 @@ def published(name: str, kind: str):
     def read(keys):
         return {key: rotation_angles(torch.ones(1))[0] if FREQUENCIES.match(key)
                 else torch.empty(shapes[key], device="meta") for key in keys}
-    return vsr.load(TensorFile(Path(f"{name}.bin"), shapes, {}, tuple(shapes), read), kind)
+    return vsr.load(TensorFile(Path(f"{name}.bin"), shapes, {}, tuple(shapes), read), identify_keys(shapes))
 
 
 # The published files
 
 def test_the_published_file_holds_the_papers_217_million_temporal_parameters():
     file = published(vsr_help.LAVIE, "lavie_vsr")
-    stack = TemporalStack(file.params, device="meta")
+    stack = TemporalStack(file.params, Factory(device="meta"))
     numbers = [weight.numel() for weight in stack.parameters()]
     assert sum(numbers) == 217_638_400 and len(numbers) == 454
     levels = [module for module in stack.modules() if isinstance(module, LevelModule)]
@@ -175,4 +176,4 @@ def drop(tensors: dict, *prefixes: str):
 def test_the_video_vae_of_upscale_a_video_stays_refused():
     found = identify_keys(PUBLISHED["upscale_a_video_decoder_vae_video"])
     assert (found.kind, found.takes) == ("upscale_a_video_vae", None)
-    assert vsr.detect(Keys(PUBLISHED["lavie_base"])) is None
+    assert vsr.detect(Keys(PUBLISHED["lavie_base"]), {}) is None

@@ -6,13 +6,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-
-from video_ldm.nodes.host.layout import call_unet
+from video_ldm.nodes.host.scene_layout import call_unet
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import layout as layout_format
-from video_ldm.temporal.formats import load_layout, load_temporal
-from video_ldm.temporal.formats.record import Base
-from video_ldm.temporal.layout import NOT_SAID, Layout, LayoutParams, SceneLayout, drop, nothing_said, picture_grid
+from video_ldm.temporal.families import load_layout, load_temporal
+from video_ldm.temporal.formats import scene_layout as layout_format
+from video_ldm.temporal.formats.temporal_file import Base
+from video_ldm.temporal.scene_layout import (
+    NOT_SAID,
+    Layout,
+    LayoutParams,
+    SceneLayout,
+    drop,
+    nothing_said,
+    picture_grid,
+)
 from video_ldm.temporal.training.diffusion import Diffusion
 from video_ldm.temporal.training.layout import LayoutLoss, Scenes
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext

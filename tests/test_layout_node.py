@@ -6,14 +6,13 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-
-from video_ldm.nodes.layout import EXAMPLE, SceneLayout, parse_boxes, preview
+from video_ldm.nodes.scene_layout import EXAMPLE, SceneLayout, parse_boxes, preview
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import layout as layout_format
-from video_ldm.temporal.formats import load_layout
-from video_ldm.temporal.formats.record import Base
-from video_ldm.temporal.layout import LayoutParams
-from video_ldm.temporal.layout import SceneLayout as Network
+from video_ldm.temporal.families import load_layout
+from video_ldm.temporal.formats import scene_layout as layout_format
+from video_ldm.temporal.formats.temporal_file import Base
+from video_ldm.temporal.scene_layout import LayoutParams
+from video_ldm.temporal.scene_layout import SceneLayout as Network
 from video_ldm.tests import attach_help
 from video_ldm.tests.attach_help import load_model, prediction, text, with_layers
 from video_ldm.tests.small import randomise, relative_error

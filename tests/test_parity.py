@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
-from video_ldm.temporal.stack import CallSettings, TemporalStack, open_call, video_ldm_params
-
+from video_ldm.temporal.call import CallSettings, open_call
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.stack import TemporalStack
 from video_ldm.tests.small import EMB_DIM, SMALL, batch, randomise, relative_error, unet_model
 
 VIDEO = dict(use_temporal_resblock=True, use_temporal_attention=True, merge_strategy="learned_with_images",

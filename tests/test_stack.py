@@ -5,16 +5,29 @@ import threading
 import pytest
 import torch
 from torch import nn
-
+from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.layers import Mix, MotionModule, TemporalResBlock, TemporalTransformer, motion
-from video_ldm.temporal.stack import (CallSettings, MotionParams, Site, StackParams, TemporalStack, open_call,
-                                      unet_sites, video_ldm_params)
-
-from video_ldm.tests.small import (SD15_SIZE, batch, randomise, relative_error, small_stack, small_unet,
-                                   unet_model)
+from video_ldm.temporal.layers import (
+    Factory,
+    GivenCall,
+    Mix,
+    MotionModule,
+    MotionParams,
+    ResBlockParams,
+    TemporalResBlock,
+    TemporalTransformer,
+    TransformerParams,
+    motion,
+)
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.params import StackParams
+from video_ldm.temporal.slots import Site, unet_sites
+from video_ldm.temporal.spatial_changes import POOLED_NORMS
+from video_ldm.temporal.stack import TemporalStack
+from video_ldm.tests.small import SD15_SIZE, batch, randomise, relative_error, small_stack, small_unet, unet_model
 
 T = 4
+TRANSFORMER = TransformerParams(64, 4, 96, 1)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +49,7 @@ def call(unet, sets, x, timesteps, context):
 def motion_stack(unet, pool=False, table_length=0, positions=32):
     bricks = tuple((site, MotionParams(channels, 8, 1, 2, table_length, False))
                    for site, (_, channels) in unet_sites(unet).items() if site.slot == "post_attn")
-    return randomise(TemporalStack(StackParams("AnimateDiff", bricks, 16, positions, pool)), 3)
+    return randomise(TemporalStack(StackParams("AnimateDiff", bricks, 16, positions, (POOLED_NORMS,) if pool else ())), 3)
 
 
 # Statement 3
@@ -46,7 +59,7 @@ def test_a_stable_diffusion_unet_gets_22_resblocks_16_transformers_and_the_paper
         context_dim, expected):
     unet = unet_model(dict(SD15_SIZE, context_dim=context_dim), device="meta")
     params = video_ldm_params(unet, 1280, context_dim, lambda channels: 8, 8)
-    stack = TemporalStack(params, device="meta")
+    stack = TemporalStack(params, Factory(device="meta"))
     slots = [site.slot for site, _ in params.bricks]
     assert (slots.count("post_res"), slots.count("in_attn_post_ff")) == (22, 16)
     assert sum(isinstance(module, Mix) for module in stack.modules()) == 38
@@ -125,7 +138,7 @@ def test_a_mix_over_time_weights_each_frame_with_its_own_alpha():
 # Statement 6
 
 def test_temporal_convolution_sees_only_its_own_pixel():
-    block = TemporalResBlock(64, 32)
+    block = TemporalResBlock(ResBlockParams(64, 32, 1))
     randomise(block)
     conv = block.time_stack.in_layers[2]
     x = torch.randn(1, 64, T, 6, 6)
@@ -141,10 +154,10 @@ def test_temporal_convolution_sees_only_its_own_pixel():
 def test_temporal_attention_mixes_neither_places_nor_clips(kind):
     text = torch.randn(2, 7, 96)
     if kind == "video ldm":
-        brick, run = TemporalTransformer(64, 4, 96), lambda brick, x: brick(x, text, T)
+        brick, run = TemporalTransformer(TRANSFORMER), lambda brick, x: brick(x, GivenCall(T, text=text))
         x, place = torch.randn(2 * T, 10, 64), (slice(T), 3)
     else:   # below the norm, whose statistics pool over places
-        brick, x, place = MotionModule(64, 4), torch.randn(10 * 2, T, 64), (3,)
+        brick, x, place = MotionModule(MotionParams(64, 4)), torch.randn(10 * 2, T, 64), (3,)
         run = lambda brick, x: brick.temporal_transformer.transformer_blocks[0](x)      # noqa: E731
     randomise(brick)
     changed = x.clone()
@@ -159,14 +172,14 @@ def test_temporal_attention_mixes_neither_places_nor_clips(kind):
 # Statement 7
 
 def test_a_fresh_temporal_resblock_is_the_identity_whatever_its_mix():
-    block = TemporalResBlock(64, 32)
+    block = TemporalResBlock(ResBlockParams(64, 32, 1))
     x, emb = torch.randn(2 * T, 64, 6, 6), torch.randn(2 * T, 32)
-    assert relative_error(block(x, emb, T), x) < 1e-6
+    assert relative_error(block(x, GivenCall(T, emb=emb)), x) < 1e-6
 
 
 def test_a_fresh_motion_module_is_the_identity():
     x = torch.randn(2 * T, 64, 6, 6)
-    assert torch.equal(MotionModule(64, 8)(x, T), x)
+    assert torch.equal(MotionModule(MotionParams(64, 8))(x, GivenCall(T)), x)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 11])
@@ -191,15 +204,16 @@ def test_gradients_reach_every_temporal_parameter_and_no_spatial_one(unet, stack
 # Statements 16 and 17
 
 def test_the_attention_band_changes_nothing_up_to_its_length_and_cuts_what_lies_beyond():
-    brick = randomise(TemporalTransformer(64, 4, 96))
+    brick = randomise(TemporalTransformer(TRANSFORMER))
     text = torch.randn(1, 7, 96)
+    near, far = (GivenCall(frames, text=text, max_distance=8) for frames in (9, 12))
     with torch.no_grad():
         short = torch.randn(9, 5, 64)
-        assert torch.equal(brick(short, text, 9, max_distance=8), brick(short, text, 9))
+        assert torch.equal(brick(short, near), brick(short, GivenCall(9, text=text)))
         long = torch.randn(12, 5, 64)
         changed = long.clone()
         changed[0] += torch.randn_like(changed[0])
-        difference = brick(changed, text, 12, max_distance=8) - brick(long, text, 12, max_distance=8)
+        difference = brick(changed, far) - brick(long, far)
         difference = difference.abs().amax(dim=(1, 2))
     assert difference[:9].min() > 0 and difference[9:].max() == 0
 
@@ -274,7 +288,7 @@ def test_a_call_that_misses_a_site_raises(unet, stack):
 
 def test_layers_for_another_network_are_refused_before_anything_runs(unet):
     bricks = ((Site("input", 7, "post_attn"), MotionParams(64, 8, 1, 2, 0, False)),)
-    params = StackParams("AnimateDiff", bricks, 16, 32, False)
+    params = StackParams("AnimateDiff", bricks, 16, 32)
     with pytest.raises(VideoLDMError, match="no place for the temporal layer input_7_post_attn_0"):
         with open_call(unet, [(TemporalStack(params), CallSettings(T))]):
             pass
@@ -301,10 +315,10 @@ def test_pooled_spatial_norms_see_the_whole_clip_and_one_frame_clips_stay_as_the
 
 
 def test_places_run_in_slices_as_they_run_together(monkeypatch):
-    brick = randomise(MotionModule(64, 8))
+    brick = randomise(MotionModule(MotionParams(64, 8)))
     x = torch.randn(2 * T, 64, 5, 6)
     with torch.no_grad():
         monkeypatch.setattr(motion, "CACHED", 1 << 30)
-        together = brick(x, T)
+        together = brick(x, GivenCall(T))
         monkeypatch.setattr(motion, "CACHED", 7 * T * 64)
-        assert relative_error(brick(x, T), together) < 1e-6
+        assert relative_error(brick(x, GivenCall(T)), together) < 1e-6

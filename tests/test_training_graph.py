@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
 from video_ldm.demo import autoencoder, data, layers, layout, models, upscaler
 from video_ldm.nodes.host import models as host
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.layout import SceneLayout
+from video_ldm.temporal.scene_layout import SceneLayout
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.clips import Clips
 from video_ldm.temporal.training.drawn import DrawnLoss, mapped, tensors_of

@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-
+from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.stack import CallSettings, MotionParams, StackParams, TemporalStack, open_call, unet_sites
+from video_ldm.temporal.layers import MotionParams
+from video_ldm.temporal.params import StackParams
+from video_ldm.temporal.slots import unet_sites
+from video_ldm.temporal.spatial_changes import POOLED_NORMS
+from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.batch import Batch
 from video_ldm.temporal.training.checkpointing import open_call_checkpointed
 from video_ldm.temporal.training.clips import Clips
@@ -180,7 +184,7 @@ def motion_stack(unet):
     """AnimateDiff-like layers after each transformer; spatial norms pooled over frames put hooks inside the blocks."""
     bricks = tuple((site, MotionParams(channels, 8, 1, 2, 0, True))
                    for site, (_, channels) in unet_sites(unet).items() if site.slot == "post_attn")
-    return randomise(TemporalStack(StackParams("AnimateDiff", bricks, 16, 32, True)), 3)
+    return randomise(TemporalStack(StackParams("AnimateDiff", bricks, 16, 32, (POOLED_NORMS,))), 3)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,21 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-
+from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.formats import load_temporal
-from video_ldm.temporal.layers import (LevelModule, LevelParams, ResidualConv, ResidualConvParams, RotaryParams,
-                                       RotaryTransformer)
+from video_ldm.temporal.families import load_temporal
+from video_ldm.temporal.layers import (
+    GivenCall,
+    LevelModule,
+    LevelParams,
+    ResidualConv,
+    ResidualConvParams,
+    RotaryParams,
+    RotaryTransformer,
+)
 from video_ldm.temporal.layers.position import distance_buckets, rotate, rotation_angles
-from video_ldm.temporal.stack import CallSettings, Site, TemporalStack, open_call, unet_sites
+from video_ldm.temporal.slots import Site, unet_sites
+from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.checkpointing import open_call_checkpointed
 from video_ldm.tests import vsr_help
 from video_ldm.tests.formats_help import saved
@@ -103,7 +111,7 @@ def test_layers_of_zero_leave_the_upscaler_but_for_its_norms_which_see_the_whole
     clip, frames = vsr_help.video_batch(1, T), vsr_help.video_batch(T, 1)
     assert relative_error(run(unet, bare, 1, frames), image(unet, frames)) < 1e-6
     assert relative_error(run(unet, bare, T, clip), image(unet, clip)) > 1e-3
-    alone = TemporalStack(replace(file.params, pool_spatial_norms=False))
+    alone = TemporalStack(replace(file.params, spatial=()))
     alone.load_state_dict(bare.state_dict())
     assert relative_error(run(unet, alone, T, clip), image(unet, clip)) < 1e-6
 
@@ -172,18 +180,18 @@ def test_the_layers_sit_where_the_published_unet_has_them(file):
 
 def test_a_fresh_level_module_is_the_identity_and_so_is_one_whose_shift_is_zero():
     x, emb = torch.randn(2 * T, 64, 6, 6), torch.randn(2 * T, 32)
-    assert torch.equal(LevelModule(LevelParams(64, 32))(x, emb, T), x)
+    assert torch.equal(LevelModule(LevelParams(64, 32))(x, GivenCall(T, emb=emb)), x)
     module = randomise(LevelModule(LevelParams(64, 32)))
-    assert relative_error(module(x, emb, T), x) > 0.1
+    assert relative_error(module(x, GivenCall(T, emb=emb)), x) > 0.1
     nn.init.zeros_(module.shift_conv.weight)
     nn.init.zeros_(module.shift_conv.bias)
-    assert torch.equal(module(x, emb, T), x)
+    assert torch.equal(module(x, GivenCall(T, emb=emb)), x)
 
 
 def test_fresh_attention_adds_its_output_bias_alone():
     brick = RotaryTransformer(RotaryParams(64, 2))
     bias = brick.attn_temporal.to_out[0].bias
-    assert torch.equal(brick(torch.randn(2 * T, 6, 64), T), bias.expand(2 * T, 6, 64))
+    assert torch.equal(brick(torch.randn(2 * T, 6, 64), GivenCall(T)), bias.expand(2 * T, 6, 64))
 
 
 @pytest.mark.parametrize("kind", ["convolution", "attention", "level"])
@@ -191,13 +199,13 @@ def test_strength_scales_what_a_layer_adds(kind):
     x, emb = torch.randn(2 * T, 64, 4, 6), torch.randn(2 * T, 32)
     if kind == "convolution":
         brick = randomise(ResidualConv(ResidualConvParams(64)))
-        added = lambda strength: brick(x, T, strength) - x                      # noqa: E731
+        added = lambda strength: brick(x, GivenCall(T, strength)) - x                      # noqa: E731
     elif kind == "level":
         brick = randomise(LevelModule(LevelParams(64, 32)))
-        added = lambda strength: brick(x, emb, T, strength) - x                 # noqa: E731
+        added = lambda strength: brick(x, GivenCall(T, strength, emb)) - x                 # noqa: E731
     else:
         brick = randomise(RotaryTransformer(RotaryParams(64, 2)))
-        added = lambda strength: brick(x.flatten(2).transpose(1, 2), T, strength)       # noqa: E731
+        added = lambda strength: brick(x.flatten(2).transpose(1, 2), GivenCall(T, strength))       # noqa: E731
     with torch.no_grad():
         assert relative_error(2 * added(0.5), added(1.0)) < 1e-5 and added(1.0).std() > 0.05
 
@@ -255,9 +263,10 @@ def test_attention_mixes_neither_places_nor_clips_and_keeps_to_its_band():
     x = torch.randn(2 * 9, 10, 64)
     changed = x.clone()
     changed[8, 3] += torch.randn(64)
+    near = GivenCall(9, max_distance=2)
     with torch.no_grad():
-        difference = (brick(changed, 9) - brick(x, 9)).abs().amax(-1)
-        banded = (brick(changed, 9, max_distance=2) - brick(x, 9, max_distance=2)).abs().amax(-1)
+        difference = (brick(changed, GivenCall(9)) - brick(x, GivenCall(9))).abs().amax(-1)
+        banded = (brick(changed, near) - brick(x, near)).abs().amax(-1)
     assert (difference > 0).nonzero().tolist() == [[frame, 3] for frame in range(9)]
     assert (banded > 0).nonzero().tolist() == [[frame, 3] for frame in range(6, 9)]
 

@@ -4,7 +4,6 @@ import comfy.conds
 import comfy.model_management
 import pytest
 import torch
-
 from video_ldm.nodes.host import attach, sampling
 from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.host.windows import ClipWindow, windowed_value
@@ -13,8 +12,20 @@ from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests import windows_help
 from video_ldm.tests.small import relative_error
-from video_ldm.tests.windows_help import (BOTH, LENGTH, LONG, by_hand, noise_of, notes, pictures, prediction,
-                                          predictions, steered, text, windowed)
+from video_ldm.tests.windows_help import (
+    BOTH,
+    LENGTH,
+    LONG,
+    by_hand,
+    noise_of,
+    notes,
+    pictures,
+    prediction,
+    predictions,
+    steered,
+    text,
+    windowed,
+)
 
 models, controlnets = windows_help.models, windows_help.controlnets     # fixtures
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from comfy.ldm.modules import attention
-
 from video_ldm.nodes.host import compat, layer_weights
 from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
@@ -13,8 +12,20 @@ from video_ldm.temporal.layers import attend
 from video_ldm.temporal.layers.position import distance_band
 from video_ldm.tests import windows_help
 from video_ldm.tests.small import relative_error
-from video_ldm.tests.windows_help import (BOTH, LENGTH, LONG, OVERLAP, by_hand, noise_of, notes, pictures, prediction,
-                                          steered, text, windowed)
+from video_ldm.tests.windows_help import (
+    BOTH,
+    LENGTH,
+    LONG,
+    OVERLAP,
+    by_hand,
+    noise_of,
+    notes,
+    pictures,
+    prediction,
+    steered,
+    text,
+    windowed,
+)
 
 models, controlnets = windows_help.models, windows_help.controlnets     # fixtures
 

@@ -59,7 +59,8 @@ def tiny_unet(seed=0):
 
 def tiny_stack(unet, seed=1):
     """Temporal layers whose zero-initialised convolutions are random, so that every parameter has a gradient."""
-    from video_ldm.temporal.stack import TemporalStack, video_ldm_params
+    from video_ldm.temporal.new_layers import video_ldm_params
+    from video_ldm.temporal.stack import TemporalStack
     torch.manual_seed(seed)
     stack = TemporalStack(video_ldm_params(unet, EMB_DIM, TEXT, lambda channels: 4, FRAMES))
     for name, parameter in stack.named_parameters():

@@ -1,9 +1,10 @@
 """The smallest x4 upscaler that ComfyUI detects, its VAE and temporal layers for it, all random."""
 
 import torch
-
-from video_ldm.temporal.formats import Base, Schedule, video_ldm
-from video_ldm.temporal.stack import TemporalStack, video_ldm_params
+from video_ldm.temporal.families import video_ldm
+from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.stack import TemporalStack
 from video_ldm.tests import vsr_help
 from video_ldm.tests.decoder_help import DecoderParams
 from video_ldm.tests.host import checkpoints

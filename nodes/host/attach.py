@@ -13,9 +13,10 @@ import uuid
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
+from ...temporal.call import CallSettings, open_call
 from ...temporal.conditioning import known_input
 from ...temporal.errors import VideoLDMError
-from ...temporal.stack import CallSettings, TemporalStack, open_call
+from ...temporal.stack import TemporalStack
 from .compat import refuse_core_windows
 from .image_model import refuse_compiled
 from .layer_weights import lora_patches, patcher_of

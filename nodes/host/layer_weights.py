@@ -6,7 +6,8 @@ import comfy.lora
 import torch
 from comfy.ldm.modules import attention
 
-from ...temporal.layers import attend
+from ...temporal.layers import Factory, attend
+from ...temporal.params import StackParams
 from ...temporal.stack import TemporalStack
 from .compat import layer_operations, layer_patcher
 
@@ -35,13 +36,12 @@ def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 _stacks = weakref.WeakValueDictionary()
 
 
-def build_stack(params, tensors: dict, dtype: torch.dtype, cache_key=None) -> TemporalStack:
+def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_key=None) -> TemporalStack:
     """The layers with their weights, shared by every MODEL that uses the same unchanged file in the same dtype."""
     key = (cache_key, dtype)
     stack = _stacks.get(key) if cache_key is not None else None
     if stack is None:
-        stack = TemporalStack(params, operations=layer_operations(), dtype=dtype, device="meta",
-                              attention=host_attention)
+        stack = TemporalStack(params, Factory(layer_operations(), dtype, "meta", host_attention))
         # Copies: safetensors' own are views of the file, which then can be neither replaced (Windows) nor rewritten.
         stack.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
         stack.requires_grad_(False).eval()

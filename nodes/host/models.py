@@ -275,7 +275,7 @@ def load_text(path):
 
 
 def embedding_folders():
-    import folder_paths                 # only inside a running ComfyUI is there anything to know here
+    import folder_paths  # only inside a running ComfyUI is there anything to know here
     return folder_paths.get_folder_paths("embeddings")
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.formats import NoiseLevels
-from ...temporal.stack import StackParams
+from ...temporal.formats.temporal_file import NoiseLevels
+from ...temporal.params import StackParams
 
 PREFIX = "video_ldm/"       # each set of layers has a key of its own that begins so
 CLIP = "video_ldm_clip"     # the key of the ClipOptions

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...temporal.decoder import DecoderParams, TemporalDecoder
 from ...temporal.errors import VideoLDMError
-from ...temporal.formats import DecoderFile
+from ...temporal.formats.decoder import DecoderFile
 from . import compat
 
 PICTURE = 128           # pixels along each side of the test picture

@@ -5,7 +5,7 @@ import comfy.model_base
 import comfy.supported_models_base
 from comfy.ldm.modules.diffusionmodules.upscaling import ImageConcatWithNoiseAugmentation
 
-from ...temporal.formats.upscaler import PREFIX, UpscalerFile, UpscalerParams, damaged
+from ...temporal.formats.pixel_upscaler import PREFIX, UpscalerFile, UpscalerParams, damaged
 from ...temporal.upscaler import FACTOR, PIXEL_CHANNELS
 from .models import UNetParams, patcher_of_model, shapes_of_unet
 from .noise_schedule import schedule_of

@@ -26,8 +26,8 @@ from ..atomic import write_atomically
 from ..decoder import GROUPS, KERNELS, DecoderParams
 from ..errors import VideoLDMError
 from .files import TensorFile
-from .keys import Keys
-from .record import Identified, require_one_dtype
+from .temporal_file import Identified, require_one_dtype
+from .tensor_names import Keys
 
 FORMAT = "video_ldm_temporal_decoder"
 VERSION = 1

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import VideoLDMError
-from .keys import bare_names
+from .tensor_names import bare_names
 
 SAFETENSORS = (".safetensors", ".sft")
 TORCH = (".ckpt", ".pt", ".pth", ".bin")

@@ -5,16 +5,19 @@ AnimateDiff's own layout, and diffusers' (with `processor.to_q_lora.down` or, fr
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import VideoLDMError
-from ..stack import MotionParams, StackParams
-from . import animatediff
+from ..layers import MotionParams
+from ..params import StackParams
+from ..slots import Site
+from ..unet_names import UNetNames, resblocks_per_level
 from .files import TensorFile
-from .keys import Keys
-from .record import Identified, require_one_dtype
+from .temporal_file import Identified, require_one_dtype
+from .tensor_names import Keys
 
 TITLE = "a Motion LoRA"
 PLACE = r"(?:(?P<side>down|up)_blocks\.(?P<level>\d+)|mid_block)\.motion_modules\.(?P<ordinal>\d+)\."
@@ -26,7 +29,7 @@ KEY = re.compile(PLACE + ATTENTION + WEIGHT)
 LORA = r".*(?:_lora\.(?:down|up)\.|\.lora_[AB]\.|\.lora_(?:down|up)\.|\.lora\.(?:down|up)\.)"
 
 
-def detect(keys: Keys) -> Identified | None:
+def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
     if keys.has(LORA) and keys.has(r".*motion_modules\."):
         return Identified("motion_lora", TITLE, "Load it with the Motion LoRA node, and connect that to Load Temporal "
                                                 "Layers.", takes="motion_lora")
@@ -47,7 +50,7 @@ class MotionLora:
 
     def patches(self) -> dict[str, tuple[Tensor, Tensor]]:
         """{stack key: (up, down)} of everything in the file, for `W += strength * up @ down`."""
-        resblocks = animatediff.most_resblocks((side, ordinal) for side, _, ordinal, _ in self.pairs)
+        resblocks = resblocks_per_level((side, ordinal) for side, _, ordinal, _ in self.pairs)
         return {stack_key(place, resblocks): pair for place, pair in self.pairs.items()}
 
     def fitting(self, params: StackParams) -> dict[str, tuple[Tensor, Tensor]]:
@@ -89,7 +92,8 @@ class MotionLora:
 
 def stack_key(place: tuple[str, int, int, str], resblocks: int) -> str:
     side, level, ordinal, suffix = place
-    return f"layers.{animatediff.site_of(side, level, ordinal, resblocks).name}.temporal_transformer.{suffix}"
+    site = Site(*UNetNames(resblocks).block(side, level, ordinal), "post_attn")
+    return f"layers.{site.name}.temporal_transformer.{suffix}"
 
 
 def resblocks_of(names) -> int:
@@ -101,7 +105,7 @@ def resblocks_of(names) -> int:
 
 # Reading
 
-def load(file: TensorFile) -> MotionLora:
+def load(file: TensorFile, found: Identified | None = None) -> MotionLora:
     halves: dict[tuple, dict[str, str]] = {}
     for key in file.shapes:
         place, half = parse(file, key)

@@ -1,15 +1,18 @@
-"""The bricks that temporal layers are made of: shapes are `b t c h w` in the papers, `(b t) ...` on the wire."""
+"""The bricks that temporal layers are made of: shapes are `b t c h w` in the papers, `(b t) ...` in the network."""
 
-from .attention import Attention, FeedForward, TemporalTransformer, TemporalTransformerBlock, attend
+from .attention import Attention, FeedForward, TemporalTransformer, TemporalTransformerBlock, TransformerParams
+from .brick import BrickCall, BrickParams, GivenCall
 from .context import ContextDownsampler, FpsToken
-from .conv import TemporalResBlock
+from .conv import ResBlockParams, TemporalResBlock
+from .factory import Factory, attend
 from .mix import Mix
-from .motion import MotionModule
+from .motion import MotionModule, MotionParams
 from .position import interleaved_sinusoid, timestep_sinusoid
 from .vsr import LevelModule, LevelParams, ResidualConv, ResidualConvParams, RotaryParams, RotaryTransformer
 
 __all__ = [
-    "Attention", "ContextDownsampler", "FeedForward", "FpsToken", "LevelModule", "LevelParams", "Mix", "MotionModule",
-    "ResidualConv", "ResidualConvParams", "RotaryParams", "RotaryTransformer", "TemporalResBlock",
-    "TemporalTransformer", "TemporalTransformerBlock", "attend", "interleaved_sinusoid", "timestep_sinusoid",
+    "Attention", "BrickCall", "BrickParams", "ContextDownsampler", "Factory", "FeedForward", "FpsToken", "GivenCall",
+    "LevelModule", "LevelParams", "Mix", "MotionModule", "MotionParams", "ResBlockParams", "ResidualConv",
+    "ResidualConvParams", "RotaryParams", "RotaryTransformer", "TemporalResBlock", "TemporalTransformer",
+    "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid", "timestep_sinusoid",
 ]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from .factory import Factory
 from .position import timestep_sinusoid
 
 
@@ -15,11 +16,10 @@ class ContextDownsampler(nn.Module):
     rounding is that of the UNet's own downsampling.
     """
 
-    def __init__(self, in_channels: int, channels: int, levels: int, operations=nn, dtype=None, device=None):
+    def __init__(self, in_channels: int, channels: int, levels: int, make: Factory = Factory()):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
-        steps = [operations.Conv2d(in_channels, channels, 3, padding=1, **place)]
-        steps += [operations.Conv2d(channels, channels, 3, stride=2, padding=1, **place) for _ in range(levels - 1)]
+        steps = [make.conv2d(in_channels, channels, 3, padding=1)]
+        steps += [make.conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(levels - 1)]
         self.steps = nn.ModuleList(steps)
 
     def forward(self, known: Tensor) -> list[Tensor]:
@@ -37,12 +37,10 @@ class FpsToken(nn.Module):
     "cross attention to a corresponding embedding".
     """
 
-    def __init__(self, width: int, operations=nn, dtype=None, device=None):
+    def __init__(self, width: int, make: Factory = Factory()):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
         self.width = width
-        self.embed = nn.Sequential(operations.Linear(width, width, **place), nn.SiLU(),
-                                   operations.Linear(width, width, **place))
+        self.embed = nn.Sequential(make.linear(width, width), nn.SiLU(), make.linear(width, width))
 
     def forward(self, fps: Tensor, like: Tensor) -> Tensor:
         """fps `b`, frames per second -> `b 1 width` in the dtype and on the device of `like`."""

@@ -1,12 +1,29 @@
 """The temporal residual block of 3-D convolutions (Video LDM, section 3.1; SVD's `VideoResBlock.time_stack`)."""
 
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .brick import BrickCall
+from .factory import Factory
 from .mix import Mix
 
 KERNEL = (3, 1, 1)      # over time alone: a pixel sees only its own place in neighbouring frames (Table 6)
+
+
+@dataclass(frozen=True)
+class ResBlockParams:
+    """Temporal ResBlock of Video LDM, slot `post_res`."""
+
+    channels: int
+    emb_dim: int                    # width of the timestep embedding
+    mix_length: int                 # 1, or the only clip length that the mix can run
+    context_channels: int = 0       # received beside x, of layers that take context frames
+
+    def build(self, make: Factory) -> nn.Module:
+        return TemporalResBlock(self, make)
 
 
 class TimeStack(nn.Module):
@@ -16,20 +33,20 @@ class TimeStack(nn.Module):
     that norm and skip keep the width of layers without them.
     """
 
-    def __init__(self, channels: int, emb_dim: int, context_channels: int = 0, operations=nn, dtype=None, device=None):
+    def __init__(self, params: ResBlockParams, make: Factory = Factory()):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
+        channels = params.channels
         self.in_layers = nn.Sequential(
-            operations.GroupNorm(32, channels, **place),
+            make.group_norm(channels),
             nn.SiLU(),
-            operations.Conv3d(channels + context_channels, channels, KERNEL, padding=(1, 0, 0), **place),
+            make.conv3d(channels + params.context_channels, channels, KERNEL, padding=(1, 0, 0)),
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(emb_dim, channels, **place))
+        self.emb_layers = nn.Sequential(nn.SiLU(), make.linear(params.emb_dim, channels))
         self.out_layers = nn.Sequential(
-            operations.GroupNorm(32, channels, **place),
+            make.group_norm(channels),
             nn.SiLU(),
             nn.Dropout(0.0),
-            operations.Conv3d(channels, channels, KERNEL, padding=(1, 0, 0), **place),
+            make.conv3d(channels, channels, KERNEL, padding=(1, 0, 0)),
         )
         nn.init.zeros_(self.out_layers[3].weight)       # a fresh block is the identity
         nn.init.zeros_(self.out_layers[3].bias)
@@ -46,16 +63,16 @@ class TimeStack(nn.Module):
 class TemporalResBlock(nn.Module):
     """Slot `post_res`: acts on what the spatial ResBlock gave out, then mixes."""
 
-    def __init__(self, channels: int, emb_dim: int, mix_length: int = 1, context_channels: int = 0, operations=nn,
-                 dtype=None, device=None):
+    def __init__(self, params: ResBlockParams, make: Factory = Factory()):
         super().__init__()
-        self.time_stack = TimeStack(channels, emb_dim, context_channels, operations, dtype, device)
-        self.time_mixer = Mix(mix_length, dtype, device)
+        self.time_stack = TimeStack(params, make)
+        self.time_mixer = Mix(params.mix_length, make)
 
-    def forward(self, x: Tensor, emb: Tensor, frames: int, strength: float = 1.0, known: Tensor | None = None) -> Tensor:
-        """x `(b t) c h w`, emb `(b t) e`, frames t, known `(b t) k h w`."""
+    def forward(self, x: Tensor, call: BrickCall) -> Tensor:
+        """x `(b t) c h w`."""
+        frames, known = call.frames, call.context_maps
         clip = rearrange(x, "(b t) c h w -> b c t h w", t=frames)
         if known is not None:
             known = rearrange(known, "(b t) k h w -> b k t h w", t=frames)
-        temporal = self.time_stack(clip, rearrange(emb, "(b t) e -> b t e", t=frames), known)
-        return self.time_mixer(x, rearrange(temporal, "b c t h w -> (b t) c h w"), frames, strength)
+        temporal = self.time_stack(clip, rearrange(call.emb, "(b t) e -> b t e", t=frames), known)
+        return self.time_mixer(x, rearrange(temporal, "b c t h w -> (b t) c h w"), frames, call.strength)

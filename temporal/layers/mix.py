@@ -4,6 +4,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .factory import Factory
+
 
 class Mix(nn.Module):
     """alpha = sigmoid(mix_factor) weights the SPATIAL branch: `alpha * spatial + (1 - alpha) * temporal`.
@@ -12,9 +14,9 @@ class Mix(nn.Module):
     mix_factor of 0.5 are those of the public SVD code; the paper leaves both open.
     """
 
-    def __init__(self, length: int = 1, dtype=None, device=None):
+    def __init__(self, length: int = 1, make: Factory = Factory()):
         super().__init__()
-        self.mix_factor = nn.Parameter(torch.full((length,), 0.5, dtype=dtype, device=device))
+        self.mix_factor = nn.Parameter(torch.full((length,), 0.5, **make.weights))
 
     def forward(self, spatial: Tensor, temporal: Tensor, frames: int, strength: float = 1.0) -> Tensor:
         """Blend `(b t) ...` tensors; strength s moves alpha towards 1, the image model: 1 - s (1 - alpha)."""

@@ -1,22 +1,41 @@
 """The AnimateDiff motion module: temporal self-attention after a spatial transformer (formats.md, a)."""
 
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Attention, FeedForward, attend
-from .position import distance_band, interleaved_sinusoid
+from .attention import Attention, FeedForward
+from .brick import BrickCall
+from .factory import Factory
+from .position import interleaved_sinusoid
 
 CACHED = 1024 * 320     # numbers per thread that the blocks take in at a time; 8 times as many, at their widest, fit L3
+
+
+@dataclass(frozen=True)
+class MotionParams:
+    """AnimateDiff motion module, slot `post_attn`."""
+
+    channels: int
+    heads: int
+    blocks: int = 1
+    attentions: int = 2             # in each block
+    table_length: int = 0           # of a learned table of frame positions; 0: they are the sinusoid, computed
+    norm_pooled: bool = False       # the module's norm sees all frames of a clip together
+
+    def build(self, make: Factory) -> nn.Module:
+        return MotionModule(self, make)
 
 
 class MotionAttention(Attention):
     """Self-attention over t whose frame positions feed q, k and v, after the norm."""
 
-    def __init__(self, dim: int, heads: int, table_length: int = 0, attention=attend,
-                 operations=nn, dtype=None, device=None):
-        super().__init__(dim, heads, None, attention, operations, dtype, device)
-        self.pos_encoder = PositionTable(table_length, dim, dtype, device) if table_length else None
+    def __init__(self, params: MotionParams, make: Factory = Factory()):
+        super().__init__(params.channels, params.heads, None, make)
+        length = params.table_length
+        self.pos_encoder = PositionTable(length, params.channels, make) if length else None
 
     def positions(self, frames: int, like: Tensor) -> Tensor:
         if self.pos_encoder is not None:
@@ -30,9 +49,9 @@ class MotionAttention(Attention):
 class PositionTable(nn.Module):
     """Learned positions: a file whose table is not the sinusoid keeps its own, and ends where it ends."""
 
-    def __init__(self, length: int, dim: int, dtype=None, device=None):
+    def __init__(self, length: int, dim: int, make: Factory = Factory()):
         super().__init__()
-        self.pe = nn.Parameter(torch.zeros(1, length, dim, dtype=dtype, device=device))
+        self.pe = nn.Parameter(torch.zeros(1, length, dim, **make.weights))
 
     def forward(self, frames: int) -> Tensor:
         return self.pe[0, :frames]
@@ -41,15 +60,12 @@ class PositionTable(nn.Module):
 class MotionBlock(nn.Module):
     """Two temporal self-attentions and a GEGLU, each residual, on `(b s) t c`."""
 
-    def __init__(self, dim: int, heads: int, attentions: int = 2, table_length: int = 0, attention=attend,
-                 operations=nn, dtype=None, device=None):
+    def __init__(self, params: MotionParams, make: Factory = Factory()):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
-        self.attention_blocks = nn.ModuleList(
-            MotionAttention(dim, heads, table_length, attention, operations, **place) for _ in range(attentions))
-        self.norms = nn.ModuleList(operations.LayerNorm(dim, **place) for _ in range(attentions))
-        self.ff = FeedForward(dim, operations, **place)
-        self.ff_norm = operations.LayerNorm(dim, **place)
+        self.attention_blocks = nn.ModuleList(MotionAttention(params, make) for _ in range(params.attentions))
+        self.norms = nn.ModuleList(make.layer_norm(params.channels) for _ in range(params.attentions))
+        self.ff = FeedForward(params.channels, make)
+        self.ff_norm = make.layer_norm(params.channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for norm, attention in zip(self.norms, self.attention_blocks):
@@ -63,17 +79,14 @@ class TemporalTransformer3D(nn.Module):
     Its norm is per frame in AnimateDiff's own code, pooled over the frames in diffusers and in the SDXL beta.
     """
 
-    def __init__(self, channels: int, heads: int, blocks: int = 1, attentions: int = 2, table_length: int = 0,
-                 norm_pooled: bool = False, attention=attend, operations=nn, dtype=None, device=None):
+    def __init__(self, params: MotionParams, make: Factory = Factory()):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
-        self.norm_pooled = norm_pooled
-        self.norm = operations.GroupNorm(32, channels, eps=1e-6, **place)
-        self.proj_in = operations.Linear(channels, channels, **place)
-        self.transformer_blocks = nn.ModuleList(
-            MotionBlock(channels, heads, attentions, table_length, attention, operations, **place)
-            for _ in range(blocks))
-        self.proj_out = operations.Linear(channels, channels, **place)
+        channels = params.channels
+        self.norm_pooled = params.norm_pooled
+        self.norm = make.group_norm(channels, eps=1e-6)
+        self.proj_in = make.linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList(MotionBlock(params, make) for _ in range(params.blocks))
+        self.proj_out = make.linear(channels, channels)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
@@ -83,9 +96,9 @@ class TemporalTransformer3D(nn.Module):
         pooled = self.norm(rearrange(x, "(b t) c h w -> b c t h w", t=frames))
         return rearrange(pooled, "b c t h w -> (b t) c h w")
 
-    def forward(self, x: Tensor, frames: int, max_distance: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, call: BrickCall) -> Tensor:
         _, _, height, _ = x.shape
-        band = distance_band(frames, max_distance, x.device)
+        frames, band = call.frames, call.band(x.device)
         h = rearrange(self.normed(x, frames), "(b t) c h w -> (b h w) t c", t=frames)
         slices = [self.over_time(places, band) for places in h.split(slice_length(h))]
         h = torch.cat([rearrange(places, "s t c -> t s c") for places in slices], dim=1)   # frames whole again in memory
@@ -109,12 +122,10 @@ def slice_length(x: Tensor) -> int:
 class MotionModule(nn.Module):
     """Slot `post_attn`: `x + strength * temporal_transformer(x)`."""
 
-    def __init__(self, channels: int, heads: int, blocks: int = 1, attentions: int = 2, table_length: int = 0,
-                 norm_pooled: bool = False, attention=attend, operations=nn, dtype=None, device=None):
+    def __init__(self, params: MotionParams, make: Factory = Factory()):
         super().__init__()
-        self.temporal_transformer = TemporalTransformer3D(
-            channels, heads, blocks, attentions, table_length, norm_pooled, attention, operations, dtype, device)
+        self.temporal_transformer = TemporalTransformer3D(params, make)
 
-    def forward(self, x: Tensor, frames: int, strength: float = 1.0, max_distance: int | None = None) -> Tensor:
-        """x `(b t) c h w`, frames t."""
-        return torch.add(x, self.temporal_transformer(x, frames, max_distance), alpha=strength)
+    def forward(self, x: Tensor, call: BrickCall) -> Tensor:
+        """x `(b t) c h w`."""
+        return torch.add(x, self.temporal_transformer(x, call), alpha=call.strength)

@@ -10,8 +10,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Attention, attend
-from .position import BUCKETS, ROTATED, distance_band, distance_buckets, rotate, rotation_angles
+from .attention import Attention
+from .brick import BrickCall
+from .factory import Factory
+from .position import BUCKETS, ROTATED, distance_buckets, rotate, rotation_angles
 
 EPS = 1e-6
 SHORT, LONG = (3, 1, 1), (5, 1, 1)      # kernels over t alone
@@ -24,6 +26,9 @@ class ResidualConvParams:
 
     channels: int
 
+    def build(self, make: Factory) -> nn.Module:
+        return ResidualConv(self, make)
+
 
 @dataclass(frozen=True)
 class RotaryParams:
@@ -32,13 +37,19 @@ class RotaryParams:
     channels: int
     heads: int
 
+    def build(self, make: Factory) -> nn.Module:
+        return RotaryTransformer(self, make)
+
 
 @dataclass(frozen=True)
 class LevelParams:
     """Convolutions over t and over the picture, slot `post_level`."""
 
     channels: int
-    emb_dim: int
+    emb_dim: int        # width of the timestep embedding
+
+    def build(self, make: Factory) -> nn.Module:
+        return LevelModule(self, make)
 
 
 class ConvBlock(nn.Module):
@@ -47,15 +58,14 @@ class ConvBlock(nn.Module):
     A kernel of two sizes acts on each frame. emb_dim 0: a block that does not hear the timestep.
     """
 
-    def __init__(self, channels: int, kernels: tuple, emb_dim: int = 0, operations=nn, dtype=None, device=None):
+    def __init__(self, channels: int, kernels: tuple, emb_dim: int = 0, make: Factory = Factory()):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
-        self.norm1 = operations.GroupNorm(32, channels, eps=EPS, **place)
-        self.conv1 = conv(channels, kernels[0], operations, **place)
+        self.norm1 = make.group_norm(channels, eps=EPS)
+        self.conv1 = conv(channels, kernels[0], make)
         if emb_dim:
-            self.time_emb_proj = operations.Linear(emb_dim, channels, **place)
-        self.norm2 = operations.GroupNorm(32, channels, eps=EPS, **place)
-        self.conv2 = conv(channels, kernels[1], operations, **place)
+            self.time_emb_proj = make.linear(emb_dim, channels)
+        self.norm2 = make.group_norm(channels, eps=EPS)
+        self.conv2 = conv(channels, kernels[1], make)
         self.act = nn.SiLU()
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
@@ -66,9 +76,9 @@ class ConvBlock(nn.Module):
         return convolved(self.conv2, self.act(self.norm2(h)))
 
 
-def conv(channels: int, kernel: tuple, operations, dtype, device) -> nn.Module:
-    kind = operations.Conv3d if len(kernel) == 3 else operations.Conv2d
-    return kind(channels, channels, kernel, padding=tuple(size // 2 for size in kernel), dtype=dtype, device=device)
+def conv(channels: int, kernel: tuple, make: Factory) -> nn.Module:
+    kind = make.conv3d if len(kernel) == 3 else make.conv2d
+    return kind(channels, channels, kernel, padding=tuple(size // 2 for size in kernel))
 
 
 def convolved(conv: nn.Module, x: Tensor) -> Tensor:
@@ -81,24 +91,23 @@ def convolved(conv: nn.Module, x: Tensor) -> Tensor:
 class ResidualConv(nn.Module):
     """Slot `post_res`: acts on what the spatial ResBlock before a spatial transformer gave out."""
 
-    def __init__(self, params: ResidualConvParams, operations=nn, dtype=None, device=None):
+    def __init__(self, params: ResidualConvParams, make: Factory = Factory()):
         super().__init__()
-        self.resblock_temporal = ConvBlock(params.channels, (SHORT, SHORT), 0, operations, dtype, device)
+        self.resblock_temporal = ConvBlock(params.channels, (SHORT, SHORT), 0, make)
 
-    def forward(self, x: Tensor, frames: int, strength: float = 1.0) -> Tensor:
-        """x `(b t) c h w`, frames t."""
-        residual = self.resblock_temporal(rearrange(x, "(b t) c h w -> b c t h w", t=frames))
-        return torch.add(x, rearrange(residual, "b c t h w -> (b t) c h w"), alpha=strength)
+    def forward(self, x: Tensor, call: BrickCall) -> Tensor:
+        """x `(b t) c h w`."""
+        residual = self.resblock_temporal(rearrange(x, "(b t) c h w -> b c t h w", t=call.frames))
+        return torch.add(x, rearrange(residual, "b c t h w -> (b t) c h w"), alpha=call.strength)
 
 
 class DistanceBias(nn.Module):
     """What each head adds to its scores for the distance between two frames; fresh, nothing."""
 
-    def __init__(self, heads: int, dtype=None, device=None):
+    def __init__(self, heads: int, make: Factory = Factory()):
         super().__init__()
         # Not an Embedding: drawing its weight on the meta device has torch import its compiler, for seconds.
-        self.relative_attention_bias = nn.ParameterDict(
-            {"weight": torch.zeros(BUCKETS, heads, dtype=dtype, device=device)})
+        self.relative_attention_bias = nn.ParameterDict({"weight": torch.zeros(BUCKETS, heads, **make.weights)})
 
     def forward(self, frames: int, like: Tensor) -> Tensor:
         """`1 heads t t`, one table for every place."""
@@ -109,11 +118,11 @@ class DistanceBias(nn.Module):
 class RotaryAttention(Attention):
     """Self-attention over t: q and k are turned by their frames' positions, and the scores biased by distance."""
 
-    def __init__(self, dim: int, heads: int, attention=attend, operations=nn, dtype=None, device=None):
-        super().__init__(dim, heads, None, attention, operations, dtype, device)
+    def __init__(self, dim: int, heads: int, make: Factory = Factory()):
+        super().__init__(dim, heads, None, make)
         if dim // heads < ROTATED:
             raise ValueError(f"{dim} channels in {heads} heads are fewer than the {ROTATED} of a head that are turned")
-        self.time_rel_pos_bias = DistanceBias(heads, dtype, device)
+        self.time_rel_pos_bias = DistanceBias(heads, make)
 
     def forward(self, x: Tensor, band: Tensor | None = None) -> Tensor:
         """x `s t c`; band `t t`, true where frames see each other."""
@@ -130,37 +139,35 @@ class RotaryAttention(Attention):
 class RotaryTransformer(nn.Module):
     """Slot `in_attn_pre_ff`: gives the residual that joins between text attention and feed-forward."""
 
-    def __init__(self, params: RotaryParams, attention=attend, operations=nn, dtype=None, device=None):
+    def __init__(self, params: RotaryParams, make: Factory = Factory()):
         super().__init__()
-        self.norm_temporal = operations.LayerNorm(params.channels, dtype=dtype, device=device)
-        self.attn_temporal = RotaryAttention(params.channels, params.heads, attention, operations, dtype, device)
+        self.norm_temporal = make.layer_norm(params.channels)
+        self.attn_temporal = RotaryAttention(params.channels, params.heads, make)
         nn.init.zeros_(self.attn_temporal.to_out[0].weight)     # its bias is not zeroed, as published
 
-    def forward(self, x: Tensor, frames: int, strength: float = 1.0, max_distance: int | None = None) -> Tensor:
-        """x `(b t) s c`, frames t -> the residual, of the same shape."""
-        band = distance_band(frames, max_distance, x.device)
-        places = rearrange(x, "(b t) s c -> (b s) t c", t=frames)
-        residual = self.attn_temporal(self.norm_temporal(places), band)
-        return strength * rearrange(residual, "(b s) t c -> (b t) s c", s=x.shape[1])
+    def forward(self, x: Tensor, call: BrickCall) -> Tensor:
+        """x `(b t) s c` -> the residual, of the same shape."""
+        places = rearrange(x, "(b t) s c -> (b s) t c", t=call.frames)
+        residual = self.attn_temporal(self.norm_temporal(places), call.band(x.device))
+        return call.strength * rearrange(residual, "(b s) t c -> (b t) s c", s=x.shape[1])
 
 
 class LevelModule(nn.Module):
     """Slot `post_level`: `x + shift_conv(s(t(x)))`, the published TemporalModule3D; fresh it is the identity."""
 
-    def __init__(self, params: LevelParams, operations=nn, dtype=None, device=None):
+    def __init__(self, params: LevelParams, make: Factory = Factory()):
         super().__init__()
-        place = {"operations": operations, "dtype": dtype, "device": device}
-        self.resblocks_3d_t = ConvBlock(params.channels, (LONG, SHORT), params.emb_dim, **place)
-        self.resblocks_3d_s = ConvBlock(params.channels, (SQUARE, SQUARE), params.emb_dim, **place)
-        self.shift_conv = operations.Conv2d(params.channels, params.channels, 1, dtype=dtype, device=device)
+        self.resblocks_3d_t = ConvBlock(params.channels, (LONG, SHORT), params.emb_dim, make)
+        self.resblocks_3d_s = ConvBlock(params.channels, (SQUARE, SQUARE), params.emb_dim, make)
+        self.shift_conv = make.conv2d(params.channels, params.channels, 1)
         nn.init.zeros_(self.shift_conv.weight)
         nn.init.zeros_(self.shift_conv.bias)
 
-    def forward(self, x: Tensor, emb: Tensor, frames: int, strength: float = 1.0) -> Tensor:
-        """x `(b t) c h w`, emb `(b t) e` (the network's timestep embedding), frames t."""
-        h = rearrange(x, "(b t) c h w -> b c t h w", t=frames)
-        emb = rearrange(emb, "(b t) e -> b t e", t=frames)
+    def forward(self, x: Tensor, call: BrickCall) -> Tensor:
+        """x `(b t) c h w`."""
+        h = rearrange(x, "(b t) c h w -> b c t h w", t=call.frames)
+        emb = rearrange(call.emb, "(b t) e -> b t e", t=call.frames)
         for block in (self.resblocks_3d_t, self.resblocks_3d_s):
             h = h + block(h, emb)
         shift = self.shift_conv(rearrange(h, "b c t h w -> (b t) c h w"))
-        return torch.add(x, shift, alpha=strength)
+        return torch.add(x, shift, alpha=call.strength)

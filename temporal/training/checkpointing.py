@@ -13,8 +13,9 @@ from threading import get_ident
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..sites import is_resblock, is_transformer, unet_blocks
-from ..stack import attached, open_call
+from ..call import attached, open_call
+from ..slots import SLOTS
+from ..unet import is_resblock, is_transformer, unet_blocks
 
 
 @contextmanager
@@ -41,7 +42,7 @@ class _Region:
         # Layers inside a spatial transformer are recomputed with it; the others act after their block has returned.
         for call in calls:
             modules += [call.stack.layers[site.name] for site, _ in call.stack.params.bricks
-                        if not site.slot.startswith("in_attn")]
+                        if not SLOTS[site.slot].inside_block]
         self.modules = list(dict.fromkeys(modules))
 
     def enter(self):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..layout import Layout, SceneLayout, drop
+from ..scene_layout import Layout, SceneLayout, drop
 from .batch import check_null_context, drop_context
 from .diffusion import Diffusion
 from .drawn import DrawnLoss

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..call import CallSettings, open_call
 from ..conditioning import context_input, context_mask
 from ..errors import VideoLDMError
-from ..stack import CallSettings, TemporalStack, open_call
+from ..stack import TemporalStack
 from .batch import Batch, as_clips, check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
 from .diffusion import Diffusion

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..call import CallSettings, open_call
 from ..errors import VideoLDMError
-from ..stack import CallSettings, TemporalStack, open_call
+from ..stack import TemporalStack
 from ..upscaler import TRAINED_LEVEL, noised, spread_out, unnoised
 from .batch import check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed

@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
-
 from video_ldm.temporal.conditioning import with_context
-from video_ldm.temporal.formats import Base, Schedule, video_ldm
-from video_ldm.temporal.layers import interleaved_sinusoid
-from video_ldm.temporal.sites import unet_sites
-from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES, MotionParams, StackParams, TemporalStack, video_ldm_params
+from video_ldm.temporal.families import video_ldm
+from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.layers import MotionParams, interleaved_sinusoid
+from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES, StackParams
+from video_ldm.temporal.slots import unet_sites
+from video_ldm.temporal.spatial_changes import POOLED_NORMS
+from video_ldm.temporal.stack import TemporalStack
 from video_ldm.tests.small import SD15, randomise, unet_model
 
 UNET = dict(SD15, model_channels=320, num_res_blocks=[1], channel_mult=(1,), transformer_depth=[1],
@@ -126,7 +129,7 @@ def motion_layers(seed: int = 2, table_length: int = 0, pool: bool = False) -> T
     """AnimateDiff motion modules for UNET."""
     bricks = tuple((site, MotionParams(channels, HEADS, 1, 2, table_length, False))
                    for site, (_, channels) in unet_sites(meta_unet()).items() if site.slot == "post_attn")
-    return randomise(TemporalStack(StackParams("AnimateDiff v2", bricks, 16, POSITIONS, pool)), seed)
+    return randomise(TemporalStack(StackParams("AnimateDiff v2", bricks, 16, POSITIONS, (POOLED_NORMS,) if pool else ())), seed)
 
 
 def motion_key(key: str) -> str:

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-
-from video_ldm.temporal.formats import layout as layout_format
-from video_ldm.temporal.formats.record import Base
-from video_ldm.temporal.layout import LayoutParams, SceneLayout
+from video_ldm.temporal.formats import scene_layout as layout_format
+from video_ldm.temporal.formats.temporal_file import Base
+from video_ldm.temporal.scene_layout import LayoutParams, SceneLayout
 from video_ldm.tests.host.client import NodeError
 from video_ldm.tests.host.graphs import LORA, POSITIVE, Graph, out
 from video_ldm.tests.small import randomise, relative_error

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..atomic import write_atomically
 from ..errors import VideoLDMError
 from .files import TensorFile
-from .keys import Keys
-from .record import PREDICTIONS, Identified, require_one_dtype, require_version
+from .temporal_file import PREDICTIONS, Identified, require_one_dtype, require_version
+from .tensor_names import Keys
 
 FORMAT = "video_ldm_upscaler"
 VERSION = 1
@@ -68,7 +68,7 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
     return None
 
 
-def load(file: TensorFile) -> UpscalerFile:
+def load(file: TensorFile, found: Identified | None = None) -> UpscalerFile:
     """The content of an open file; raises VideoLDMError where its metadata cannot be read."""
     require_version(file.name, TITLE, file.metadata, VERSION)
     try:

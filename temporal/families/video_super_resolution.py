@@ -9,6 +9,7 @@ seen, and says nothing of what was trained. Taken here is the schedule of the x4
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,15 +17,15 @@ import torch
 from torch import Tensor
 
 from ..errors import VideoLDMError
-from ..layers import LevelParams, ResidualConvParams, RotaryParams
+from ..formats.files import TensorFile
+from ..formats.temporal_file import Base, Identified, NoiseLevels, Schedule, TemporalFile
+from ..formats.tensor_names import Keys
+from ..layers import BrickParams, LevelParams, ResidualConvParams, RotaryParams
 from ..layers.position import rotation_angles
-from ..sites import Site
-from ..stack import StackParams
-from .animatediff import most_resblocks
-from .files import TensorFile
-from .keys import Keys
-from .record import Base, Identified, NoiseLevels, Schedule, TemporalFile, require_complete, require_one_dtype
-from .video_ldm import run_order
+from ..slots import Site, run_order
+from ..spatial_changes import POOLED_NORMS
+from ..unet_names import UNetNames, resblocks_per_level
+from .family import Facts, Family
 
 BASE = Base("Stable Diffusion x4 upscaler", 1024)
 FRAMES = 8
@@ -39,49 +40,52 @@ RENAMED = {"resblocks_3d_temporal": "resblocks_3d_t", "resblocks_3d_spatial": "r
 
 @dataclass(frozen=True)
 class Version:
-    title: str
-    family: str
-    pattern: str
-    schedule: Schedule
-    noise: NoiseLevels
-    licence: str
-    notes: tuple[str, ...]
+    """One of the two published files."""
+
+    facts: Facts
+    pattern: str        # of a key that only this file has
 
 
 VERSIONS = {
-    "lavie_vsr": Version(
-        "LaVie's video super-resolution UNet", "LaVie VSR", r"down_temporal_blocks\.\d+\.resblocks_3d_t\.",
-        Schedule("sqrt_linear", 0.0001, 0.02, "v"), NoiseLevels("LaVie", 350, 50),
-        "open for academic research, commercial use on application to LaVie's authors",
-        ("The spatial layers in the file are not used: LaVie left them as the x4 upscaler has them.",
-         "LaVie sampled with ddim, 50 steps, cfg 5, noise level 50 and the negative prompt \"blur, worst quality\".")),
-    "upscale_a_video": Version(
-        "the UNet of Upscale-A-Video", "Upscale-A-Video", r"down_temp_blocks\.\d+\.resblocks_3d_temporal\.",
-        Schedule("linear", 0.0001, 0.02, "v"), NoiseLevels("Upscale-A-Video", 350, 120),
-        "S-Lab License 1.0, non-commercial",
-        ("The spatial layers in the file are not used. Whether they were trained is not known: if they were, this is "
-         "not the published model.",
-         "The noise schedule it was trained with was not seen: the x4 upscaler's own is taken.",
-         "Its authors sample with 30 steps, cfg 6, noise level 120 (0 to 200), \"best quality, extremely detailed\" "
-         "behind the prompt and the negative prompt \"blur, worst quality\".")),
+    "lavie_vsr": Version(Facts(
+        "LaVie VSR", "LaVie's video super-resolution UNet", BASE, Schedule("sqrt_linear", 0.0001, 0.02, "v"), FRAMES,
+        "open for academic research, commercial use on application to LaVie's authors", spatial=(POOLED_NORMS,),
+        notes=("The spatial layers in the file are not used: LaVie left them as the x4 upscaler has them.",
+               "LaVie sampled with ddim, 50 steps, cfg 5, noise level 50 and the negative prompt \"blur, worst "
+               "quality\"."),
+        noise=NoiseLevels("LaVie", 350, 50)), r"down_temporal_blocks\.\d+\.resblocks_3d_t\."),
+    "upscale_a_video": Version(Facts(
+        "Upscale-A-Video", "the UNet of Upscale-A-Video", BASE, Schedule("linear", 0.0001, 0.02, "v"), FRAMES,
+        "S-Lab License 1.0, non-commercial", spatial=(POOLED_NORMS,),
+        notes=("The spatial layers in the file are not used. Whether they were trained is not known: if they were, this "
+               "is not the published model.",
+               "The noise schedule it was trained with was not seen: the x4 upscaler's own is taken.",
+               "Its authors sample with 30 steps, cfg 6, noise level 120 (0 to 200), \"best quality, extremely "
+               "detailed\" behind the prompt and the negative prompt \"blur, worst quality\"."),
+        noise=NoiseLevels("Upscale-A-Video", 350, 120)), r"down_temp_blocks\.\d+\.resblocks_3d_temporal\."),
 }
 
 
-def detect(keys: Keys) -> Identified | None:
+def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
     kind = next((kind for kind, version in VERSIONS.items() if keys.has(version.pattern)), None)
-    return kind and Identified(kind, VERSIONS[kind].title, "Load it with Load Temporal Layers.", takes="temporal")
+    return VERSIONS[kind].facts.identified(kind) if kind else None
 
 
 # Names and sites
 
-class Place(NamedTuple):
-    """Where a tensor belongs, in the file's words: side (None is the middle), level, module there and block in it."""
+class LayerName(NamedTuple):
+    """A layer in the file's words."""
 
-    side: str | None
+    side: str | None    # None is the middle
     level: int
     slot: str
-    module: int = 0
-    block: int = 0
+    module: int = 0     # in its level
+    block: int = 0      # of its module
+
+    def site(self, names: UNetNames) -> Site:
+        if self.slot == "post_level":
+            return Site(*names.after_level(self.side, self.level), self.slot)
+        return Site(*names.block(self.side, self.level, self.module), self.slot, self.block)
 
     def __str__(self) -> str:
         where = f"{self.side}_blocks.{self.level}" if self.side else "mid_block"
@@ -91,84 +95,62 @@ class Place(NamedTuple):
         return f"the temporal {kind} of {where}.attentions.{self.module}"
 
 
-def parse(key: str) -> tuple[Place, str] | None:
-    """(place, suffix) of a temporal key in either naming, None for any other."""
+def parse(key: str) -> tuple[LayerName, str] | None:
+    """(layer, suffix) of a temporal key in either naming, None for any other."""
     if match := INSIDE.fullmatch(key):
         side, level, module, conv, block, attention = match.groups()
         slot = "post_res" if conv else "in_attn_pre_ff"
-        return Place(side, int(level or 0), slot, int(module), int(block or 0)), conv or attention
+        return LayerName(side, int(level or 0), slot, int(module), int(block or 0)), conv or attention
     if match := LEVEL.fullmatch(key):
         block, _, rest = match[3].partition(".")
-        return Place(match[1], int(match[2] or 0), "post_level"), f"{RENAMED.get(block, block)}.{rest}"
+        return LayerName(match[1], int(match[2] or 0), "post_level"), f"{RENAMED.get(block, block)}.{rest}"
     return None
 
 
-class Shape(NamedTuple):
-    """Of the UNet: ResBlocks in a level of the input side (the output side has one more), and levels."""
-
-    resblocks: int
-    levels: int
-
-    def site(self, place: Place) -> Site:
-        """`down_blocks.i.attentions.j` is input block 1 + (r + 1) i + j, `up_blocks.i.attentions.j` output block
-        (r + 1) i + j; a level of the input side ends with its Downsample, the last one with its last ResBlock."""
-        side, level, slot, module, block = place
-        if side is None:
-            return Site("middle", 0, slot, block)
-        first = (self.resblocks + 1) * level
-        if side == "up":
-            return Site("output", first + (self.resblocks if slot == "post_level" else module), slot, block)
-        if slot == "post_level":
-            return Site("input", first + self.resblocks + (level + 1 < self.levels), slot)
-        return Site("input", 1 + first + module, slot, block)
-
-
-def unet_shape(file: TensorFile, title: str, places: set[Place]) -> Shape:
-    """What the names say of the UNet; refused where a layer is missing, which would put the others at wrong sites."""
+def names_of(file: TensorFile, title: str, layers: set[LayerName]) -> UNetNames:
+    """The numbering of the UNet; refused where a layer is missing, which would put the others at wrong sites."""
     found = [match for match in map(TRANSFORMER.match, file.shapes) if match]
     transformers = {(match[1], int(match[2] or 0), int(match[3])) for match in found} | {(None, 0, 0)}
-    resblocks = most_resblocks((side, module) for side, _, module in transformers)
-    levels = 1 + max(place.level for place in places)
-    due = [Place(None, 0, "post_level")]
-    due += [Place(side, level, "post_level") for side in ("down", "up") for level in range(levels)]
+    resblocks = resblocks_per_level((side, module) for side, _, module in transformers)
+    levels = 1 + max(layer.level for layer in layers)
+    due = [LayerName(None, 0, "post_level")]
+    due += [LayerName(side, level, "post_level") for side in ("down", "up") for level in range(levels)]
     for level in {level if side == "down" else levels - 1 - level for side, level, _ in transformers if side}:
         transformers |= {("down", level, module) for module in range(resblocks)}
         transformers |= {("up", levels - 1 - level, module) for module in range(resblocks + 1)}
-    due += [Place(side, level, slot, module) for slot in ("post_res", "in_attn_pre_ff")
+    due += [LayerName(side, level, slot, module) for slot in ("post_res", "in_attn_pre_ff")
             for side, level, module in sorted(transformers, key=str)]
-    missing = [place for place in due if place not in places]
+    missing = [layer for layer in due if layer not in layers]
     if missing:
         raise VideoLDMError(f"{file.name} looks like {title}, but lacks {missing[0]}. The file is incomplete: download "
                             "it again.")
-    return Shape(resblocks, levels)
+    return UNetNames(resblocks, levels)
 
 
 # Reading
 
-def load(file: TensorFile, kind: str) -> TemporalFile:
-    version = VERSIONS[kind]
+def load(file: TensorFile, found: Identified) -> TemporalFile:
+    facts = VERSIONS[found.kind].facts
     parsed = {key: parse(key) for key in file.shapes if TEMPORAL.match(key) and not ROTATION.fullmatch(key)}
-    shape = unet_shape(file, version.title, {found[0] for found in parsed.values() if found})
-    names, layers = {}, {}
-    for key, found in parsed.items():
-        if not found:
+    unet = names_of(file, facts.title, {layer[0] for layer in parsed.values() if layer})
+    names: dict[str, str] = {}
+    shapes: dict[Site, dict[str, tuple]] = {}
+    for key, layer in parsed.items():
+        if not layer:
             names[key] = key        # a temporal tensor of no known layer: refused below, by its name
             continue
-        site, suffix = shape.site(found[0]), found[1]
+        site, suffix = layer[0].site(unet), layer[1]
         names[key] = f"layers.{site.name}.{suffix}"
-        layers.setdefault(site, {})[suffix] = file.shapes[key]
-    bricks = tuple((site, brick_of(file.name, version.title, site, layers[site]))
-                   for site in sorted(layers, key=run_order))
-    params = StackParams(version.family, bricks, FRAMES, None, pool_spatial_norms=True)
+        shapes.setdefault(site, {})[suffix] = file.shapes[key]
+    bricks = tuple((site, brick_of(file.name, facts.title, site, shapes[site]))
+                   for site in sorted(shapes, key=run_order))
     tensors = {names[key]: tensor for key, tensor in file.read(names).items()}
-    require_complete(file.name, version.title, params, tensors)
-    require_one_dtype(file.name, tensors)
-    check_rotation(file, version.title)
-    return TemporalFile(file.name, kind, version.title, params, tensors, version.schedule, BASE, None, version.licence,
-                        dict(file.metadata), list(version.notes), noise=version.noise)
+    content = facts.temporal_file(file, found.kind, facts.stack_params(bricks, None), tensors)
+    check_rotation(file, facts.title)
+    return content
 
 
-def brick_of(name: str, title: str, site: Site, shapes: dict[str, tuple]):
+def brick_of(name: str, title: str, site: Site, shapes: dict[str, tuple]) -> BrickParams:
     """The layer at a site, from its tensors' shapes."""
     def size(suffix: str, dim: int) -> int:
         found = shapes.get(suffix, ())
@@ -202,3 +184,7 @@ def same(stored: Tensor, computed: Tensor) -> bool:
         return False
     rounding = max(torch.finfo(stored.dtype).eps, torch.finfo(torch.float16).eps)
     return bool(((stored.float() - computed).abs() <= rounding * computed).all())
+
+
+FAMILY = Family("LaVie's video super-resolution and Upscale-A-Video's UNet for the Stable Diffusion x4 upscaler", "temporal",
+                detect, load)

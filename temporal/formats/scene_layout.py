@@ -1,6 +1,6 @@
 """Scene layouts: the conditioner of boxes and labels, and its cross-attentions for one image model; read and written.
 
-A safetensors file whose tensors are those of `temporal.layout.SceneLayout`, and `null_text` (l d): the image model's
+A safetensors file whose tensors are those of `temporal.scene_layout.SceneLayout`, and `null_text` (l d): the image model's
 embedding of an empty prompt, for pictures that are described by their layout alone. The metadata rebuilds the rest:
 
     format, version             what this is; another version than VERSION is refused
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ..atomic import write_atomically
 from ..errors import VideoLDMError
-from ..layout import LayoutParams, SceneLayout
+from ..layers import Factory
+from ..scene_layout import LayoutParams, SceneLayout
 from .files import TensorFile
-from .keys import Keys
-from .record import Base, Identified, require_one_dtype, require_version
+from .temporal_file import Base, Identified, require_one_dtype, require_version
+from .tensor_names import Keys
 
 FORMAT = "video_ldm_scene_layout"
 VERSION = 1
@@ -49,7 +50,7 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
     return None
 
 
-def load(file: TensorFile) -> LayoutFile:
+def load(file: TensorFile, found: Identified | None = None) -> LayoutFile:
     """The content of an open file; raises VideoLDMError where its parts do not agree."""
     require_version(file.name, TITLE, file.metadata, VERSION)
     try:
@@ -75,7 +76,7 @@ def parse_params(text: str) -> LayoutParams:
 
 
 def tensors_of(params: LayoutParams) -> dict[str, tuple]:
-    scene = SceneLayout(params, device="meta")
+    scene = SceneLayout(params, Factory(device="meta"))
     return {key: tuple(tensor.shape) for key, tensor in scene.state_dict().items()}
 
 

@@ -4,12 +4,12 @@ The public files of temporal layers that this version does not take (formats.md,
 lies in a ComfyUI models folder. The order matters: the first entry that fits names the file.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from . import animatediff
-from .keys import Keys
-from .motion_lora import LORA
-from .record import Identified
+from ..formats.motion_lora import LORA
+from ..formats.temporal_file import Identified
+from ..formats.tensor_names import Keys
 
 LATER = "This version of the pack does not take it."
 OWN_UNET = ("It is a whole UNet whose spatial layers were trained together with the temporal ones, so its temporal "
@@ -37,20 +37,10 @@ class Entry(NamedTuple):
 MOTION = r".*motion_modules\.\d+\.temporal_transformer\."
 ADAPTER = r".*motion_modules\.\d+\.transformer_blocks\.\d+\.attn1\."
 TEMPORAL_LORA = r".*(?:temp_attentions|transformer_in|temp_convs|temopral_conv).*lora"
-HOTSHOT = "a Hotshot-XL file (temporal layers for SDXL)"
 
 
 def levels(keys: Keys) -> int:
     return len(keys.found(r"down_blocks\.(\d+)\."))
-
-
-def wide(keys: Keys) -> bool:
-    """Three levels of SDXL's channels."""
-    return levels(keys) == 3 and animatediff.levels(keys) == animatediff.SDXL_CHANNELS
-
-
-def table_length(keys: Keys) -> int:
-    return (*keys.shape(r".*\.pos_encoder\.pe$"), 0, 0)[1]
 
 
 TEMPORAL = (
@@ -60,14 +50,14 @@ TEMPORAL = (
           LATER + " The text-to-video file AnimateLCM_sd15_t2v.ckpt is taken.", (MOTION, r"img_encoder\.")),
     Entry("pia", "a PIA file (AnimateDiff with an image as condition)", LATER,
           (r".*motion_modules\.",), test=lambda keys: keys.shape(r"conv_in\.weight")[1:2] == (9,)),
-    Entry("hotshot_xl", HOTSHOT, LATER, (MOTION,), test=lambda keys: wide(keys) and table_length(keys) == 24),
-    Entry("animatediff_sdxl", "an AnimateDiff motion module for SDXL",
-          LATER + " It takes those for Stable Diffusion 1.x.", (MOTION,), test=wide),
     Entry("animatediff_unet", "a whole AnimateDiff UNet (spatial layers and motion modules in one file)",
           "Use the file of its motion modules alone with Load Temporal Layers.", (MOTION, r"conv_in\.")),
     Entry("animatediff_unknown", "a set of AnimateDiff motion modules with tensors that no published version has",
-          "Use the published file of AnimateDiff v1, v2, v3, AnimateLCM or LongAnimateDiff.", (MOTION,)),
-    Entry("hotshot_xl", HOTSHOT, LATER, (r".*temporal_attentions\.\d+\.transformer_blocks\.\d+\.attention_blocks",)),
+          "Use the published file of AnimateDiff v1, v2, v3, AnimateLCM, LongAnimateDiff or AnimateDiff SDXL beta.",
+          (MOTION,)),
+    Entry("hotshot_unet", "a whole Hotshot-XL UNet (spatial layers and temporal layers in one file)",
+          "Use the file of its temporal layers alone, hsxl_temporal_layers.safetensors, with Load Temporal Layers.",
+          (r".*temporal_attentions\.\d+\.transformer_blocks\.\d+\.attention_blocks",)),
     Entry("diffusers_unet_motion_model", "a whole UNetMotionModel (image layers and motion) in diffusers' naming",
           "Use the AnimateDiff file that it was made from.", (ADAPTER, r"conv_in\.")),
     Entry("diffusers_motion_adapter_sdxl", "an AnimateDiff motion adapter for SDXL in diffusers' naming", LATER,
@@ -195,9 +185,7 @@ def stable_diffusion(keys: Keys) -> Identified | None:
 
 
 def unknown(keys: Keys) -> Identified:
+    """A file of no known kind. It has no place: the loader that was asked says what it takes."""
     first = next(iter(keys.shapes), "none")
     return Identified("unknown", f"a file of a kind that this pack does not know ({len(keys)} tensors, the first: "
-                      f"{first})",
-                      "Load Temporal Layers takes Video LDM layers, AnimateDiff v1, v2, v3, AnimateLCM and "
-                      "LongAnimateDiff motion modules for Stable Diffusion 1.x, and LaVie's video super-resolution "
-                      "and Upscale-A-Video's UNet for the Stable Diffusion x4 upscaler.")
+                      f"{first})", place="")

@@ -1,32 +1,28 @@
 """What a file of temporal layers says: the layers, and what they were trained for."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Mapping, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import VideoLDMError
-from ..sites import Site
-from ..stack import StackParams, TemporalStack, TransformerParams
+from ..layers import Factory
+from ..params import StackParams
+from ..slots import Site
+from ..stack import TemporalStack
 
 
 @dataclass(frozen=True)
 class Identified:
-    """What a file is, told by its keys and shapes.
-
-    title: with its article, as in "an AnimateDiff v2 motion module". place: a sentence that says where it belongs.
-    takes: "temporal" or "motion_lora" where this pack takes it, None where it does not.
-    """
+    """What a file is, told by its keys and shapes."""
 
     kind: str
-    title: str
-    place: str
-    takes: str | None = None
-
-    def refusal(self, name: str, wanted: str = "a file of temporal layers that this pack takes") -> VideoLDMError:
-        return VideoLDMError(f"{name} is {self.title}, not {wanted}. {self.place}")
+    title: str                  # with its article, as in "an AnimateDiff v2 motion module"
+    place: str                  # a sentence that says where it belongs; "" for an unknown file
+    takes: str | None = None    # which node loads it: a key of LOADERS (families/family.py); None: none
 
 
 PREDICTIONS = ("eps", "v", "x0")
@@ -102,7 +98,7 @@ class TemporalFile:
 
     def check_base(self, channels: Mapping[Site, int], context_dim: int | None, model: str):
         """Refuse an image model that these layers were not made for: channels at its sites, width of its text, name."""
-        widths = {brick.context_dim for _, brick in self.params.bricks if isinstance(brick, TransformerParams)}
+        widths = {brick.context_dim for _, brick in self.params.bricks if hasattr(brick, "context_dim")}
         wanted = self.base.context_dim or next(iter(widths), None)
         made_for = f"{self.name} is {self.title}, made for {self.base.family}, and the connected MODEL is {model}"
         advice = f"Connect a {self.base.family} checkpoint, or choose temporal layers for the one you have."
@@ -127,7 +123,7 @@ def require_version(name: str, title: str, metadata: Mapping[str, str], known: i
 def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):
     """Refuse a set of tensors that is not exactly the stack's: a layer missing, a tensor too many, a wrong shape."""
     try:
-        wanted = {key: tuple(tensor.shape) for key, tensor in TemporalStack(params, device="meta").state_dict().items()}
+        wanted = {key: tuple(tensor.shape) for key, tensor in TemporalStack(params, Factory(device="meta")).state_dict().items()}
     except (ValueError, RuntimeError, TypeError) as error:     # channels that do not divide into groups, and the like
         raise VideoLDMError(f"{name} looks like {title}, but no layer has its sizes ({error}). The file is damaged "
                             "or from an unknown variant.") from None

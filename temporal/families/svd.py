@@ -5,16 +5,21 @@ network that sees the first frame, with spatial layers fine-tuned beside them. A
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import VideoLDMError
-from ..stack import StackParams, TemporalStack, TransformerParams
+from ..formats.files import TensorFile
+from ..formats.temporal_file import Identified, require_one_dtype
+from ..formats.tensor_names import Keys
+from ..layers import Factory, TransformerParams
+from ..params import StackParams
+from ..stack import TemporalStack
+from ..unet_names import BLOCK, UNetNames
 from . import video_ldm
-from .files import TensorFile
-from .keys import Keys
-from .record import Identified, require_one_dtype
+from .family import Family
 
 HEAD_DIM = 64
 PLACE = ("On an image model its temporal layers would be silent garbage: they expect EDM noise scaling and an image as "
@@ -23,7 +28,7 @@ CONTEXT_DIM = 1024      # one CLIP image token
 DIFFUSERS = r".*\.temporal_transformer_blocks\.\d+\.attn1\.to_q\."
 
 
-def detect(keys: Keys) -> Identified | None:
+def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
     """SVD's UNet, whole or its temporal part alone, in LDM or diffusers naming. Without metadata of our own, temporal
     layers of that layout and text width can be nothing else."""
     if keys.has(DIFFUSERS) and keys.has(r".*\.time_mixer\.mix_factor"):
@@ -49,7 +54,8 @@ def identified(kind: str, whole: bool, naming: str) -> Identified:
 
 RESBLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
             "conv2": "out_layers.3"}
-WHERE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions)\.(\d+)\.(.+)")
+WHERE = re.compile(BLOCK + r"(?P<kind>resnets|attentions)\.(?P<number>\d+)\.(?P<rest>.+)")
+NAMES = UNetNames(resblocks=2)
 
 
 def ldm_name(key: str) -> str | None:
@@ -57,17 +63,12 @@ def ldm_name(key: str) -> str | None:
     match = WHERE.fullmatch(key)
     if match is None:
         return None
-    side, level, kind, ordinal, rest = match.groups()
-    level, ordinal = int(level or 0), int(ordinal)
-    rest = re.sub(r"^temporal_res_block\.(\w+)\.", lambda m: f"time_stack.{RESBLOCK[m[1]]}.", rest)
+    rest = re.sub(r"^temporal_res_block\.(\w+)\.", lambda m: f"time_stack.{RESBLOCK[m[1]]}.", match["rest"])
     rest = re.sub(r"^temporal_transformer_blocks\.", "time_stack.", rest)
     rest = re.sub(r"^time_pos_embed\.linear_([12])\.", lambda m: f"time_pos_embed.{2 * int(m[1]) - 2}.", rest)
     if not rest.startswith("time_"):
         return None
-    if side is None:
-        return f"middle_block.{2 * ordinal if kind == 'resnets' else 1}.{rest}"
-    block = f"input_blocks.{1 + 3 * level + ordinal}" if side == "down" else f"output_blocks.{3 * level + ordinal}"
-    return f"{block}.{0 if kind == 'resnets' else 1}.{rest}"
+    return f"{NAMES.module(match['side'], int(match['level'] or 0), match['kind'], int(match['number']))}.{rest}"
 
 
 def ldm_names(keys) -> dict[str, str]:
@@ -97,18 +98,18 @@ def params_of(file: TensorFile) -> StackParams:
     except (KeyError, ValueError, IndexError) as error:
         raise VideoLDMError(f"{file.name} looks like Stable Video Diffusion, but a layer lacks {error}. The file is "
                             "incomplete: download it again.") from None
-    return StackParams("Stable Video Diffusion", bricks, 14, None, pool_spatial_norms=False)
+    return StackParams("Stable Video Diffusion", bricks, 14, None)
 
 
 def load_initialisation(file: TensorFile, params: StackParams) -> Initialisation:
     """What of SVD's temporal part fits the layers to be trained; raises VideoLDMError where nothing does."""
-    found = detect(Keys(file.raw_shapes))
+    found = detect(Keys(file.raw_shapes), file.metadata)
     if found is None or found.kind not in ("svd_unet", "diffusers_svd_unet"):
         raise VideoLDMError(f"{file.name} is no Stable Video Diffusion checkpoint, and nothing else is taken as a "
                             "start for training temporal layers. Choose svd.safetensors or svd_xt.safetensors.")
     own = params_of(file)
     stack_keys = video_ldm.stack_keys(names := ldm_names(file.shapes))
-    wanted = {key: tuple(tensor.shape) for key, tensor in TemporalStack(params, device="meta").state_dict().items()}
+    wanted = {key: tuple(tensor.shape) for key, tensor in TemporalStack(params, Factory(device="meta")).state_dict().items()}
     fitting = {key: names[name] for key, name in stack_keys.items() if wanted.get(key) == file.shapes[names[name]]}
     if not fitting:
         raise VideoLDMError(f"Nothing of {file.name} (Stable Video Diffusion) fits the temporal layers to be "
@@ -130,3 +131,6 @@ def notes_of(own: StackParams, params: StackParams, tensors: dict, fresh: list[s
            for site, brick in params.bricks if isinstance(brick, TransformerParams)):
         notes.append("Its attentions had heads of 64 channels; these have others, so attention starts scrambled.")
     return notes
+
+
+FAMILY = Family("Stable Video Diffusion", None, detect, None)

@@ -9,7 +9,8 @@ import weakref
 import torch
 from torch import nn
 
-from ...temporal.layout import Layout, SceneLayout, nothing_said
+from ...temporal.layers import Factory
+from ...temporal.scene_layout import Layout, SceneLayout, nothing_said
 from .compat import layer_operations, layer_patcher
 
 
@@ -46,7 +47,7 @@ def layout_patcher(file, cache_key):
     """The conditioner of a file under ComfyUI's memory management, shared while the file is unchanged."""
     patcher = _patchers.get(cache_key)
     if patcher is None:
-        scene = SceneLayout(file.params, operations=layer_operations(), dtype=torch.float32, device="meta")
+        scene = SceneLayout(file.params, Factory(layer_operations(), torch.float32, "meta"))
         scene.load_state_dict({key: tensor.to(torch.float32, copy=True) for key, tensor in file.tensors.items()},
                               assign=True)
         patcher = _patchers[cache_key] = layer_patcher(LayoutModel(scene.requires_grad_(False).eval()))

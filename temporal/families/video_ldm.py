@@ -30,11 +30,22 @@ from torch import Tensor, nn
 
 from ..atomic import write_atomically
 from ..errors import VideoLDMError
-from ..sites import PARTS, SLOTS, Site
-from ..stack import ContextParams, ResBlockParams, SmallFramesParams, StackParams, TransformerParams
-from .files import TensorFile
-from .keys import Keys
-from .record import PREDICTIONS, Base, Identified, Schedule, TemporalFile, require_complete, require_one_dtype
+from ..formats.files import TensorFile
+from ..formats.temporal_file import (
+    PREDICTIONS,
+    Base,
+    Identified,
+    Schedule,
+    TemporalFile,
+    require_complete,
+    require_one_dtype,
+)
+from ..formats.tensor_names import Keys
+from ..layers import ResBlockParams, TransformerParams
+from ..params import ContextParams, SmallFramesParams, StackParams
+from ..slots import Site, run_order
+from ..spatial_changes import POOLED_NORMS
+from .family import Family
 
 FORMAT = "video_ldm_temporal_layers"
 VERSION, CONTEXT_VERSION, SMALL_FRAMES_VERSION, SHARED_NOISE_VERSION = 1, 2, 3, 4
@@ -90,10 +101,6 @@ def stack_keys(shapes) -> dict[str, str]:
     return names | {key: key for key in shapes if key.startswith(EXTRAS)}
 
 
-def run_order(site: Site) -> tuple:
-    return PARTS.index(site.part), site.index, SLOTS.index(site.slot), site.n
-
-
 def bricks_of(shapes: Mapping[str, tuple], heads: Mapping[str, int]) -> tuple:
     """The layers that a set of temporal tensors makes; heads: of each transformer, by its module's name.
 
@@ -122,7 +129,7 @@ def bricks_of(shapes: Mapping[str, tuple], heads: Mapping[str, int]) -> tuple:
 
 # Reading
 
-def load(file: TensorFile) -> TemporalFile:
+def load(file: TensorFile, found: Identified | None = None) -> TemporalFile:
     """The layers of a file that carries this format's metadata."""
     metadata = file.metadata
     check_metadata(file)
@@ -194,8 +201,9 @@ def rebuild(file: TensorFile) -> StackParams:
                                           f"{brick.context_dim}")
     if frames < 1 or (mix_length > 1 and frames != mix_length):
         raise contradiction(name, f"it says clips of {frames} frames and a mix over {mix_length}")
-    return StackParams(metadata["family"], bricks, frames, positions, metadata["pool_spatial_norms"] == "true",
-                       context, fps_width, shared_noise_of(file))
+    spatial = (POOLED_NORMS,) if metadata["pool_spatial_norms"] == "true" else ()
+    return StackParams(metadata["family"], bricks, frames, positions, spatial, context, fps_width,
+                       shared_noise_of(file))
 
 
 def shared_noise_of(file: TensorFile) -> bool:
@@ -256,9 +264,7 @@ def notes_of(params: StackParams) -> list[str]:
     if params.known_positions is not None:
         sets = [("none" if not known else ", ".join(map(str, known))) for known in params.known_positions]
         notes.append(f"Takes context frames: {' | '.join(sets)} (numbers from 0, from the end where negative).")
-    if params.pool_spatial_norms:
-        notes.append("The image model's norms see all frames of a clip together.")
-    return notes
+    return notes + [change.note for change in params.spatial]
 
 
 # Writing
@@ -301,6 +307,8 @@ def file_key(params: StackParams, key: str) -> str:
 
 def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | None, licence: str) -> dict[str, str]:
     heads, mixes = {}, set()
+    if set(params.spatial) - {POOLED_NORMS}:
+        raise ValueError("the Video LDM layers format knows pooled norms and no other change of the spatial network")
     for site, brick in params.bricks:
         if not isinstance(brick, (ResBlockParams, TransformerParams)) or parse(f"{module_name(site)}.time_stack.x") != (
                 site, "time_stack.x"):
@@ -328,3 +336,6 @@ def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | 
         optional["shared_noise"] = "true"
     header.update({entry: str(value) for entry, value in optional.items() if value is not None})
     return header
+
+
+FAMILY = Family("Video LDM layers", "temporal", detect, load)

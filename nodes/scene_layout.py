@@ -8,9 +8,9 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.formats import load_layout
-from ..temporal.layout import NOT_SAID, Layout
-from .host import files, layout
+from ..temporal.families import load_layout
+from ..temporal.scene_layout import NOT_SAID, Layout
+from .host import files, scene_layout
 from .host.api import io
 
 DEMO_FILE = "video_ldm_driving_layout.safetensors"
@@ -73,10 +73,10 @@ class SceneLayout(io.ComfyNode):
         content = load_layout(path)
         found = parse_boxes(boxes, content)
         scene = as_layout(found, {"light": light, "crowdedness": crowdedness}, content)
-        patcher = layout.layout_patcher(content, (str(path), *files.fingerprint(file)))
+        patcher = scene_layout.layout_patcher(content, (str(path), *files.fingerprint(file)))
         text = [[content.null_text[None], {}]]
         sides = (check_text(side, content) if side is not None else text for side in (positive, negative))
-        said, unsaid = (layout.with_layout(side, patcher, given) for side, given in zip(sides, (scene, None)))
+        said, unsaid = (scene_layout.with_layout(side, patcher, given) for side, given in zip(sides, (scene, None)))
         return io.NodeOutput(said, unsaid, preview(found or [], light, width, height))
 
 

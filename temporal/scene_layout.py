@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import VideoLDMError
-from .layers import Attention, FeedForward, attend
+from .layers import Attention, Factory, FeedForward, attend
 
 NOT_SAID = 0        # in place of a label's value
 
@@ -96,13 +96,12 @@ def picture_grid(places: int, height: int, width: int, device=None) -> Tensor:
 class FusionBlock(nn.Module):
     """Self-attention among the tokens of a scene and a GEGLU, each residual."""
 
-    def __init__(self, params: LayoutParams, operations=nn, dtype=None, device=None):
+    def __init__(self, params: LayoutParams, make: Factory = Factory()):
         super().__init__()
-        place = {"operations": operations, "dtype": dtype, "device": device}
-        self.norm1 = operations.LayerNorm(params.width, dtype=dtype, device=device)
-        self.attn = Attention(params.width, params.heads, **place)
-        self.norm2 = operations.LayerNorm(params.width, dtype=dtype, device=device)
-        self.ff = FeedForward(params.width, **place)
+        self.norm1 = make.layer_norm(params.width)
+        self.attn = Attention(params.width, params.heads, None, make)
+        self.norm2 = make.layer_norm(params.width)
+        self.ff = FeedForward(params.width, make)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), mask=mask)
@@ -112,19 +111,18 @@ class FusionBlock(nn.Module):
 class BoxConditioner(nn.Module):
     """Layouts to tokens: one per box, one per label, and one that says whether the boxes are all there is."""
 
-    def __init__(self, params: LayoutParams, operations=nn, dtype=None, device=None):
+    def __init__(self, params: LayoutParams, make: Factory = Factory()):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
         width = params.width
         self.frequencies = params.frequencies
-        self.box = nn.Sequential(operations.Linear(2 * 6 * params.frequencies, width, **place), nn.SiLU(),
-                                 operations.Linear(width, width, **place))
-        self.colour = operations.Embedding(len(params.colours), width, **place)
-        self.labels = nn.ModuleList(operations.Embedding(1 + len(values), width, **place)
+        self.box = nn.Sequential(make.linear(2 * 6 * params.frequencies, width), nn.SiLU(),
+                                 make.linear(width, width))
+        self.colour = make.embedding(len(params.colours), width)
+        self.labels = nn.ModuleList(make.embedding(1 + len(values), width)
                                     for _, values in params.labels)
-        self.told = operations.Embedding(2, width, **place)
-        self.blocks = nn.ModuleList(FusionBlock(params, operations, **place) for _ in range(params.layers))
-        self.norm = operations.LayerNorm(width, **place)
+        self.told = make.embedding(2, width)
+        self.blocks = nn.ModuleList(FusionBlock(params, make) for _ in range(params.layers))
+        self.norm = make.layer_norm(width)
 
     def forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Tokens `b n+k+1 width`, and which of them there are, `b 1 1 n+k+1`."""
@@ -142,17 +140,16 @@ class BoxConditioner(nn.Module):
 class LayoutAttention(nn.Module):
     """Cross-attention of a feature map `b s c` to the tokens of its scene."""
 
-    def __init__(self, channels: int, params: LayoutParams, operations=nn, dtype=None, device=None):
+    def __init__(self, channels: int, params: LayoutParams, make: Factory = Factory()):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
         width = params.width
         self.heads = params.heads
-        self.norm = operations.LayerNorm(channels, **place)
-        self.to_q = operations.Linear(channels, width, **place)
-        self.to_place = operations.Linear(2 * 2 * params.frequencies, width, bias=False, **place)
-        self.to_k = operations.Linear(width, width, bias=False, **place)
-        self.to_v = operations.Linear(width, width, bias=False, **place)
-        self.to_out = operations.Linear(width, channels, **place)
+        self.norm = make.layer_norm(channels)
+        self.to_q = make.linear(channels, width)
+        self.to_place = make.linear(2 * 2 * params.frequencies, width, bias=False)
+        self.to_k = make.linear(width, width, bias=False)
+        self.to_v = make.linear(width, width, bias=False)
+        self.to_out = make.linear(width, channels)
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
 
@@ -165,12 +162,11 @@ class LayoutAttention(nn.Module):
 class SceneLayout(nn.Module):
     """The conditioner and its cross-attentions. They compute in float32, being small, whatever the network's type."""
 
-    def __init__(self, params: LayoutParams, operations=nn, dtype=None, device=None):
+    def __init__(self, params: LayoutParams, make: Factory = Factory()):
         super().__init__()
         self.params = params
-        place = {"operations": operations, "dtype": dtype, "device": device}
-        self.conditioner = BoxConditioner(params, **place)
-        self.attentions = nn.ModuleDict({str(site): LayoutAttention(channels, params, **place)
+        self.conditioner = BoxConditioner(params, make)
+        self.attentions = nn.ModuleDict({str(site): LayoutAttention(channels, params, make)
                                          for site, channels in params.sites})
 
     def conditioned(self, layout: Layout, height: int, width: int):

@@ -1,0 +1,71 @@
+"""AnimateDiff motion modules (formats.md, a): v1, v2, v3, AnimateLCM, LongAnimateDiff, and the beta for SDXL."""
+
+from collections.abc import Mapping
+
+from ..formats.files import TensorFile
+from ..formats.temporal_file import Base, Identified, SamplerHint, Schedule, TemporalFile
+from ..formats.tensor_names import Keys
+from ..spatial_changes import POOLED_NORMS
+from .family import Facts, Family
+from .motion_modules import ANIMATEDIFF, is_layout, is_sdxl, load_modules, table_length
+
+SD15, SDXL = Base("Stable Diffusion 1.x", 768), Base("SDXL", 2048)
+SCHEDULE = Schedule("sqrt_linear", 0.00085, 0.012, "eps")
+SDXL_SCHEDULE = Schedule("linear", 0.00085, 0.02, "eps")
+FPS = 8.0       # the rate at which the authors save their clips
+UNSTATED = "not stated by its authors"
+
+
+def facts(name: str, frames: int = 16, licence: str = "Apache-2.0", base: Base = SD15, schedule: Schedule = SCHEDULE,
+          **more) -> Facts:
+    return Facts(name, f"{'a' if name[0] == 'L' else 'an'} {name} motion module", base, schedule, frames, licence, FPS,
+                 **{"positions": 32, **more})
+
+
+VERSIONS = {
+    "animatediff_v1": facts(
+        "AnimateDiff v1", spatial=(POOLED_NORMS,),
+        notes=("Version 1: the image model's norms see all frames of a clip together.",)),
+    "animatediff_v2": facts(
+        "AnimateDiff v2",
+        notes=("LongAnimateDiff's 32-frame file has the same tensors and runs the same way.",)),
+    "animatediff_v3": facts("AnimateDiff v3"),
+    "longanimatediff": facts(
+        "LongAnimateDiff", 64, UNSTATED,
+        notes=("Its authors run it on 16 to 64 frames with a strength of 1.15.",)),
+    "animatelcm": facts(
+        "AnimateLCM", 16, UNSTATED, positions=64,
+        hint=SamplerHint("lcm", "lcm", cfg=(1.0, 2.0), steps=(4, 8)),
+        notes=("A distilled module: those few steps need AnimateLCM's own LoRA on the image model too.",)),
+    "animatediff_sdxl": facts(
+        "AnimateDiff SDXL beta", base=SDXL, schedule=SDXL_SCHEDULE,
+        notes=("Its authors sample with euler, 100 steps, cfg 8.5 to 10, at about 1024x1024.",)),
+}
+NORM_POOLED = {"animatediff_sdxl"}      # versions whose own norms see all frames of a clip together
+
+
+def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    """A file of motion modules and nothing else; look-alikes with tensors of other kinds are left to refused.py."""
+    if not is_layout(keys, ANIMATEDIFF):
+        return None
+    kind = version_of(keys)
+    return VERSIONS[kind].identified(kind)
+
+
+def version_of(keys: Keys) -> str:
+    length = table_length(keys)
+    if is_sdxl(keys):
+        return "animatediff_sdxl"
+    if keys.has(r"mid_block\."):
+        if not length:
+            return "animatelcm"
+        return "longanimatediff" if length > 32 else "animatediff_v2"
+    return "animatediff_v1" if 0 < length <= 24 else "animatediff_v3"
+
+
+def load(file: TensorFile, found: Identified) -> TemporalFile:
+    return load_modules(file, found.kind, VERSIONS[found.kind], norm_pooled=found.kind in NORM_POOLED)
+
+
+FAMILY = Family("AnimateDiff v1, v2, v3, AnimateLCM and LongAnimateDiff for Stable Diffusion 1.x, AnimateDiff SDXL beta",
+                "temporal", detect, load)

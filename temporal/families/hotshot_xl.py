@@ -1,0 +1,40 @@
+"""Hotshot-XL: AnimateDiff's kind of motion module for SDXL, 8 frames (formats.md, a).
+
+It is published under names of its own, and in a re-save under AnimateDiff's. The re-save is told from AnimateDiff's
+SDXL beta by the length of its position tables.
+
+Its scheduler's configuration was not seen. Taken is SDXL's own, as the one loader that runs these files in ComfyUI
+has it.
+"""
+
+from collections.abc import Mapping
+
+from ..formats.files import TensorFile
+from ..formats.temporal_file import Base, Identified, Schedule, TemporalFile
+from ..formats.tensor_names import Keys
+from ..spatial_changes import POOLED_NORMS
+from .family import Facts, Family
+from .motion_modules import ANIMATEDIFF, HOTSHOT, is_layout, is_sdxl, load_modules, table_length
+
+TABLE = 24      # frames of its position tables
+FACTS = Facts(
+    "Hotshot-XL", "a Hotshot-XL file", Base("SDXL", 2048), Schedule("linear", 0.00085, 0.012, "eps"), frames=8,
+    licence="code Apache-2.0, weights CreativeML Open RAIL++-M", fps=8.0, positions=TABLE, spatial=(POOLED_NORMS,),
+    notes=("The image model's norms see all frames of a clip together.",
+           "Its authors sample with euler_ancestral, 30 steps and the negative prompt \"blurry\", at about 512x512, and "
+           "recommend an SDXL checkpoint made for that size."))
+
+
+def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    """Its own names, or AnimateDiff's for three levels of SDXL's channels with tables of 24 frames."""
+    if is_layout(keys, HOTSHOT) or is_layout(keys, ANIMATEDIFF) and is_sdxl(keys) and table_length(keys) == TABLE:
+        return FACTS.identified("hotshot_xl")
+    return None
+
+
+def load(file: TensorFile, found: Identified) -> TemporalFile:
+    own_names = HOTSHOT[0].fullmatch(next(iter(file.shapes)))
+    return load_modules(file, found.kind, FACTS, HOTSHOT if own_names else ANIMATEDIFF)
+
+
+FAMILY = Family("Hotshot-XL for SDXL", "temporal", detect, load)

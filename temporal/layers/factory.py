@@ -1,0 +1,49 @@
+"""What every brick is built from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention on `b n (heads d)`; the signature of ComfyUI's `optimized_attention`."""
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
+
+
+@dataclass(frozen=True)
+class Factory:
+    """Makes the layers of a brick, all of one kind, type and device."""
+
+    operations: Any = nn                    # the layer classes: torch.nn, or a host's that cast their weights
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
+    attention: Callable[..., Tensor] = attend
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Where and in which type a weight is made."""
+        return {"dtype": self.dtype, "device": self.device}
+
+    def linear(self, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+        return self.operations.Linear(inputs, outputs, bias=bias, **self.weights)
+
+    def conv2d(self, inputs: int, outputs: int, kernel: int | tuple, **options) -> nn.Module:
+        return self.operations.Conv2d(inputs, outputs, kernel, **options, **self.weights)
+
+    def conv3d(self, inputs: int, outputs: int, kernel: tuple, **options) -> nn.Module:
+        return self.operations.Conv3d(inputs, outputs, kernel, **options, **self.weights)
+
+    def layer_norm(self, channels: int) -> nn.Module:
+        return self.operations.LayerNorm(channels, **self.weights)
+
+    def group_norm(self, channels: int, eps: float = 1e-5, groups: int = 32) -> nn.Module:
+        return self.operations.GroupNorm(groups, channels, eps=eps, **self.weights)
+
+    def embedding(self, rows: int, width: int) -> nn.Module:
+        return self.operations.Embedding(rows, width, **self.weights)

@@ -1,0 +1,67 @@
+"""The parts of an LDM UNet: its blocks, ResBlocks, transformers, norms and levels.
+
+They are told by their attributes, not by their classes, so that no host is imported here.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+PARTS = ("input", "middle", "output")
+
+
+def is_resblock(module: nn.Module) -> bool:
+    return hasattr(module, "in_layers") and hasattr(module, "out_layers")
+
+
+def is_transformer(module: nn.Module) -> bool:
+    return hasattr(module, "transformer_blocks") and hasattr(module, "proj_out")
+
+
+def unet_blocks(unet: nn.Module) -> Iterator[tuple[str, int, list[nn.Module]]]:
+    """Yield (part, index, layers) for every block of an LDM UNet, in the order they run."""
+    yield from (("input", i, list(block)) for i, block in enumerate(unet.input_blocks))
+    if unet.middle_block is not None:
+        yield "middle", 0, list(unet.middle_block)
+    yield from (("output", i, list(block)) for i, block in enumerate(unet.output_blocks))
+
+
+def out_channels(layers: list[nn.Module]) -> int:
+    return [layer.out_channels for layer in layers if hasattr(layer, "out_channels")][-1]
+
+
+def first_resblock(unet: nn.Module) -> nn.Module:
+    return next(layer for _, _, layers in unet_blocks(unet) for layer in layers if is_resblock(layer))
+
+
+def spatial_norms(unet: nn.Module) -> Iterator[nn.Module]:
+    """The GroupNorms of the ResBlocks and of the output, which some families pool over the frames of a clip."""
+    for _, _, layers in unet_blocks(unet):
+        for layer in filter(is_resblock, layers):
+            yield layer.in_layers[0]
+            yield layer.out_layers[0]
+    yield unet.out[0]
+
+
+def is_downsample(module: nn.Module) -> bool:
+    return hasattr(module, "op") and hasattr(module, "use_conv")
+
+
+def is_resampler(module: nn.Module) -> bool:
+    """A Downsample or an Upsample."""
+    return hasattr(module, "use_conv") and not is_resblock(module)
+
+
+def unet_levels(unet: nn.Module) -> dict[tuple[str, int], int]:
+    """Resolution at which the ResBlocks of each block (part, index) run: 0 is the latents' own, each next one halved.
+
+    An output block runs at the resolution of the skip it takes, which is that of the input block opposite.
+    """
+    levels, level = {}, 0
+    for index, block in enumerate(unet.input_blocks):
+        level += any(is_downsample(layer) for layer in block)
+        levels["input", index] = level
+    last = len(unet.input_blocks) - 1
+    levels["middle", 0] = level
+    levels.update({("output", index): levels["input", last - index] for index in range(len(unet.output_blocks))})
+    return levels
