@@ -57,6 +57,17 @@ def test_a_help_page_lists_the_inputs_of_its_node(schema):
 
 
 @each_node
+def test_the_range_that_a_help_page_gives_is_that_of_the_input(schema):
+    """*0 to 20, ...* at the beginning of an input's row."""
+    given = {}
+    for line in section(page_of(schema), "Inputs").splitlines():
+        if found := re.match(r"\| (\w+) \| \*(-?[\d.]+) to (-?[\d.]+)\b", line):
+            given[found[1]] = float(found[2]), float(found[3])
+    wanted = {entry.id: (entry.min, entry.max) for entry in schema.inputs if entry.id in given}
+    assert given == wanted
+
+
+@each_node
 def test_a_help_page_lists_the_outputs_of_its_node(schema):
     named = first_column(section(page_of(schema), "Outputs"))
     assert named == [output.display_name or output.id for output in schema.outputs]
