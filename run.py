@@ -146,9 +146,13 @@ def test(options, rest):
     return inside(host, "pytest", rest)
 
 
+BENCHMARKS = {"--quality": "quality", "--decode": "decode", "--upscale": "upscale", "--card": "gpu_memory"}
+
+
 def bench(options, rest):
-    kind = next((kind for kind in ("quality", "decode", "upscale", "card") if f"--{kind}" in rest), "speed")
-    return inside(find_host(), f"benchmarks.{kind}", [argument for argument in rest if argument != f"--{kind}"])
+    """Run the benchmark that a flag names, else the one of speed."""
+    name = next((name for flag, name in BENCHMARKS.items() if flag in rest), "speed")
+    return inside(find_host(), f"benchmarks.{name}", [argument for argument in rest if argument not in BENCHMARKS])
 
 
 def train_demo(options, rest):

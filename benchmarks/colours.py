@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..demo import world
-from .layout import nearest
+from .scene_layout_quality import nearest
 
 LEAST, SEEN = 20, 4             # pixels of a piece of paint; frames in which a car is seen
 REACH = 0.7                     # of a car's width: as far as an oncoming one comes in a quarter of a second

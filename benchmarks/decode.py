@@ -4,7 +4,7 @@ What a decode takes at its peak beyond the weights, the latents and the frames i
 against the number of frames, as a stream into a file by core's Save Video and by Save Video File and as an IMAGE;
 beside it the same frames in one window, which is how a temporal decoder runs where nothing limits it. A temporal
 decoder of the bundled autoencoder's size with random layers; `--channels 128` is Stable Video Diffusion's width. Then
-against the size of the frames, with and without tiles, counted for that decoder's own size in 16 bits (counted.py).
+against the size of the frames, with and without tiles, counted for that decoder's own size in 16 bits (tensor_memory.py).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ..nodes.host.models import AutoencoderParams, build_autoencoder, vae_of
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
 from ..temporal.formats import DecoderFile
 from ..temporal.video import Sheet, write_video
-from .counted import CARD, MAIN, CountedDecoding, counted, svd_decoder
+from .tensor_memory import CARD, MAIN, DecodingOnShapes, count_bytes, svd_decoder
 from .memory import growth, own_pages
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
@@ -76,10 +76,10 @@ def report_sizes():
 
 def count_decode(vae, network, height: int, width: int, tile: int) -> dict:
     """Bytes by device of a streamed decode of two windows."""
-    decoding = CountedDecoding(network, vae, torch.zeros(2 * WINDOW - OVERLAP, 4, height // 8, width // 8),
+    decoding = DecodingOnShapes(network, vae, torch.zeros(2 * WINDOW - OVERLAP, 4, height // 8, width // 8),
                                DecodeSettings(WINDOW, OVERLAP, tile, 1))
     video = LazyVideo(decoding.frames, decoding.count, width, height, 8)
-    return counted(lambda: deque(video.pieces(), maxlen=1))
+    return count_bytes(lambda: deque(video.pieces(), maxlen=1))
 
 
 def megabytes(size: int) -> str:

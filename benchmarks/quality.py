@@ -21,7 +21,7 @@ from ..demo import train
 from ..demo.features import features_of, load_network
 from ..temporal.errors import VideoLDMError
 from ..temporal.metrics import frechet_distance, motion_ratio
-from . import colours, layout, longer, reconstruction, enlarged
+from . import colours, longer, reconstruction, scene_layout_quality, upscale_quality
 from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
@@ -160,5 +160,5 @@ def contact_sheet(rows):
 
 
 MEASURES = {"key-frames": key_frames, "longer": longer.extension, "interpolation": longer.interpolation,
-            "layout": layout.control, "reconstruction": reconstruction.decoders,
-            "upscaling": enlarged.upscaled_parts}
+            "layout": scene_layout_quality.control, "reconstruction": reconstruction.decoders,
+            "upscaling": upscale_quality.upscaled_parts}

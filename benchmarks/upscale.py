@@ -6,7 +6,7 @@ to write the result to a file by core's Save Video and by Save Video File. The n
 channels in place of 256, with random weights and random temporal layers, its VAE one of 32 channels in place of 128;
 the peak is that of one piece, so how it behaves as frames grow is the finding.
 
-Then counted for the upscaler's own size in 16 bits (counted.py), with temporal layers: the network on a piece on the
+Then counted for the upscaler's own size in 16 bits (tensor_memory.py), with temporal layers: the network on a piece on the
 graphics card, and main memory for the whole video, against frames and against the size of the frames and tiles.
 """
 
@@ -33,7 +33,7 @@ from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
 from ..temporal.stack import CallSettings, TemporalStack, open_call, video_ldm_params
 from ..temporal.upscaler import cut
-from .counted import (CARD, DTYPE, FRAMES, MAIN, X4, X4_HEADS, X4_TEXT, CountedDecoding, counted, x4_decoder, x4_layers,
+from .tensor_memory import (CARD, DTYPE, FRAMES, MAIN, X4, X4_HEADS, X4_TEXT, DecodingOnShapes, count_bytes, x4_decoder, x4_layers,
                       x4_unet)
 from .decode import PACK, RUN, STREAM, card_and_main, consume
 from .memory import growth, own_pages
@@ -172,8 +172,8 @@ def report_counted(counts):
         latents = torch.zeros(frames, 4, height // FACTOR, width // FACTOR)
         small = torch.zeros(frames, height // FACTOR, width // FACTOR, 3)
         model = sized_model()
-        sampling = counted(lambda: sample(model, small, tile))
-        decoding = counted(lambda: decode(vae, decoder, latents, tile))
+        sampling = count_bytes(lambda: sample(model, small, tile))
+        decoding = count_bytes(lambda: decode(vae, decoder, latents, tile))
         print(f"| {width}x{height} | {tile or 'none'} | {frames} | {card_and_main(sampling)} | "
               f"{sampling[MAIN] / latents.nbytes:.1f} | {card_and_main(decoding)} |", flush=True)
 
@@ -196,5 +196,5 @@ def sized_model():
 
 
 def decode(vae, network, latents: torch.Tensor, tile: int):
-    decoding = CountedDecoding(network, vae, latents, decode_settings(vae, FRAMES, OVERLAP, tile))
+    decoding = DecodingOnShapes(network, vae, latents, decode_settings(vae, FRAMES, OVERLAP, tile))
     deque(decoding.frames(), maxlen=1)

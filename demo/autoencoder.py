@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from ..temporal.training.drawn import DrawnLoss
+from ..temporal.training.loss_inputs import RecordableLoss
 from .data import car_weights
 from .models import AUTOENCODER
 
@@ -30,7 +30,7 @@ def to_model(frames):
     return frames.movedim(-1, 1).contiguous().float() / 127.5 - 1
 
 
-class AutoencoderLoss(DrawnLoss):
+class AutoencoderLoss(RecordableLoss):
     """`loss(step)` for the Loop. frames: uint8 (n t h w 3); boxes: (n t k 4)."""
 
     def __init__(self, autoencoder, frames, boxes, batch):

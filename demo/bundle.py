@@ -13,7 +13,7 @@ from ..temporal.formats import upscaler as upscaler_format
 from ..temporal.formats import video_ldm
 from ..temporal.formats.record import Base, Schedule
 from ..temporal.stack import TemporalStack
-from . import decoder, layers, layout, models, upscaler, world
+from . import decoder, layers, models, scene_layout_stage, upscaler, world
 from .data import made, weights_of, write_json
 from .text import text_params
 
@@ -47,7 +47,7 @@ def write(files, output: Path) -> str:
                               demo, trained))
     sizes.append(decoder.write(output / DECODER_FILE, weights_of(files, "temporal-decoder", "decoder"),
                                weights_of(files, "autoencoder", "autoencoder"), notes("temporal-decoder")))
-    sizes.append(layout.write(output / LAYOUT_FILE, weights_of(files, "layout", "scene"),
+    sizes.append(scene_layout_stage.write(output / LAYOUT_FILE, weights_of(files, "layout", "scene"),
                               load_file(files.texts)["null"], notes("layout")))
     sizes.append(write_upscaler(files, output / UPSCALER_FILE))
     sizes.append(write_layers(files, output / UPSCALER_LAYERS_FILE, "upscaler-temporal",

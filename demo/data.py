@@ -68,13 +68,13 @@ def corners_of(clip):
     return corners
 
 
-def drawn(draw, count):
-    """draw(0), draw(1), ... in order, `draw` being a module's function; on Linux by all cores at once."""
+def render_clips(render, count):
+    """Yield render(0), render(1), ... in order. On Linux all cores work at once; `render` is then a module's function."""
     if sys.platform != "linux" or count < FEW:
-        yield from map(draw, range(count))
+        yield from map(render, range(count))
         return
     with multiprocessing.get_context("fork").Pool() as pool:
-        yield from pool.imap(draw, range(count), chunksize=8)
+        yield from pool.imap(render, range(count), chunksize=8)
 
 
 def key_frames(index):
@@ -92,7 +92,7 @@ def render_training_set(files):
     shape = (TRAIN_CLIPS, FRAMES, HEIGHT, WIDTH, 3)
     frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
     boxes = np.zeros((TRAIN_CLIPS, FRAMES, 3, 4), np.float32)
-    for index, clip in enumerate(drawn(key_frames, TRAIN_CLIPS)):
+    for index, clip in enumerate(render_clips(key_frames, TRAIN_CLIPS)):
         frames[index], boxes[index] = clip
     frames.flush()
     del frames

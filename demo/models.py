@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ..nodes.host.models import AutoencoderParams, UNetParams
-from ..temporal.training.diffusion import Diffusion
+from ..temporal.diffusion import Diffusion
 from ..temporal.training.distributed import pick_device
 from ..temporal.training.loop import LoopParams
 

@@ -29,7 +29,7 @@ from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
 from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import bundle, data, decoder, lanes, layers, layout, models, upscaler, world
+from . import bundle, data, decoder, layers, models, parallel_stages, scene_layout_stage, upscaler, world
 from .autoencoder import AutoencoderLoss, encode
 from .data import made, weights_of
 from .features import FeatureLoss, VideoNetwork
@@ -50,18 +50,18 @@ def main(argv=None):
     parser.add_argument("--max-minutes", type=float, help="stop the stage in progress after this time, resumable")
     parser.add_argument("--side-by-side", action=argparse.BooleanOptionalAction,
                         help="stages that do not wait for each other run at once; default: on a GPU, for all stages")
-    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)         # a process of `lanes.side_by_side`
+    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)         # a process of `parallel_stages.side_by_side`
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
     files = data.Files(arguments.folder)
     if arguments.from_bundle and rank() == 0 and arguments.lane is None:
         bundle.restore(BUNDLE, files, but=arguments.stage)
     if arguments.lane is None and wants_lanes(arguments):
-        return lanes.side_by_side(argv)
+        return parallel_stages.side_by_side(argv)
     torch.set_float32_matmul_precision("high")          # on a GPU; nothing on a CPU
     for name in stages_of(arguments, files):
         if arguments.lane is not None:
-            lanes.wait_for(name, files)
+            parallel_stages.wait_for(name, files)
         started = time.monotonic()
         figures = STEPS[name](files, arguments)
         if rank() == 0:
@@ -79,11 +79,11 @@ def wants_lanes(arguments):
 
 def stages_of(arguments, files):
     if arguments.lane is not None:
-        return lanes.LANES[arguments.lane]
+        return parallel_stages.LANES[arguments.lane]
     if arguments.stage == "all":
         return STEPS
     # The bundle has all models and none of the data
-    return [*(lanes.missing_data(arguments.stage, files) if arguments.from_bundle else []), arguments.stage]
+    return [*(parallel_stages.missing_data(arguments.stage, files) if arguments.from_bundle else []), arguments.stage]
 
 
 # Trained stages
@@ -156,9 +156,9 @@ def train_attention_only(files, arguments):
 def train_layout(files, arguments):
     """Boxes and labels for the frozen image LDM."""
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
-    scene = seeded("layout", lambda: SceneLayout(layout.params(models.UNET)))
+    scene = seeded("layout", lambda: SceneLayout(scene_layout_stage.params(models.UNET)))
     latents, texts = np.load(made(files.latents, "latents"), mmap_mode="r"), load_file(made(files.texts, "latents"))
-    return train("layout", files, {"scene": scene}, layout.loss(unet, scene, models.diffusion(), latents, texts),
+    return train("layout", files, {"scene": scene}, scene_layout_stage.loss(unet, scene, models.diffusion(), latents, texts),
                  arguments)
 
 
@@ -298,7 +298,7 @@ def encode_interpolation(files):
     device = pick_device()
     network.to(device)
     parts = []
-    clips = data.drawn(data.interpolation_clip, models.TRAIN_CLIPS)
+    clips = data.render_clips(data.interpolation_clip, models.TRAIN_CLIPS)
     while batch := list(islice(clips, CLIP_BATCH)):
         frames = np.concatenate(batch)
         with torch.autocast(device.type, torch.bfloat16):

@@ -16,12 +16,12 @@ from ..temporal.conditioning import with_small_frames
 from ..temporal.formats.record import Base, Schedule
 from ..temporal.formats.upscaler import UpscalerParams
 from ..temporal.stack import video_ldm_params
-from ..temporal.training.diffusion import Diffusion
+from ..temporal.diffusion import Diffusion
 from ..temporal.training.upscaler import Patches, UpscalerLoss
 from ..temporal.upscaler import FACTOR, PIXEL_CHANNELS, TRAINED_LEVEL, folded
 from . import models, world
 from .autoencoder import to_model
-from .data import car_weights, corners_of, drawn
+from .data import car_weights, corners_of, render_clips
 
 HEIGHT, WIDTH = FACTOR * models.HEIGHT, FACTOR * models.WIDTH
 CLIPS = 800                             # rendered once, seeds 0..799, a third at each rate
@@ -76,7 +76,7 @@ def render(path):
     """Render all of them: uint8 (n t h w 3); the corners of their cars (n t 3 4)."""
     frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(CLIPS, models.FRAMES, HEIGHT, WIDTH, 3))
     corners = np.zeros((CLIPS, models.FRAMES, 3, 4), np.float32)
-    for index, clip in enumerate(drawn(large_clip, CLIPS)):
+    for index, clip in enumerate(render_clips(large_clip, CLIPS)):
         frames[index], corners[index] = clip
     frames.flush()
     return corners

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from video_ldm.demo import bundle, data, decoder, layout, models, train, upscaler, world
+from video_ldm.demo import bundle, data, decoder, models, scene_layout_stage, train, upscaler, world
 from video_ldm.nodes.host import models as host
 from video_ldm.temporal.formats import load_decoder, load_layout, load_temporal, load_upscaler
 from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES
@@ -38,7 +38,7 @@ def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_
     assert layers.params.frames == models.FRAMES and layers.params.context.positions == FIRST_FRAMES
     assert between.params.frames == 5 and between.params.context.positions == BOTH_ENDS and between.params.fps_width
     assert load_decoder(made / bundle.DECODER_FILE).frames == 6
-    assert load_layout(made / bundle.LAYOUT_FILE).params == layout.params(models.UNET)
+    assert load_layout(made / bundle.LAYOUT_FILE).params == scene_layout_stage.params(models.UNET)
     assert load_upscaler(made / bundle.UPSCALER_FILE).params == upscaler.file_params("Video LDM demo: upscaler")
     layers = load_temporal(made / bundle.UPSCALER_LAYERS_FILE).params
     assert layers.takes_small_frames and layers.shared_noise

@@ -13,8 +13,8 @@ from video_ldm.temporal.formats import layout as layout_format
 from video_ldm.temporal.formats import load_layout, load_temporal
 from video_ldm.temporal.formats.record import Base
 from video_ldm.temporal.layout import NOT_SAID, Layout, LayoutParams, SceneLayout, drop, nothing_said, picture_grid
-from video_ldm.temporal.training.diffusion import Diffusion
-from video_ldm.temporal.training.layout import LayoutLoss, Scenes
+from video_ldm.temporal.diffusion import Diffusion
+from video_ldm.temporal.training.scene_layout_loss import LayoutLoss, Scenes
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.tests.small import batch, randomise, relative_error, small_unet
 

@@ -13,7 +13,7 @@ from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers, LoadVideoModel
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.formats import identify, load_temporal, load_upscaler, upscaler as upscaler_format
 from video_ldm.temporal.stack import CallSettings, open_call
-from video_ldm.temporal.training.diffusion import Diffusion
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.upscaler import cut, noise_augmented, unfolded
 from video_ldm.tests import pixel_help
 from video_ldm.tests.attach_help import load_model

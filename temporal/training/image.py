@@ -1,14 +1,13 @@
 """The loss of an image LDM: also of its spatial fine-tuning on the frames of videos (Video LDM, Table 6)."""
 
 from collections.abc import Callable
-
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from .batch import Batch, check_null_context, drop_context, frames_as_images
-from .diffusion import Diffusion
-from .drawn import DrawnLoss
+from ..diffusion import Diffusion
+from .loss_inputs import RecordableLoss
 
 
 class Noised(NamedTuple):
@@ -22,14 +21,35 @@ class Noised(NamedTuple):
     weights: Tensor | None = None
 
 
-def denoising_loss(backbone, diffusion, drawn: Noised, of_x=False):
-    """|| target - f(x_tau, tau, c) ||^2 over a flat batch; of_x: as Diffusion.loss has it."""
-    x, tau, noise, context, weights = drawn
+def squared_error(diffusion: Diffusion, output: Tensor, x: Tensor, noise: Tensor, tau: Tensor,
+                  weights: Tensor | None = None, x0_weighting: bool = False) -> Tensor:
+    """|| target - output ||^2, its mean over everything, in float32.
+
+    Args:
+        output: what the network predicts at x_tau.
+        x, noise: the clean batch (n ...) and its noise.
+        tau: the step of each item, (n).
+        weights: how much each place counts, (n 1 ...); None for all alike. The best answer stays the same, because
+            the network may answer every place by itself.
+        x0_weighting: take the error of the clean x that the output stands for. High noise, where colours and places
+            are decided, then counts for more than low noise (Salimans and Ho 2022, section 4).
+    """
+    error = output.float() - diffusion.target(x, noise, tau).float()
+    if x0_weighting and diffusion.prediction != "x0":
+        alpha, sigma = diffusion.coefficients(tau, error)
+        error = error * (sigma / alpha if diffusion.prediction == "eps" else sigma)
+    return (error.square() if weights is None else weights * error.square()).mean()
+
+
+def denoising_loss(backbone: Callable[..., Tensor], diffusion: Diffusion, noised: Noised,
+                   x0_weighting: bool = False) -> Tensor:
+    """|| target - f(x_tau, tau, c) ||^2 over a flat batch. x0_weighting: see `squared_error`."""
+    x, tau, noise, context, weights = noised
     output = backbone(diffusion.add_noise(x, tau, noise), tau, context=context)
-    return diffusion.loss(output, x, noise, tau, weights, of_x)
+    return squared_error(diffusion, output, x, noise, tau, weights, x0_weighting)
 
 
-class ImageLoss(DrawnLoss):
+class ImageLoss(RecordableLoss):
     """`loss(step)` for the Loop. Batches of clips are taken apart into frames, each an image with a tau of its own:
     the fine-tuning on video frames that precedes temporal training, with the image model's own loss.
 

@@ -23,9 +23,9 @@ from torch import nn
 from ..errors import VideoLDMError
 from . import distributed
 from .checkpoint import load_checkpoint, load_into, save_checkpoint, write_text
-from .drawn import DrawnLoss
+from .loss_inputs import RecordableLoss
 from .ema import EMA
-from .graph import RecordedStep
+from .cuda_graph import RecordedStep
 from .plot import plot_log, read_log
 from .progress import Progress
 
@@ -51,7 +51,7 @@ class LoopParams:
     lr_end: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     device: str = "auto"
-    cuda_graph: bool = False        # on one GPU: record a step once and replay it (graph.py); for small networks
+    cuda_graph: bool = False        # on one GPU: record a step once and replay it (cuda_graph.py); for small networks
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Loop:
 
     def _recorded_step(self):
         """What replays the steps, None where there is no GPU. Several processes do not record either."""
-        if not isinstance(self.loss, DrawnLoss) or getattr(self.loss, "checkpointing", False):
+        if not isinstance(self.loss, RecordableLoss) or getattr(self.loss, "checkpointing", False):
             raise VideoLDMError(f"'{self.title}' cannot be recorded as a CUDA graph: its loss draws while it computes, "
                                 "or it checkpoints gradients. Train it with cuda_graph=False.")
         if self.device.type != "cuda":

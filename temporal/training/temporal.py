@@ -11,8 +11,8 @@ from ..errors import VideoLDMError
 from ..stack import CallSettings, TemporalStack, open_call
 from .batch import Batch, as_clips, check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
-from .diffusion import Diffusion
-from .drawn import DrawnLoss
+from ..diffusion import Diffusion
+from .loss_inputs import RecordableLoss
 from .image import ImageLoss, Noised, denoising_loss
 
 
@@ -56,7 +56,7 @@ class NoisedClips(NamedTuple):
     images: Noised | None = None
 
 
-class TemporalLoss(DrawnLoss):
+class TemporalLoss(RecordableLoss):
     """`loss(step)` for the Loop; `modules` is what the Loop trains.
 
     All frames of a clip share one tau; their noise is independent. The backbone is frozen here, once, unless
@@ -67,14 +67,14 @@ class TemporalLoss(DrawnLoss):
     the batch.
 
     clips, images: StepContext -> Batch of this process. frames: cuts a flat batch of frames into clips.
-    null_context (l d) and dropout: as in ImageLoss, drawn per clip. checkpointing: less memory, one more forward. of_x:
-    the error of clips counts as Diffusion.loss has it.
+    null_context (l d) and dropout: as in ImageLoss, drawn per clip. checkpointing: less memory, one more forward. x0_weighting:
+    of the error of clips, see `squared_error`.
     """
 
     def __init__(self, backbone: nn.Module, stack: TemporalStack, diffusion: Diffusion, clips: Callable[..., Batch],
                  null_context: Tensor | None = None, dropout: float = 0.0, frames: int | None = None,
                  images: Callable[..., Batch] | None = None, image_weight: float = 1.0, train_spatial: bool = False,
-                 checkpointing: bool = False, of_x: bool = False):
+                 checkpointing: bool = False, x0_weighting: bool = False):
         check_null_context(null_context, dropout)
         if images is not None and not train_spatial:
             raise VideoLDMError("Images bypass the temporal layers, so they teach a model with frozen spatial layers "
@@ -88,7 +88,7 @@ class TemporalLoss(DrawnLoss):
         self.backbone, self.stack, self.diffusion, self.clips = backbone, stack, diffusion, clips
         self.null_context, self.dropout, self.frames = null_context, dropout, frames
         self.image_loss = images and ImageLoss(backbone, diffusion, images, null_context, dropout)
-        self.image_weight, self.train_spatial, self.of_x = image_weight, train_spatial, of_x
+        self.image_weight, self.train_spatial, self.x0_weighting = image_weight, train_spatial, x0_weighting
         self.checkpointing, self.open_call = checkpointing, open_call_checkpointed if checkpointing else open_call
 
     @property
@@ -131,4 +131,4 @@ class TemporalLoss(DrawnLoss):
         """The denoising loss of a batch of clips, temporal layers at work."""
         settings = CallSettings(frames=drawn.frames, known=drawn.known, fps=drawn.fps)
         with self.open_call(self.backbone, [(self.stack, settings)], context=drawn.clips.context):
-            return denoising_loss(self.backbone, self.diffusion, drawn.clips, self.of_x)
+            return denoising_loss(self.backbone, self.diffusion, drawn.clips, self.x0_weighting)

@@ -18,8 +18,9 @@ from ..stack import CallSettings, TemporalStack, open_call
 from ..upscaler import TRAINED_LEVEL, noised, spread_out, unnoised
 from .batch import check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
-from .diffusion import Diffusion
-from .drawn import DrawnLoss
+from ..diffusion import Diffusion
+from .image import squared_error
+from .loss_inputs import RecordableLoss
 from .temporal import check_trained, freeze
 
 
@@ -45,13 +46,13 @@ class NoisedPatches(NamedTuple):
     text: Tensor | None = None
 
 
-class UpscalerLoss(DrawnLoss):
+class UpscalerLoss(RecordableLoss):
     """`loss(step)` for the Loop; `modules` is what the Loop trains: the temporal layers on the frozen upscaler where
     `stack` is given, else the upscaler itself, to which every frame is a picture.
 
     backbone: called as `backbone(x, timesteps, context=..., y=levels)`, x being x_tau and c_gamma on the channels.
     patches: StepContext -> Patches of this process. augmentation: the schedule of the small frames' noise.
-    null_context (l d), dropout: as in ImageLoss, drawn per clip. of_x: as Diffusion.loss has it; a small network
+    null_context (l d), dropout: as in ImageLoss, drawn per clip. x0_weighting: see `squared_error`; a small network
     then need not learn noise by heart where x is nearly clean. details: x is folded pixels, and what is made is their
     details, times this (temporal/upscaler.py).
     Layers whose params say shared_noise learn on one field per clip, the same in all its frames, for the noise of x_tau
@@ -61,7 +62,7 @@ class UpscalerLoss(DrawnLoss):
 
     def __init__(self, backbone: nn.Module, stack: TemporalStack | None, diffusion: Diffusion, augmentation: Diffusion,
                  patches: Callable[..., Patches], most_noise: int = TRAINED_LEVEL, null_context: Tensor | None = None,
-                 dropout: float = 0.0, checkpointing: bool = False, of_x: bool = False, details: float | None = None):
+                 dropout: float = 0.0, checkpointing: bool = False, x0_weighting: bool = False, details: float | None = None):
         check_null_context(null_context, dropout)
         if not 0 <= most_noise < augmentation.steps:
             raise VideoLDMError(f"The small frames are noised by 0 to {augmentation.steps - 1} steps, not {most_noise}.")
@@ -69,7 +70,7 @@ class UpscalerLoss(DrawnLoss):
             freeze(backbone)
             check_trained(backbone, stack, train_spatial=False)
         self.backbone, self.stack, self.diffusion, self.augmentation = backbone, stack, diffusion, augmentation
-        self.patches, self.most_noise, self.of_x, self.details = patches, most_noise, of_x, details
+        self.patches, self.most_noise, self.x0_weighting, self.details = patches, most_noise, x0_weighting, details
         self.null_context, self.dropout = null_context, dropout
         self.checkpointing, self.open_call = checkpointing, open_call_checkpointed if checkpointing else open_call
 
@@ -103,7 +104,7 @@ class UpscalerLoss(DrawnLoss):
         with self.open_call(self.backbone, self.sets(c_low, patches.x.shape[1]), context=text):
             output = self.backbone(x_in, tau, context=text, y=level)
         weights = None if patches.weights is None else patches.weights.flatten(0, 1)
-        return {"loss": self.diffusion.loss(output, x, noise, tau, weights, self.of_x)}
+        return {"loss": squared_error(self.diffusion, output, x, noise, tau, weights, self.x0_weighting)}
 
     def random_noise(self, like: Tensor, frames: int, generator) -> Tensor:
         """Noise like `(b t) c h w`: new in every frame, or one field per clip."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..demo import bundle, layout, models, train, world
+from ..demo import bundle, models, scene_layout_stage, train, world
 from ..nodes.host.layout import layout_patcher, with_layout
 from ..temporal.formats import load_layout
 from ..temporal.layout import together
@@ -50,7 +50,7 @@ def scenes_with_cars(count: int) -> list[int]:
 
 def layouts(path, text, seeds):
     """CONDITIONING of the scenes' layouts, and the one that says nothing."""
-    scenes = [layout.layout_of(world.scene(seed), [0.0]) for seed in seeds]
+    scenes = [scene_layout_stage.layout_of(world.scene(seed), [0.0]) for seed in seeds]
     patcher = layout_patcher(load_layout(path), str(path))
     return [with_layout([[text, {}]], patcher, told) for told in (together(scenes), None)]
 

@@ -45,7 +45,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 @torch.no_grad()
-def counted(work) -> dict:
+def count_bytes(work) -> dict:
     """Bytes of tensors at the fullest moment of `work()`, by device."""
     # Not inference mode, in which operations that are made of others would hide those.
     core_attention.optimized_attention = core_attention.attention_pytorch
@@ -85,7 +85,7 @@ def x4_layers(unet) -> TemporalStack:
     return TemporalStack(params, dtype=DTYPE, device=CARD)
 
 
-class CountedDecoding(Decoding):
+class DecodingOnShapes(Decoding):
     """A decoding whose network is `network`, on shapes; its pictures are black. A shape that ran is not run again: a
     piece leaves nothing behind."""
 

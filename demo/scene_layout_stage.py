@@ -7,7 +7,7 @@ from ..nodes.host.layout import call_unet
 from ..temporal.formats import layout as layout_format
 from ..temporal.formats.record import Base
 from ..temporal.layout import Layout, LayoutParams, SceneLayout, together
-from ..temporal.training.layout import LayoutLoss, Scenes
+from ..temporal.training.scene_layout_loss import LayoutLoss, Scenes
 from . import models, world
 
 LABELS = (("light", ("day", "night")), ("crowdedness", ("empty", "quiet", "busy")))

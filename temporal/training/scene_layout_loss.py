@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..layout import Layout, SceneLayout, drop
 from .batch import check_null_context, drop_context
-from .diffusion import Diffusion
-from .drawn import DrawnLoss
+from ..diffusion import Diffusion
+from .loss_inputs import RecordableLoss
 from .image import Noised, denoising_loss
 from .temporal import freeze
 
@@ -21,7 +21,7 @@ class Scenes(NamedTuple):
     context: Tensor
 
 
-class LayoutLoss(DrawnLoss):
+class LayoutLoss(RecordableLoss):
     """`loss(step)` for the Loop, which trains `scene` alone: the denoising loss of images, told their layout.
 
     backbone: an image LDM, frozen here. call: `call(backbone, scene, x, tau, context, layout)`, the network's output

@@ -7,7 +7,7 @@ the rescaling to zero terminal SNR: it is not done.
 
 import torch
 
-from ..errors import VideoLDMError
+from .errors import VideoLDMError
 
 PREDICTIONS = ("eps", "v", "x0")
 SCHEDULES = ("linear", "sqrt_linear")
@@ -23,7 +23,7 @@ def make_betas(linear_start, linear_end, steps, schedule):
 
 
 class Diffusion:
-    """Noise schedule, training target and loss. Tables are float64 on the CPU; results have the input's dtype."""
+    """Noise schedule and training target. Tables are float64 on the CPU; results have the input's dtype."""
 
     def __init__(self, linear_start, linear_end, steps=1000, prediction="eps", schedule="linear"):
         if prediction not in PREDICTIONS:
@@ -49,21 +49,21 @@ class Diffusion:
 
     def add_noise(self, x, tau, noise):
         """x_tau = alpha_tau x + sigma_tau eps. x, noise: (n ...); tau: (n,) int64."""
-        alpha, sigma = self._at(tau, x)
+        alpha, sigma = self.coefficients(tau, x)
         return alpha * x + sigma * noise
 
     def target(self, x, noise, tau):
         """What the network is to predict: eps, v = alpha_tau eps - sigma_tau x, or x."""
         if self.prediction != "v":
             return noise if self.prediction == "eps" else x
-        alpha, sigma = self._at(tau, x)
+        alpha, sigma = self.coefficients(tau, x)
         return alpha * noise - sigma * x
 
     def predicted_x(self, output, x_tau, tau):
         """The clean x that a network output stands for at x_tau."""
         if self.prediction == "x0":
             return output
-        alpha, sigma = self._at(tau, x_tau)
+        alpha, sigma = self.coefficients(tau, x_tau)
         if self.prediction == "eps":
             return (x_tau - sigma * output) / alpha
         return alpha * x_tau - sigma * output
@@ -72,21 +72,10 @@ class Diffusion:
         """The noise eps that a network output stands for at x_tau."""
         if self.prediction == "eps":
             return output
-        alpha, sigma = self._at(tau, x_tau)
+        alpha, sigma = self.coefficients(tau, x_tau)
         return (x_tau - alpha * output) / sigma if self.prediction == "x0" else alpha * output + sigma * x_tau
 
-    def loss(self, output, x, noise, tau, weights=None, of_x=False):
-        """|| target - output ||^2, its mean over everything, in float32. weights (n 1 ...): how much each place counts;
-        what is learned best stays the same, for the network may answer every place by itself. of_x: the error of the
-        clean x that the output stands for instead, in which much noise, where colours and places are decided, counts
-        for more than what is nearly clean (Salimans and Ho 2022, section 4)."""
-        error = output.float() - self.target(x, noise, tau).float()
-        if of_x and self.prediction != "x0":
-            alpha, sigma = self._at(tau, error)
-            error = error * (sigma / alpha if self.prediction == "eps" else sigma)
-        return (error.square() if weights is None else weights * error.square()).mean()
-
-    def _at(self, tau, x):
+    def coefficients(self, tau, x):
         """alpha_tau and sigma_tau as (n, 1, ...), ready to multiply x of shape (n, ...)."""
         if tau.shape != x.shape[:1]:
             raise VideoLDMError(f"tau must hold one step per batch item: {tuple(tau.shape)} for {tuple(x.shape)}.")

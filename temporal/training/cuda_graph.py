@@ -7,7 +7,7 @@ for them all at once. Clipping, the optimizer and the average are few operations
 import torch
 
 from ..errors import VideoLDMError
-from .drawn import DrawnLoss, mapped, tensors_of
+from .loss_inputs import RecordableLoss, map_tensors, tensors_of
 
 WARMUP = 3              # runs before the recording, in which libraries choose their kernels and take their workspaces
 
@@ -15,11 +15,11 @@ WARMUP = 3              # runs before the recording, in which libraries choose t
 class RecordedStep:
     """`figures(step)` leaves the gradients of the trained parameters where a backward pass would have left them.
 
-    loss: a DrawnLoss. forward(drawn): its compute under the loop's precision. parameters: what is trained; their
+    loss: a RecordableLoss. forward(drawn): its compute under the loop's precision. parameters: what is trained; their
     gradients belong to the recording from then on and must not be set to None.
     """
 
-    def __init__(self, loss: DrawnLoss, forward, parameters, device: torch.device):
+    def __init__(self, loss: RecordableLoss, forward, parameters, device: torch.device):
         self.loss, self.forward, self.parameters, self.device = loss, forward, parameters, device
         self.graph = self.inputs = self.outputs = None
 
@@ -33,7 +33,7 @@ class RecordedStep:
         return {name: value.clone() for name, value in self.outputs.items()}
 
     def record(self, drawn):
-        self.inputs = mapped(drawn, lambda tensor: tensor.to(self.device))
+        self.inputs = map_tensors(drawn, lambda tensor: tensor.to(self.device))
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.random.fork_rng(devices=[self.device]):

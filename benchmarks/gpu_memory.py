@@ -1,7 +1,7 @@
 """Working memory on a graphics card, measured: `python run.py bench --card`.
 
 What Temporal VAE Decode and Video Upscale take at their peak beyond what is on the card before them, weights included
-there: networks of the real sizes, random weights, 16 bits, beside what counted.py counts without a card. Measured is
+there: networks of the real sizes, random weights, 16 bits, beside what tensor_memory.py counts without a card. Measured is
 what PyTorch's allocator hands out, so that workspaces of convolutions are in it, which the count does not see.
 """
 
@@ -21,7 +21,7 @@ from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
 from ..temporal.formats import DecoderFile
 from . import decode, upscale
-from .counted import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, counted, svd_decoder, x4_decoder
+from .tensor_memory import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, count_bytes, svd_decoder, x4_decoder
 from .speed import fill
 
 OVERLAP, CLIP, STEPS = 2, 14, 2             # a clip of two windows
@@ -98,8 +98,8 @@ class Bench:
             decoding = self.measured(lambda: decode_clip(vae, settings, 1, 64, 64),
                                      lambda: decode_clip(vae, settings, frames, height, width))
             shapes = upscale.sized_model()
-            of_sampling = tried(lambda: counted(lambda: upscale.sample(shapes, small, tile))[CARD])
-            of_decoding = tried(lambda: counted(lambda: upscale.decode(vae, decoder, latents, tile))[CARD])
+            of_sampling = tried(lambda: count_bytes(lambda: upscale.sample(shapes, small, tile))[CARD])
+            of_decoding = tried(lambda: count_bytes(lambda: upscale.decode(vae, decoder, latents, tile))[CARD])
             print(f"| {width}x{height} | {tile or 'none'} | {frames} | {sampling} / {of_sampling} | "
                   f"{step:.2f} s | {decoding} / {of_decoding} |", flush=True)
 
