@@ -58,7 +58,7 @@ def main(argv):
         parser.error(f"{options.command} does not know {' '.join(rest)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)      # a stopped command stops its server too
     import_pack()
-    from video_ldm.tools.hosts import HostError
+    from video_ldm.tools.paths import HostError
     try:
         return {"demo": demo, "ui": ui, "test": test, "bench": bench, "train-demo": train_demo}[options.command](
             options, rest)
@@ -135,7 +135,7 @@ def ui(options, rest):
 def test(options, rest):
     """pytest inside the host's Python: the fast tests, then tests/host/ against a real server."""
     from video_ldm.tools import setup_host
-    from video_ldm.tools.hosts import HostError
+    from video_ldm.tools.paths import HostError
     host, requirements = find_host(), ROOT / "tests" / "requirements.txt"
     if host.own:
         setup_host.install_extras(requirements, "tests")

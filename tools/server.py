@@ -8,7 +8,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from .hosts import LINK_NAME, ROOT, HostError, link_pack, probe
+from .hosts import probe
+from .paths import LINK_NAME, ROOT, HostError, link_pack
 
 STARTS_WITHIN = 900     # seconds; ten are usual, but a machine that is busy otherwise takes minutes
 
