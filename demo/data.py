@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def render_clips(render, count):
     if sys.platform != "linux" or count < FEW:
         yield from map(render, range(count))
         return
-    with multiprocessing.get_context("fork").Pool() as pool:
+    # A pool ends its processes by SIGTERM, for which run.py has a handler that they inherit.
+    with multiprocessing.get_context("fork").Pool(initializer=signal.signal,
+                                                  initargs=(signal.SIGTERM, signal.SIG_DFL)) as pool:
         yield from pool.imap(render, range(count), chunksize=8)
 
 
