@@ -11,15 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..atomic import write_atomically
+from ..atomic import write_atomically, write_text
 from ..errors import VideoLDMError
 
 FORMAT = "video_ldm_training"
-
-
-def write_text(path, text):
-    """Write a text file atomically, UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def save_checkpoint(path, tensors, state):

@@ -6,7 +6,7 @@
 
 `torchrun --nproc-per-node N script.py` runs the same lines on N GPUs (or N CPU processes): gradients are averaged over
 the processes, the first one writes. Everything random of a step follows from (seed, step, rank), which is why a
-resumed run equals an uninterrupted one. The folder receives last.safetensors, last.json, log.jsonl and log.png.
+resumed run equals an uninterrupted one. The folder receives last.safetensors, last.json, log.jsonl, log.csv and log.png.
 """
 
 import hashlib
@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..atomic import write_text
 from ..errors import VideoLDMError
 from . import distributed
-from .checkpoint import load_checkpoint, load_into, save_checkpoint, write_text
+from .checkpoint import load_checkpoint, load_into, save_checkpoint
 from .loss_inputs import RecordableLoss
 from .ema import EMA
 from .cuda_graph import RecordedStep
-from .plot import plot_log, read_log
+from .plot import plot_log, read_log, write_csv
 from .progress import Progress
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -271,6 +272,7 @@ class Loop:
         state = {"title": self.title, "step": self.step, "seconds": self.seconds, "settings": asdict(self.params),
                  "world_size": distributed.world_size(), "torch": torch.__version__}
         save_checkpoint(self.checkpoint, tensors, state)
+        write_csv(self.log, self.folder / "log.csv")
         plot_log(self.log, self.folder / "log.png", title=self.title)
 
     def _resume(self):
