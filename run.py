@@ -27,8 +27,8 @@ def import_pack(host=None):
     """
     if host is not None and str(host) not in sys.path:
         sys.path.insert(0, str(host))
-        import comfy.options  # noqa: F401  parsing of our own argv stays off
         import comfy.cli_args
+        import comfy.options  # noqa: F401  parsing of our own argv stays off
         import torch
         comfy.cli_args.args.cpu = not torch.cuda.is_available()
     if PACKAGE not in sys.modules:
@@ -56,7 +56,7 @@ def main(argv):
                        ("train-demo", "train the bundled demo models again, from nothing")):
         commands.add_parser(name, help=text, add_help=False)
     options, rest = parser.parse_known_args(argv)
-    if rest and options.command in ("demo", "ui"):
+    if rest and options.command in ("demo", "ui", "lint"):
         parser.error(f"{options.command} does not know {' '.join(rest)}")
     stop_on_signals()
     import_pack()
@@ -109,12 +109,9 @@ def test(options, rest):
 
 
 def lint(options, rest):
-    """ruff, then mypy, as pyproject.toml sets them up. The exit status of the first that complains, after both ran."""
-    host = host_with_test_packages("ruff, mypy")
-    commands = [["ruff", "check", *(rest or ["."])], ["mypy", *rest]]
-    statuses = [subprocess.run([str(host.python), "-m", *command], cwd=ROOT, stdin=subprocess.DEVNULL).returncode
-                for command in commands]
-    return next((status for status in statuses if status), 0)
+    """ruff and mypy, with the host's Python."""
+    from video_ldm.tools import lint as linters
+    return linters.check(host_with_test_packages("ruff, mypy").python)
 
 
 def host_with_test_packages(modules):

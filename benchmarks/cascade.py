@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ..demo import bundle, layers, models, train, world
+from ..demo import bundle, layers, models, world
 from ..nodes.host import attach
 from ..nodes.host import models as host
 from ..nodes.host.context import with_context_frames

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 
 from ..demo.decoder import params
-from ..nodes.host.decoding import Decoding, DecodeSettings
+from ..nodes.host.decoding import DecodeSettings, Decoding
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.models import AutoencoderParams, build_autoencoder, vae_of
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
 from ..temporal.formats import DecoderFile
 from ..temporal.video import Sheet, write_video
-from .tensor_memory import CARD, MAIN, DecodingOnShapes, count_bytes, svd_decoder
 from .memory import growth, own_pages
+from .tensor_memory import CARD, MAIN, DecodingOnShapes, count_bytes, svd_decoder
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
 WINDOW, OVERLAP, SHEET = 8, 2, 16        # frames; the contact sheet has so many

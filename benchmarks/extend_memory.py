@@ -4,7 +4,7 @@ Prints the bytes beyond the latents that come out, of the process at its peak, a
 The bundled models, two steps a clip.
 """
 
-import psutil           # ComfyUI requires it
+import psutil  # ComfyUI requires it
 
 from ..demo import bundle, models, train
 from ..nodes.host import models as host

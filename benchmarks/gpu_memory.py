@@ -14,15 +14,15 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ..nodes.host.decoding import Decoding, DecodeSettings
+from ..nodes.host.decoding import DecodeSettings, Decoding
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
 from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
 from ..temporal.formats import DecoderFile
 from . import decode, upscale
-from .tensor_memory import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, count_bytes, svd_decoder, x4_decoder
 from .speed import fill
+from .tensor_memory import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, count_bytes, svd_decoder, x4_decoder
 
 OVERLAP, CLIP, STEPS = 2, 14, 2             # a clip of two windows
 COUNTS, GROWN = (16, 64, 256), (512, 512)   # of the decode; height and width while frames grow

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import torch
 
-from ..demo import bundle, models, train, world
+from ..demo import bundle, models, world
 from ..demo.features import features_of, load_network
-from ..nodes.interpolate import interpolate
 from ..nodes.host import attach, sampling
+from ..nodes.interpolate import interpolate
 from ..temporal.metrics import frechet_distance, motion_ratio
 from ..temporal.rollout import between
 from ..temporal.training.plot import plot_curves

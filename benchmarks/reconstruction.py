@@ -9,10 +9,10 @@ import math
 import numpy as np
 import torch
 
-from ..demo import bundle, models, train
+from ..demo import bundle, models
 from ..demo.features import features_of, load_network
 from ..nodes.host import models as host
-from ..nodes.host.decoding import Decoding, DecodeSettings
+from ..nodes.host.decoding import DecodeSettings, Decoding
 from ..nodes.host.temporal_vae import with_temporal_decoder
 from ..temporal.errors import VideoLDMError
 from ..temporal.formats import load_decoder

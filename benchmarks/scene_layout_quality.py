@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..demo import bundle, models, scene_layout_stage, train, world
+from ..demo import bundle, models, scene_layout_stage, world
 from ..nodes.host.layout import layout_patcher, with_layout
 from ..temporal.formats import load_layout
 from ..temporal.layout import together

@@ -20,8 +20,15 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..nodes.host.attach import build_stack
-from ..temporal.stack import (CallSettings, MotionParams, StackParams, TemporalStack, open_call, unet_sites,
-                              video_ldm_params)
+from ..temporal.stack import (
+    CallSettings,
+    MotionParams,
+    StackParams,
+    TemporalStack,
+    open_call,
+    unet_sites,
+    video_ldm_params,
+)
 from .memory import growth, own_pages
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"

@@ -33,11 +33,23 @@ from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
 from ..temporal.stack import CallSettings, TemporalStack, open_call, video_ldm_params
 from ..temporal.upscaler import cut
-from .tensor_memory import (CARD, DTYPE, FRAMES, MAIN, X4, X4_HEADS, X4_TEXT, DecodingOnShapes, count_bytes, x4_decoder, x4_layers,
-                      x4_unet)
 from .decode import PACK, RUN, STREAM, card_and_main, consume
 from .memory import growth, own_pages
 from .speed import fill
+from .tensor_memory import (
+    CARD,
+    DTYPE,
+    FRAMES,
+    MAIN,
+    X4,
+    X4_HEADS,
+    X4_TEXT,
+    DecodingOnShapes,
+    count_bytes,
+    x4_decoder,
+    x4_layers,
+    x4_unet,
+)
 
 OVERLAP, LEVEL = 2, 30
 COUNTS = (16, 64, 256)

@@ -8,9 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from ..nodes.host import models as host
 from ..temporal.atomic import write_atomically
-from ..temporal.formats import load_decoder, load_layout, load_temporal, load_upscaler
+from ..temporal.formats import load_decoder, load_layout, load_temporal, load_upscaler, video_ldm
 from ..temporal.formats import upscaler as upscaler_format
-from ..temporal.formats import video_ldm
 from ..temporal.formats.record import Base, Schedule
 from ..temporal.stack import TemporalStack
 from . import decoder, layers, models, scene_layout_stage, upscaler, world

@@ -29,7 +29,7 @@ from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
 from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import bundle, data, decoder, layers, models, parallel_stages, scene_layout_stage, upscaler, world
+from . import bundle, data, decoder, layers, models, parallel_stages, scene_layout_stage, upscaler
 from .autoencoder import AutoencoderLoss, encode
 from .data import made, weights_of
 from .features import FeatureLoss, VideoNetwork

@@ -13,10 +13,10 @@ from torch.nn.functional import avg_pool2d
 
 from ..nodes.host.models import UNetParams
 from ..temporal.conditioning import with_small_frames
+from ..temporal.diffusion import Diffusion
 from ..temporal.formats.record import Base, Schedule
 from ..temporal.formats.upscaler import UpscalerParams
 from ..temporal.stack import video_ldm_params
-from ..temporal.diffusion import Diffusion
 from ..temporal.training.upscaler import Patches, UpscalerLoss
 from ..temporal.upscaler import FACTOR, PIXEL_CHANNELS, TRAINED_LEVEL, folded
 from . import models, world

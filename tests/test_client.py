@@ -37,7 +37,7 @@ class FakeServer:
         self.loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
         self.loop.run_until_complete(site.start())
-        self.address = "127.0.0.1:{}".format(site._server.sockets[0].getsockname()[1])
+        self.address = f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
         self.ready.set()
         self.loop.run_forever()
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.diffusion import Diffusion
+from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.training.image import squared_error
 
 SD = (0.00085, 0.012)

@@ -27,4 +27,4 @@ def test_every_cell_of_its_tables_comes_about(capsys, monkeypatch):
 def test_a_cell_that_fails_leaves_the_others():
     def full():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    assert gpu_memory.tried(full) == "failed: OutOfMemoryError" and card.tried(lambda: 3_400_000) == "3"
+    assert gpu_memory.tried(full) == "failed: OutOfMemoryError" and gpu_memory.tried(lambda: 3_400_000) == "3"

@@ -14,10 +14,10 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.layout import SceneLayout
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.clips import Clips
-from video_ldm.temporal.training.loss_inputs import RecordableLoss, map_tensors, tensors_of
 from video_ldm.temporal.training.cuda_graph import fill
 from video_ldm.temporal.training.image import ImageLoss
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
+from video_ldm.temporal.training.loss_inputs import RecordableLoss, map_tensors, tensors_of
 from video_ldm.temporal.training.temporal import TemporalLoss
 
 CLIPS, TEXT = 3, models.TEXT_WIDTH

@@ -1,4 +1,4 @@
-"""Where this checkout and the ComfyUI of its own lie, and how either is recognised. The other modules build on this one."""
+"""Where this checkout and its own ComfyUI lie, and how they are recognised. The other modules build on this one."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ def venv_python(venv: Path) -> Path:
 
 
 def link_pack(custom_nodes: Path) -> Path:
-    """Link this checkout into the folder `custom_nodes` under its registered name, and return the link.
+    """Link this checkout into the folder `custom_nodes` under its registered name, and return the link."""
+    return link_folder(custom_nodes / LINK_NAME)
+
+
+def link_folder(link: Path) -> Path:
+    """Make `link` a link to this checkout, and return it.
 
     It is a symbolic link. On Windows it is a directory junction, which needs no administrator. It is never a copy,
     because a copy goes stale.
     """
-    link = custom_nodes / LINK_NAME
     if link.exists() and link.resolve() == ROOT:
         return link
-    custom_nodes.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
     try:
         if os.path.lexists(link):
             os.rmdir(link) if os.name == "nt" else link.unlink()     # a junction or link, never what it points to

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .batch import Batch, check_null_context, drop_context, frames_as_images
 from ..diffusion import Diffusion
+from .batch import Batch, check_null_context, drop_context, frames_as_images
 from .loss_inputs import RecordableLoss
 
 

@@ -24,9 +24,9 @@ from ..atomic import write_text
 from ..errors import VideoLDMError
 from . import distributed
 from .checkpoint import load_checkpoint, load_into, save_checkpoint
-from .loss_inputs import RecordableLoss
-from .ema import EMA
 from .cuda_graph import RecordedStep
+from .ema import EMA
+from .loss_inputs import RecordableLoss
 from .plot import plot_log, read_log, write_csv
 from .progress import Progress
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..diffusion import Diffusion
 from ..layout import Layout, SceneLayout, drop
 from .batch import check_null_context, drop_context
-from ..diffusion import Diffusion
-from .loss_inputs import RecordableLoss
 from .image import Noised, denoising_loss
+from .loss_inputs import RecordableLoss
 from .temporal import freeze
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning import context_input, context_mask
+from ..diffusion import Diffusion
 from ..errors import VideoLDMError
 from ..stack import CallSettings, TemporalStack, open_call
 from .batch import Batch, as_clips, check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
-from ..diffusion import Diffusion
-from .loss_inputs import RecordableLoss
 from .image import ImageLoss, Noised, denoising_loss
+from .loss_inputs import RecordableLoss
 
 
 def freeze(module):

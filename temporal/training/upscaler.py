@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..diffusion import Diffusion
 from ..errors import VideoLDMError
 from ..stack import CallSettings, TemporalStack, open_call
 from ..upscaler import TRAINED_LEVEL, noised, spread_out, unnoised
 from .batch import check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
-from ..diffusion import Diffusion
 from .image import squared_error
 from .loss_inputs import RecordableLoss
 from .temporal import check_trained, freeze
