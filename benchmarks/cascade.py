@@ -6,13 +6,12 @@ Every clip is sampled by ComfyUI's own sampler through the MODEL that an artist 
 import sys
 import time
 
-import comfy.sample
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from ..demo import bundle, layers, models, world
-from ..nodes.host import attach
+from ..nodes.host import attach, for_benchmarks
 from ..nodes.host import models as host
 from ..nodes.host.context import with_context_frames
 from ..temporal.errors import VideoLDMError
@@ -79,10 +78,9 @@ class Cascade:
         """Latents `(b t) c h w` of a clip of each held-out drive, under its caption."""
         positive = self.captions(numbers).repeat_interleave(frames, 0)
         latent = torch.zeros(len(positive), models.UNET.latent_channels, models.HEIGHT // 8, models.WIDTH // 8)
-        noise = comfy.sample.prepare_noise(latent, seed)
-        return comfy.sample.sample(
-            attach.with_clip_options(model, frames), noise, self.steps, self.cfg, SAMPLER, SCHEDULER, [[positive, {}]],
-            [[self.null.expand(len(positive), -1, -1), {}]], latent, disable_pbar=True, seed=seed)
+        negative = self.null.expand(len(positive), -1, -1)
+        return for_benchmarks.sample(attach.with_clip_options(model, frames), latent, seed, self.steps, self.cfg, SAMPLER,
+                                     SCHEDULER, [[positive, {}]], [[negative, {}]])
 
     def decode(self, latents):
         """Pictures of latents, uint8 `(n h w 3)`."""

@@ -10,10 +10,9 @@ import sys
 import time
 from collections import deque
 
-import comfy.model_management
-import comfy.utils
 import torch
 
+from ..nodes.host import for_benchmarks
 from ..nodes.host.decoding import DecodeSettings, Decoding
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
@@ -42,7 +41,7 @@ def main(argv=None):
     if options.device == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA graphics card here, and this measures the memory of one.")
         return 1
-    comfy.utils.PROGRESS_BAR_ENABLED = False
+    for_benchmarks.hide_progress_bars()
     counts, sizes, upscales = COUNTS, SIZES, UPSCALES
     if options.quick:
         counts, sizes, upscales = COUNTS[:2], SIZES[:2], UPSCALES[:4]
@@ -53,7 +52,7 @@ def main(argv=None):
     print(f"{name}, {bench.dtype}, torch {torch.__version__}, windows of {FRAMES} that share {OVERLAP}; MB on the "
           "card: measured / counted", flush=True)
     bench.report_decode(counts, sizes, (64, 64) if options.tiny else GROWN)
-    comfy.model_management.unload_all_models()
+    for_benchmarks.unload_models()
     bench.report_upscale(upscales)
     return 0
 
@@ -111,7 +110,7 @@ class Bench:
     @torch.inference_mode()
     def peak(self, warm, work) -> int:
         warm()
-        comfy.model_management.soft_empty_cache()
+        for_benchmarks.empty_cache()
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         before, began = torch.cuda.memory_allocated(), time.perf_counter()

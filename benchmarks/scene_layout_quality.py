@@ -5,12 +5,12 @@ as nearer to it than to any other paint or ground of the world, beside the same 
 and in the boxes of another scene.
 """
 
-import comfy.sample
 import numpy as np
 import torch
 from PIL import Image
 
 from ..demo import bundle, models, scene_layout_stage, world
+from ..nodes.host import for_benchmarks
 from ..nodes.host.layout import layout_patcher, with_layout
 from ..temporal.formats import load_layout
 from ..temporal.layout import together
@@ -60,9 +60,8 @@ def sampled(cascade, positive, negative):
     """Pictures, uint8 `(n h w 3)`, all from the same noise for every row."""
     count = len(positive[0][0])
     latent = torch.zeros(count, models.UNET.latent_channels, models.HEIGHT // 8, models.WIDTH // 8)
-    noise = comfy.sample.prepare_noise(latent, 0)
-    return cascade.decode(comfy.sample.sample(cascade.model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, negative,
-                                              latent, disable_pbar=True, seed=0))
+    return cascade.decode(for_benchmarks.sample(cascade.model, latent, 0, STEPS, CFG, SAMPLER, SCHEDULER, positive,
+                                                negative))
 
 
 def figures_of(frames, seeds, real):

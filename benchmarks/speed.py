@@ -14,11 +14,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import comfy.ops
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..nodes.host import for_benchmarks
 from ..nodes.host.attach import build_stack
 from ..temporal.stack import (
     CallSettings,
@@ -108,7 +107,7 @@ def gigabytes(size: int) -> str:
 
 def build_unet(case: Case):
     """ComfyUI's own UNet at Stable Diffusion 1.5's size."""
-    unet = UNetModel(**SD15, dtype=case.dtype, device=case.device, operations=comfy.ops.disable_weight_init)
+    unet = for_benchmarks.unet_of(SD15, case.dtype, case.device)
     fill(unet.named_parameters())
     return unet.requires_grad_(False).eval()
 

@@ -5,17 +5,11 @@ Diffusion's size in 16 bits runs on shapes instead, and what comes back is empty
 Attention counts as a graphics card has it, in one operation that keeps no matrix of scores.
 """
 
-from unittest.mock import patch
-
-import comfy.ldm.modules.attention as core_attention
-import comfy.model_management
-import comfy.ops
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.diffusionmodules.model import Decoder, pytorch_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch.overrides import TorchFunctionMode
 
+from ..nodes.host import for_benchmarks
 from ..nodes.host.decoding import Decoding
 from ..nodes.host.temporal_vae import build_decoder
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
@@ -48,35 +42,23 @@ class FusedAttention(TorchFunctionMode):
 def count_bytes(work) -> dict:
     """Bytes of tensors at the fullest moment of `work()`, by device."""
     # Not inference mode, in which operations that are made of others would hide those.
-    core_attention.optimized_attention = core_attention.attention_pytorch
-    with FusedAttention(), patch.object(comfy.model_management, "get_free_memory", plenty), Tally() as tally:
+    with FusedAttention(), for_benchmarks.ample_memory_and_plain_attention(), Tally() as tally:
         work()
     return {device: tally.most.get(device, 0) for device in (CARD, MAIN)}
 
 
-def plenty(device=None, torch_free_too=False):
-    """Core runs both conditions of guidance in one batch where memory allows, and so it is counted on every machine."""
-    return (10 ** 12, 10 ** 12) if torch_free_too else 10 ** 12
-
-
 def svd_decoder():
     """Stable Video Diffusion's temporal decoder."""
-    return fused(build_decoder(SVD_DECODER, DTYPE, CARD))
+    return for_benchmarks.with_fused_attention(build_decoder(SVD_DECODER, DTYPE, CARD))
 
 
 def x4_decoder():
     """The image decoder of the x4 upscaler's VAE."""
-    with torch.device(CARD):
-        return fused(Decoder(**X4_DECODER.config()).to(DTYPE))
-
-
-def fused(decoder):
-    decoder.mid.attn_1.optimized_attention = pytorch_attention
-    return decoder
+    return for_benchmarks.with_fused_attention(for_benchmarks.decoder_of(X4_DECODER.config(), DTYPE, CARD))
 
 
 def x4_unet():
-    return UNetModel(**X4, dtype=DTYPE, device=CARD, operations=comfy.ops.disable_weight_init)
+    return for_benchmarks.unet_of(X4, DTYPE, CARD)
 
 
 def x4_layers(unet) -> TemporalStack:

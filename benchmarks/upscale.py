@@ -16,16 +16,10 @@ import subprocess
 import sys
 from collections import deque
 
-import comfy.model_patcher
-import comfy.sd
-import comfy.supported_models
-import comfy.utils
 import psutil
 import torch
-from comfy.ldm.models.autoencoder import AutoencoderKL
-from comfy.patcher_extension import WrappersMP
 
-from ..nodes.host import attach
+from ..nodes.host import attach, for_benchmarks
 from ..nodes.host.decoding import Decoding
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.upscaling import upscaled
@@ -68,7 +62,7 @@ def main(argv=None):
     parser.add_argument("--frames", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)      # the child: what, frames
     options = parser.parse_args(argv)
-    comfy.utils.PROGRESS_BAR_ENABLED = False
+    for_benchmarks.hide_progress_bars()
     if options.measure:
         print(json.dumps(measure(options.measure[0], int(options.measure[1]))))
         return 0
@@ -117,7 +111,7 @@ def measure_sampling(frames: int) -> dict:
         resting.append(process.memory_info().rss)
         pieces.append(growth(lambda: out.append(executor(*arguments))))
         return out[0]
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "bench", watched)
+    for_benchmarks.wrap_conditions(model, "bench", watched)
     sample(model, torch.rand(FRAMES, *SMALL, 3), 0)
     before = process.memory_info().rss
     pieces.clear(), resting.clear()
@@ -141,11 +135,9 @@ def write(vae, frames: int, how: str, latents=None):
 
 def small_model(config=NARROW, dtype=torch.float32, device="cpu"):
     """A MODEL of core's class for the x4 upscaler with random weights; a U-Net of few channels if nothing is said."""
-    config = comfy.supported_models.SD_X4Upscaler(dict(config))
-    config.set_inference_dtype(dtype, None)
-    model = config.get_model({}, "", device=device)
-    fill(model.diffusion_model.named_parameters())
-    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device(device), offload_device=torch.device("cpu"))
+    model = for_benchmarks.x4_upscaler(config, dtype, device)
+    fill(model.model.diffusion_model.named_parameters())
+    return model
 
 
 def with_layers(model, dtype=torch.float32):
@@ -163,12 +155,10 @@ SMALL_VAE = DecoderParams(4, CHANNELS, (1, 1, 2), 1, SVD_KERNEL)       # 4 pixel
 
 def small_vae(shape=SMALL_VAE, dtype=None):
     """A VAE of core's class with random weights, in a type that core might not choose."""
-    params = {"ddconfig": {**shape.config()}, "embed_dim": 4}
-    network = AutoencoderKL(**params)
+    config = {**shape.config()}
+    network = for_benchmarks.image_autoencoder(config)
     fill(network.named_parameters())
-    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": params}, dtype=dtype)
-    vae.latent_channels, vae.upscale_ratio, vae.downscale_ratio = 4, shape.factor, shape.factor
-    return vae
+    return for_benchmarks.vae_of(network, config, shape.factor, dtype)
 
 
 # Counted: the upscaler's own size
@@ -203,7 +193,7 @@ def sized_model():
             with open_call(unet, [(stack, CallSettings(options[attach.FRAMES]))], text):
                 unet(x.to(CARD, DTYPE), timesteps.to(CARD), text, y.to(CARD), transformer_options={})
         return torch.zeros_like(x[:, :4])
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", on_shapes)
+    for_benchmarks.wrap_network(model, "bench", on_shapes)
     return model
 
 

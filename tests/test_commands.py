@@ -1,5 +1,6 @@
 """What run.py does before there is a server: which ComfyUI it takes."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -74,3 +75,11 @@ def test_the_pack_is_linked_once_and_never_over_somebodys_folder(tmp_path):
 def test_the_pack_never_stands_on_the_path_where_it_would_hide_comfyuis_modules():
     import nodes
     assert Path(nodes.__file__).resolve().parent != paths.ROOT
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "demo", "temporal"])
+def test_comfyui_is_reached_through_nodes_host_alone(folder):
+    host_modules = re.compile(r"^\s*(?:from|import)\s+(comfy\w*|folder_paths|server|execution|nodes)\b", re.MULTILINE)
+    files = sorted((paths.ROOT / folder).rglob("*.py"))
+    assert len(files) > 5
+    assert [str(path) for path in files if host_modules.search(path.read_text(encoding="utf-8"))] == []

@@ -11,14 +11,13 @@ from .loss_inputs import RecordableLoss
 
 
 class Noised(NamedTuple):
-    """A flat batch x (n c h w), its steps tau (n), its noise, a text for each (n l d) or None; weights (n 1 h w): how
-    much each place counts, None for all alike."""
+    """A flat batch with what was drawn for it."""
 
-    x: Tensor
-    tau: Tensor
-    noise: Tensor
-    context: Tensor | None = None
-    weights: Tensor | None = None
+    x: Tensor                           # (n c h w)
+    tau: Tensor                         # the step of each item, (n)
+    noise: Tensor                       # like x
+    context: Tensor | None = None       # a text for each item, (n l d)
+    weights: Tensor | None = None       # how much each pixel counts, (n 1 h w); None: all alike
 
 
 def squared_error(diffusion: Diffusion, output: Tensor, x: Tensor, noise: Tensor, tau: Tensor,
@@ -29,10 +28,9 @@ def squared_error(diffusion: Diffusion, output: Tensor, x: Tensor, noise: Tensor
         output: what the network predicts at x_tau.
         x, noise: the clean batch (n ...) and its noise.
         tau: the step of each item, (n).
-        weights: how much each place counts, (n 1 ...); None for all alike. The best answer stays the same, because
-            the network may answer every place by itself.
-        x0_weighting: take the error of the clean x that the output stands for. High noise, where colours and places
-            are decided, then counts for more than low noise (Salimans and Ho 2022, section 4).
+        weights: how much each pixel counts, (n 1 ...); None for all alike. They do not change what the best output is.
+        x0_weighting: take the error of the clean x that follows from the output. High noise then counts for more than
+            low noise (Salimans and Ho 2022, section 4). High noise is where colours and positions are decided.
     """
     error = output.float() - diffusion.target(x, noise, tau).float()
     if x0_weighting and diffusion.prediction != "x0":
@@ -50,11 +48,17 @@ def denoising_loss(backbone: Callable[..., Tensor], diffusion: Diffusion, noised
 
 
 class ImageLoss(RecordableLoss):
-    """`loss(step)` for the Loop. Batches of clips are taken apart into frames, each an image with a tau of its own:
-    the fine-tuning on video frames that precedes temporal training, with the image model's own loss.
+    """`loss(step)` for the Loop: the image model's own loss.
 
-    backbone: called as `backbone(x, timesteps, context=...)`. batch: StepContext -> Batch of this process.
-    null_context: (l d), what replaces a dropped text; dropout: how often.
+    Every frame of a clip counts as an image with a tau of its own. That is the fine-tuning on video frames that comes
+    before temporal training.
+
+    Args:
+        backbone: called as `backbone(x, timesteps, context=...)`.
+        diffusion: the image model's.
+        batch: StepContext -> Batch of this process.
+        null_context: what replaces a dropped text, (l d).
+        dropout: the probability that a text is dropped.
     """
 
     def __init__(self, backbone: nn.Module, diffusion: Diffusion, batch: Callable[..., Batch],
@@ -69,5 +73,5 @@ class ImageLoss(RecordableLoss):
         tau = self.diffusion.random_tau(len(x), step.generator, x.device)
         return Noised(x, tau, self.diffusion.random_noise(x, step.generator), context)
 
-    def compute(self, drawn: Noised) -> dict:
-        return {"loss": denoising_loss(self.backbone, self.diffusion, drawn)}
+    def compute(self, inputs: Noised) -> dict:
+        return {"loss": denoising_loss(self.backbone, self.diffusion, inputs)}
