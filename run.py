@@ -115,7 +115,7 @@ def lint(options, rest):
 
 
 def host_with_test_packages(modules):
-    """The host, with the packages of tests/requirements.txt. An artist's own ComfyUI is asked for these modules only."""
+    """The host, with the packages of tests/requirements.txt. An artist's own ComfyUI needs these modules only."""
     from video_ldm.tools import setup_host
     from video_ldm.tools.paths import HostError
     host, requirements = find_host(), ROOT / "tests" / "requirements.txt"

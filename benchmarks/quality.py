@@ -1,12 +1,12 @@
 """How good the demo's clips are, by numbers: `python run.py bench --quality`. Longer video is in longer.py.
 
-Frechet distance between features of generated and of real held-out clips, in a small video network that was trained on
-the driving world to tell its labels (demo/features.py; not FVD, whose network knows human actions), and motion: the
-mean absolute difference of neighbouring frames, as a ratio to that of real clips. Cars are followed by their paint
-(colours.py): the share of them that keep their colour, and how many there are to a clip. Real clips that went through
-the autoencoder are as good as any clip of the cascade can be, so the bundled layers are held to LEAST_KEPT of their
-share. Every clip is sampled by ComfyUI's own sampler through the MODEL that an artist gets, under the caption of a
-held-out drive.
+The Frechet distance is between features of generated and of real held-out clips. The features are those of a small
+video network that was trained to tell the labels of the driving world (demo/features.py). It is not FVD, whose network
+knows human actions. Motion is the mean absolute difference of neighbouring frames, as a ratio to that of real clips.
+Cars are followed by their paint (colours.py): how many of them keep their colour, and how many there are in a clip.
+Real clips that went through the autoencoder are the best that the cascade can give. So the bundled layers have to
+reach LEAST_KEPT of their share. ComfyUI's own sampler samples every clip, through the MODEL that an artist gets, with
+the caption of a held-out drive.
 """
 
 import argparse
@@ -71,9 +71,9 @@ def key_frames(arguments):
 
 
 def measure(arguments):
-    """Rows (name, clips, (distance, motion ratio, share of cars that keep their colour, cars a clip)).
+    """Rows and sentences on what could not be measured.
 
-    And sentences on what could not be measured.
+    A row is (name, clips, (distance, motion ratio, share of cars that keep their colour, cars per clip)).
     """
     network = load_network(arguments.models / "features.safetensors")
     reference = real_clips(range(REAL))

@@ -1,8 +1,8 @@
-"""Whether Scene Layout is obeyed: cars in their boxes, and day or night. A part of `bench --quality`.
+"""Whether Scene Layout is followed: cars in their boxes, and day or night. A part of `bench --quality`.
 
-Held-out scenes with at least one car: the share of pixels in the body of each box that have its car's paint, counted
-as nearer to it than to any other paint or ground of the world, beside the same share in real frames, without a layout,
-and in the boxes of another scene.
+Scenes are held out and have at least one car. The figure is the share of pixels in the body of each box that have the
+paint of its car: they are nearer to it than to any other paint or ground of the world. Beside it stands the same share
+in real frames, without a layout, and in the boxes of another scene.
 """
 
 import numpy as np
@@ -49,10 +49,10 @@ def scenes_with_cars(count: int) -> list[int]:
 
 
 def layouts(path, text, seeds):
-    """CONDITIONING of the scenes' layouts, and the one that says nothing."""
+    """CONDITIONING with the scenes' layouts, and with an empty layout."""
     scenes = [scene_layout_stage.layout_of(world.scene(seed), [0.0]) for seed in seeds]
     patcher = layout_patcher(load_layout(path), str(path))
-    return [with_layout([[text, {}]], patcher, told) for told in (together(scenes), None)]
+    return [with_layout([[text, {}]], patcher, layout) for layout in (together(scenes), None)]
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def sampled(cascade, positive, negative):
 
 
 def figures_of(frames, seeds, real):
-    """(share of paint in the boxes, in those of near cars, in another scene's boxes; share of the right light)."""
+    """(share of paint in the boxes, in those of near cars, in those of another scene, share of the right light)."""
     scenes = [world.scene(seed) for seed in seeds]
     own = [shares(frame, scene) for frame, scene in zip(frames, scenes)]
     other = [shares(frame, scene) for frame, scene in zip(frames, scenes[1:] + scenes[:1])]

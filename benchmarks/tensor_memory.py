@@ -1,8 +1,8 @@
-"""Networks at their real size on torch's "meta" device: what a piece takes on a graphics card, without one.
+"""The memory of a GPU, counted without one: networks at their real size run on torch's "meta" device.
 
-A piece of work runs as it does for an artist, main memory and all; where it calls its network, a network of Stable
-Diffusion's size in 16 bits runs on shapes instead, and what comes back is empty. Every tensor is counted (memory.py).
-Attention counts as a graphics card has it, in one operation that keeps no matrix of scores.
+Tensors on that device have shapes and no contents. A piece of work runs as it does for an artist. In place of its
+network, one of Stable Diffusion's size in 16 bits runs on shapes, and what comes back is empty. Every tensor is
+counted (memory.py). Attention is one operation that keeps no matrix of scores, as on a GPU.
 """
 
 import torch
@@ -30,7 +30,7 @@ X4_DECODER = DecoderParams(4, 128, (1, 2, 4), 2, SVD_KERNEL)
 
 
 class FusedAttention(TorchFunctionMode):
-    """While open, attention on shapes is one operation."""
+    """While it is open, attention on shapes is one operation."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention and args[0].device.type == CARD:
@@ -40,8 +40,8 @@ class FusedAttention(TorchFunctionMode):
 
 @torch.no_grad()
 def count_bytes(work) -> dict:
-    """Bytes of tensors at the fullest moment of `work()`, by device."""
-    # Not inference mode, in which operations that are made of others would hide those.
+    """The most bytes of tensors that `work()` holds at one moment, by device."""
+    # Not inference mode: there an operation hides those that it is made of.
     with FusedAttention(), for_benchmarks.ample_memory_and_plain_attention(), Tally() as tally:
         work()
     return {device: tally.most.get(device, 0) for device in (CARD, MAIN)}
@@ -68,8 +68,10 @@ def x4_layers(unet) -> TemporalStack:
 
 
 class DecodingOnShapes(Decoding):
-    """A decoding whose network is `network`, on shapes; its pictures are black. A shape that ran is not run again: a
-    piece leaves nothing behind."""
+    """A decoding by `network` on shapes. Its pictures are black.
+
+    A shape runs only once, because a piece leaves nothing behind.
+    """
 
     def __init__(self, network, *arguments):
         super().__init__(*arguments)

@@ -1,13 +1,14 @@
 """Memory of Video Upscale: `python run.py bench --upscale`.
 
-First in processes of their own on the CPU, against the number of frames: what a piece takes beyond what rests between
-pieces, how much rests (latents, small frames and noise of the whole video, in units of its latents), and what it takes
-to write the result to a file by core's Save Video and by Save Video File. The network is the x4 upscaler's of 32
-channels in place of 256, with random weights and random temporal layers, its VAE one of 32 channels in place of 128;
-the peak is that of one piece, so how it behaves as frames grow is the finding.
+The first table is measured on the CPU, in processes of their own, against the number of frames. It says what a piece
+takes beyond what stays between pieces, how much stays (latents, small frames and noise of the whole video), and what
+core's Save Video and Save Video File take to write the result. The networks are narrow, with random weights: 32
+channels in place of the upscaler's 256 and of the VAE's 128. So the finding is how memory grows with frames, not its
+size.
 
-Then counted for the upscaler's own size in 16 bits (tensor_memory.py), with temporal layers: the network on a piece on the
-graphics card, and main memory for the whole video, against frames and against the size of the frames and tiles.
+The second table is counted for the upscaler's own size in 16 bits with temporal layers (tensor_memory.py). It says
+what the network takes on the GPU for a piece, and main memory for the whole video, against frames, their size, and
+tiles.
 """
 
 import argparse
@@ -93,17 +94,17 @@ def child(what: str, frames: int) -> dict:
 
 @torch.inference_mode()
 def measure(what: str, frames: int) -> dict:
-    """Bytes beyond what is there before."""
+    """Bytes that the work takes beyond what is there before it."""
     if what == SAMPLING:
         return measure_sampling(frames)
     vae = small_vae()
-    write(vae, FRAMES, what)                # what is loaded and planned once is not counted
+    write(vae, FRAMES, what)                # what is loaded and planned only once is not measured
     latents = torch.randn(frames, 4, *SMALL)
     return {"peak": growth(lambda: write(vae, frames, what, latents))}
 
 
 def measure_sampling(frames: int) -> dict:
-    """piece: the most that a call of the network takes; rest: the most that lies in memory before such a call."""
+    """piece: the most that a call of the network takes. rest: the most that is in memory before such a call."""
     model, pieces, resting, process = with_layers(small_model()), [], [], psutil.Process()
 
     def watched(executor, *arguments):
@@ -121,7 +122,7 @@ def measure_sampling(frames: int) -> dict:
 
 
 def sample(model, small: torch.Tensor, tile: int, steps: int = 1) -> torch.Tensor:
-    """Latents of the large frames, as the node makes them. small: `t h w 3`; tile: pixels of the large frames."""
+    """Latents of the large frames, as the node makes them. small: `t h w 3`. tile: pixels of the large frames."""
     cuts = cut(*small.shape[:3], FRAMES, OVERLAP, tile // FACTOR)
     text = [[torch.randn(1, 77, X4_TEXT), {}]]
     return upscaled(model, small, LEVEL, cuts, 1, steps, 8.0, "euler", "normal", text, text)
@@ -134,14 +135,14 @@ def write(vae, frames: int, how: str, latents=None):
 
 
 def small_model(config=NARROW, dtype=torch.float32, device="cpu"):
-    """A MODEL of core's class for the x4 upscaler with random weights; a U-Net of few channels if nothing is said."""
+    """A MODEL of core's class for the x4 upscaler with random weights; by default with few channels."""
     model = for_benchmarks.x4_upscaler(config, dtype, device)
     fill(model.model.diffusion_model.named_parameters())
     return model
 
 
 def with_layers(model, dtype=torch.float32):
-    """Random temporal layers on it, made where the model is."""
+    """The model with random temporal layers, on its own device."""
     unet, device = model.model.diffusion_model, model.load_device
     params = video_ldm_params(unet, 4 * unet.model_channels, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
     shapes = {key: weight.shape for key, weight in TemporalStack(params, device=CARD).state_dict().items()}
@@ -166,25 +167,33 @@ def small_vae(shape=SMALL_VAE, dtype=None):
 def report_counted(counts):
     vae, decoder = small_vae(), x4_decoder()
     print(f"\nThe x4 upscaler with temporal layers, 16 bits, windows of {FRAMES} that share {OVERLAP}, guidance: "
-          "graphics card + main memory, counted\n\n| size | tile | frames | sampling | main memory / latents | decoding |\n"
+          "graphics card + main memory, counted\n\n"
+          "| size | tile | frames | sampling | main memory / latents | decoding |\n"
           f"|{'---|' * 6}", flush=True)
     grown = [(*GROWN, TILES[0], frames) for frames in counts]
     sizes = [(*size, tile, 2 * FRAMES - OVERLAP) for size in SIZES for tile in TILES if tile < max(size)]
-    for height, width, tile, frames in grown + sizes:
-        latents = torch.zeros(frames, 4, height // FACTOR, width // FACTOR)
-        small = torch.zeros(frames, height // FACTOR, width // FACTOR, 3)
-        model = sized_model()
-        sampling = count_bytes(lambda: sample(model, small, tile))
-        decoding = count_bytes(lambda: decode(vae, decoder, latents, tile))
-        print(f"| {width}x{height} | {tile or 'none'} | {frames} | {card_and_main(sampling)} | "
-              f"{sampling[MAIN] / latents.nbytes:.1f} | {card_and_main(decoding)} |", flush=True)
+    for row in grown + sizes:
+        print(counted_row(vae, decoder, *row), flush=True)
+
+
+def counted_row(vae, decoder, height: int, width: int, tile: int, frames: int) -> str:
+    latents = torch.zeros(frames, 4, height // FACTOR, width // FACTOR)
+    small = torch.zeros(frames, height // FACTOR, width // FACTOR, 3)
+    model = sized_model()
+    sampling = count_bytes(lambda: sample(model, small, tile))
+    decoding = count_bytes(lambda: decode(vae, decoder, latents, tile))
+    return (f"| {width}x{height} | {tile or 'none'} | {frames} | {card_and_main(sampling)} | "
+            f"{sampling[MAIN] / latents.nbytes:.1f} | {card_and_main(decoding)} |")
 
 
 def sized_model():
-    """A MODEL in whose place the upscaler's own U-Net, with temporal layers, runs on shapes."""
-    model, unet = small_model(), x4_unet()      # a shape that ran is not run again: a piece leaves nothing behind
+    """A MODEL in whose place the upscaler's own U-Net runs on shapes, with temporal layers.
+
+    A shape runs only once, because a piece leaves nothing behind.
+    """
+    model, unet = small_model(), x4_unet()
     stack, known = x4_layers(unet), set()
-    attach.transformer_options(model)[f"{attach.PREFIX}counted"] = LAYERS       # its frames have noise of their own
+    attach.transformer_options(model)[f"{attach.PREFIX}counted"] = LAYERS       # so that frames have noise of their own
 
     def on_shapes(executor, x, timesteps, context, y, control, options, **others):
         if x.shape not in known:

@@ -1,9 +1,8 @@
 """A small video network, trained to tell the labels of a clip of the driving world and whether its frames are in order.
 
-Its features give the Frechet distance of the quality figures. They are this world's own: the distance is not FVD, whose
-network knows human actions. To tell the ego speed, the bend and the cars' own speeds the network has to measure motion.
-Labels alone left it nearly blind to frames in the wrong order (real clips shuffled scored 13.3, in order 7.1): a
-network that has only ever seen coherent clips need not represent coherence. Hence the question about the order.
+Its features give the Frechet distance of the quality figures. They belong to this world: the distance is not FVD, whose
+network knows human actions. The network has to measure motion, because it is asked for speeds and the bend. It is asked
+for the order of frames too, because otherwise it hardly sees a wrong order (docs/training.md).
 """
 
 from pathlib import Path
@@ -55,7 +54,7 @@ class VideoNetwork(nn.Module):
 
 
 def answers(scene):
-    """What a clip is asked: yes/no questions, then numbers (with a mask: a lane without a car has no speed)."""
+    """The labels of a clip: yes/no questions, numbers, and a mask of the numbers, since an empty lane has no speed."""
     cars = {car.lane: car for car in scene.cars}
     told = world.labels(scene)
     questions = [told["night"], *(lane in cars for lane in LANES)]
@@ -85,9 +84,9 @@ def reordered(clips, generator):
 
 
 class FeatureLoss:
-    """`loss(step)` for the Loop; frames: uint8 (n t h w 3) of training seeds 0..n-1.
+    """`loss(step)` for the Loop. frames: uint8 (n t h w 3) of training seeds 0..n-1.
 
-    Labels are asked of clips in order alone; the order, of each clip and of a copy with its frames reordered.
+    Labels are asked for clips in order only. The order is asked for each clip and for a copy with reordered frames.
     """
 
     def __init__(self, network, frames, batch):

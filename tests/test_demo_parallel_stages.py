@@ -21,7 +21,8 @@ def test_every_stage_is_in_one_lane_and_the_lanes_come_to_an_end():
 
 def test_one_by_one_too_a_stage_comes_after_all_that_it_needs():
     order = list(train.STEPS)
-    assert all(order.index(needed) < order.index(stage) for stage, needs in parallel_stages.NEEDS.items() for needed in needs)
+    assert all(order.index(needed) < order.index(stage)
+               for stage, needs in parallel_stages.NEEDS.items() for needed in needs)
 
 
 def test_a_stage_is_finished_when_all_its_files_are_there(tmp_path):
@@ -61,7 +62,8 @@ def test_a_lane_that_fails_ends_the_others(fake):
 def test_what_lanes_say_of_their_progress_comes_through_and_is_not_for_a_terminal(fake, capsys):
     fake("sys.stderr.write(f'lane {lane}, {sys.stderr.isatty()}\\n')\n")
     assert parallel_stages.side_by_side([]) == 0
-    assert sorted(capsys.readouterr().err.splitlines()) == [f"lane {lane}, False" for lane in range(len(parallel_stages.LANES))]
+    lines = sorted(capsys.readouterr().err.splitlines())
+    assert lines == [f"lane {lane}, False" for lane in range(len(parallel_stages.LANES))]
 
 
 @pytest.mark.parametrize("arguments", [["--stage", "image"], ["--max-minutes", "1"]])

@@ -69,7 +69,8 @@ def test_a_stage_can_be_trained_anew_on_the_bundled_models(tmp_path, capsys, mon
         monkeypatch.setitem(models.STAGES, name, dataclasses.replace(
             stage, batch=2, loop=dataclasses.replace(stage.loop, steps=1)))
     arguments = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path / "bundle"), "--from-bundle"]
-    for name, prepared in {"features": ["render"], "layout": ["latents"], "interpolation": ["interpolation-data"]}.items():
+    needed = {"features": ["render"], "layout": ["latents"], "interpolation": ["interpolation-data"]}
+    for name, prepared in needed.items():
         train.main([*arguments, "--stage", name])              # with the data that it needs and that is not there yet
         done = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
         assert done == [*prepared, name]
@@ -98,9 +99,9 @@ def test_the_smaller_a_car_the_more_each_of_its_pixels_counts():
     assert overlapping[0, 0, 0, 0] > 4 and overlapping[0, 0, 31, 63] == 4      # the far one counts where both are
 
 
-def test_the_temporal_decoder_is_held_to_what_is_seen_from_afar():
-    """An error all over the far road counts more than one in the sky, one that stays more than one that flickers, and one
-    that its neighbours cancel no more than it did for the autoencoder."""
+def test_the_temporal_decoders_error_counts_the_far_road_and_lasting_errors_more():
+    """An error all over the far road counts more than one in the sky. An error that stays counts more than one that
+    flickers. An error that its neighbours cancel counts no more than it did for the autoencoder."""
     frames, shape = decoder.FRAMES, (models.HEIGHT, models.WIDTH)
     x, weights = torch.zeros(frames, 3, *shape), torch.ones(frames, 1, *shape)
     far = decoder.far_road(*shape)[0, 0]

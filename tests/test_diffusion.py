@@ -113,7 +113,8 @@ def test_weights_count_places_and_leave_the_best_answer_what_it_is():
     half = ones.clone()
     half[..., :4] = 3
     error = (diffusion.target(x, noise, tau) - output).square()
-    assert torch.allclose(squared_error(diffusion, output, x, noise, tau, half), (3 * error[..., :4] + error[..., 4:]).mean() / 2)
+    expected = (3 * error[..., :4] + error[..., 4:]).mean() / 2
+    assert torch.allclose(squared_error(diffusion, output, x, noise, tau, half), expected)
     assert squared_error(diffusion, diffusion.target(x, noise, tau), x, noise, tau, half) == 0
 
 
@@ -123,4 +124,5 @@ def test_the_error_of_x_is_that_of_the_x_that_an_output_stands_for(prediction):
     tau = torch.tensor([1, 150, 400, 600, 850, 999])
     x_tau = diffusion.add_noise(x, tau, noise)
     expected = (diffusion.predicted_x(output, x_tau, tau) - x).square().mean()
-    assert torch.allclose(squared_error(diffusion, output, x, noise, tau, x0_weighting=True).double(), expected, rtol=1e-4)
+    error = squared_error(diffusion, output, x, noise, tau, x0_weighting=True)
+    assert torch.allclose(error.double(), expected, rtol=1e-4)

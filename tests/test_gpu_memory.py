@@ -16,7 +16,7 @@ def test_without_a_graphics_card_it_says_so(capsys):
 
 
 def test_every_cell_of_its_tables_comes_about(capsys, monkeypatch):
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)        # as the benchmark sets it: put back afterwards
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)     # as the benchmark sets it; put back afterwards
     assert gpu_memory.main(["--device", "cpu", "--tiny"]) == 0
     text = capsys.readouterr().out
     cells = re.findall(r"\b(\S+) / (\d+)\b", text)
@@ -27,4 +27,5 @@ def test_every_cell_of_its_tables_comes_about(capsys, monkeypatch):
 def test_a_cell_that_fails_leaves_the_others():
     def full():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    assert gpu_memory.tried(full) == "failed: OutOfMemoryError" and gpu_memory.tried(lambda: 3_400_000) == "3"
+    assert gpu_memory.megabytes_or_failure(full) == "failed: OutOfMemoryError"
+    assert gpu_memory.megabytes_or_failure(lambda: 3_400_000) == "3"

@@ -32,8 +32,9 @@ def set_up(tmp_path, monkeypatch):
 
     folder = tmp_path / ".host"
     monkeypatch.setattr(setup_host, "HOST_FOLDER", folder)
-    for name, effect in (("make_venv", lambda: make_file(venv_python(folder / "venv"))), ("install_torch", None), ("install_requirements", None),
-                         ("fit_torchvision", None), ("install_comfyui", lambda: write_requirements(folder))):
+    for name, effect in (("make_venv", lambda: make_file(venv_python(folder / "venv"))), ("install_torch", None),
+                         ("install_requirements", None), ("fit_torchvision", None),
+                         ("install_comfyui", lambda: write_requirements(folder))):
         monkeypatch.setattr(setup_host, name, step(name, effect))
 
     def run():

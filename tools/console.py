@@ -11,7 +11,7 @@ WITHOUT_STEPS = "{desc} {elapsed}"
 
 
 class NodeProgress:
-    """Called with a client's events; shows one line per node. Terminals get a bar, anything else a line now and then."""
+    """Called with a client's events, shows one line per node: a bar in a terminal, elsewhere lines now and then."""
 
     def __init__(self, prompt: dict, stream=None):
         self.titles = {node_id: (node.get("_meta") or {}).get("title") or node["class_type"]

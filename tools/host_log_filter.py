@@ -1,7 +1,7 @@
 """Takes out of ComfyUI's log the complaints about packages that the set-up leaves out, and says so in one line.
 
-quiet_log.py copies this file into the environment under .host/, where Python imports it at every start. It is never used
-in the ComfyUI of an artist, and it imports nothing of the pack.
+quiet_log.py copies this file into the environment under .host/, where Python imports it at every start. It is never
+used in the ComfyUI of an artist, and it imports nothing of the pack.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""What benchmarks need of ComfyUI and no node does: networks of any size, and a host that measures the same everywhere."""
+"""What benchmarks need of ComfyUI and no node does: networks of any size, and a host that is the same everywhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import comfy.ldm.modules.attention as core_attention
@@ -32,7 +33,7 @@ def decoder_of(config: dict, dtype: torch.dtype, device) -> nn.Module:
         return Decoder(**config).to(dtype)
 
 
-def with_fused_attention(decoder: nn.Module) -> nn.Module:
+def with_fused_attention(decoder: Any) -> nn.Module:
     """A decoder whose attention is PyTorch's own, in one operation, whatever this machine would choose."""
     decoder.mid.attn_1.optimized_attention = pytorch_attention
     return decoder
