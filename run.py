@@ -64,7 +64,7 @@ def main(argv):
 
 
 def find_host():
-    """The host, set up if need be; says which one it is."""
+    """The host, set up if need be. The console says which one it is."""
     from video_ldm.tools import hosts
     host = hosts.find()
     torch = hosts.probe(host)

@@ -25,7 +25,8 @@ class FakeServer:
         self.loop = asyncio.new_event_loop()
         self.ready = threading.Event()
         self.queued = asyncio.Event()
-        threading.Thread(target=self.serve, daemon=True).start()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
         assert self.ready.wait(30)
 
     def serve(self):
@@ -33,13 +34,15 @@ class FakeServer:
         app = web.Application()
         app.add_routes([web.get("/ws", self.socket), web.get("/history/p", self.history),
                         *(web.post(path, self.post) for path in ("/prompt", "/queue", "/interrupt"))])
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         self.loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
         self.loop.run_until_complete(site.start())
         self.address = f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
         self.ready.set()
         self.loop.run_forever()
+        self.loop.run_until_complete(runner.cleanup())
+        self.loop.close()
 
     async def socket(self, request):
         socket = web.WebSocketResponse(max_msg_size=0)
@@ -62,6 +65,7 @@ class FakeServer:
 
     def stop(self):
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(30)
 
 
 @pytest.fixture

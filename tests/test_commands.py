@@ -1,6 +1,9 @@
 """What run.py does before there is a server: which ComfyUI it takes."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -83,3 +86,48 @@ def test_comfyui_is_reached_through_nodes_host_alone(folder):
     files = sorted((paths.ROOT / folder).rglob("*.py"))
     assert len(files) > 5
     assert [str(path) for path in files if host_modules.search(path.read_text(encoding="utf-8"))] == []
+
+
+# ---- stopping -----------------------------------------------------------------------------------------------------
+
+LOAD = """
+import importlib.util, os, signal, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("run", {run!r})
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+"""
+CHILD = LOAD + """
+run.stop_on_signals()
+try:
+    print("up", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)               # as long as a server takes to end
+    Path("ended").touch()
+"""
+PARENT = LOAD + """
+run.import_pack()
+from video_ldm.tools.hosts import Host
+run.ROOT = Path(".").resolve()
+run.stop_on_signals()
+host = Host(run.ROOT, Path(sys.executable), "made up", own=False)
+sys.exit(run.reported(lambda: run.inside(host, "anything", [])))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that only one process gets")
+@pytest.mark.parametrize("to_all", [False, True], ids=["SIGTERM to run.py", "Ctrl-C to all processes"])
+def test_a_stopped_command_lets_its_process_in_the_hosts_python_end_its_server(tmp_path, to_all):
+    known = {"run": str(paths.ROOT / "run.py")}
+    (tmp_path / "run.py").write_text(CHILD.format(**known))
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(**known)], cwd=tmp_path, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, start_new_session=True)
+    assert parent.stdout.readline() == b"up\n"
+    if to_all:
+        os.killpg(parent.pid, signal.SIGINT)
+    else:
+        parent.send_signal(signal.SIGTERM)
+    _, shown = parent.communicate(timeout=60)
+    assert (tmp_path / "ended").exists()
+    assert parent.returncode == 130 and shown.decode().strip() == "stopped"

