@@ -33,7 +33,7 @@ def extension(arguments):
     """The table of extended video, and sentences on what does not hold. The plot goes to the output folder."""
     cascade = Cascade(arguments.models, arguments.train, STEPS, CFG)
     network, reference = load_network(arguments.models / "features.safetensors"), real_clips(range(REAL))
-    known, model = features_of(network, reference), cascade.bundled()
+    real_features, model = features_of(network, reference), cascade.bundled()
     numbers = range(REAL, REAL + min(arguments.clips, ROLLOUTS))
     starts = cascade.encode(np.stack([real[0] for real in real_clips(numbers)]))
     rows, failures = [], []
@@ -41,14 +41,14 @@ def extension(arguments):
         latents = cascade.rollouts(model, starts, numbers, max(LENGTHS), guidance)
         for length in LENGTHS:
             clips = tail(cascade, latents[:, length - TAIL:length])
-            distance = frechet_distance(features_of(network, clips), known)
+            distance = frechet_distance(features_of(network, clips), real_features)
             rows.append((guidance, length, distance, motion_ratio(clips, reference)))
             print(f"guidance {guidance:g}, {length} frames: distance {distance:.1f}", file=sys.stderr, flush=True)
         first, *_, last = (row[2] for row in rows if row[0] == guidance)
         if last > 2 * first:
             failures.append(f"FAILED: with context guidance {guidance:g} the distance of the last {TAIL} of "
                             f"{LENGTHS[-1]} frames ({last:.1f}) is more than twice that of the first ({first:.1f}).")
-    floor = frechet_distance(features_of(network, real_clips(range(REAL, REAL + 2 * len(numbers)))), known)
+    floor = frechet_distance(features_of(network, real_clips(range(REAL, REAL + 2 * len(numbers)))), real_features)
     curves = {f"context guidance {g:g}": [(row[1], row[2]) for row in rows if row[0] == g] for g in GUIDANCES}
     plot_curves(curves, arguments.output / "longer.png", "Frechet distance of the last 16 frames against length")
     return extension_table(rows, floor, len(numbers)), failures

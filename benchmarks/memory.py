@@ -54,7 +54,7 @@ class Tally(TorchDispatchMode):
         super().__init__()
         self.alive: dict[str, int] = {}     # bytes now, by device
         self.most: dict[str, int] = {}      # bytes at the fullest moment, by device
-        self.known: dict[int, weakref.ref] = {}     # the storages that are counted, by id
+        self.counted: dict[int, weakref.ref] = {}     # the storages that are counted, by id
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for tensor in tensors_of((args, kwargs)):
@@ -68,14 +68,14 @@ class Tally(TorchDispatchMode):
         """Count a tensor's storage until it is freed. Views share one."""
         storage, device = tensor.untyped_storage(), tensor.device.type
         key = id(storage)
-        if key in self.known:
+        if key in self.counted:
             return
-        self.known[key] = weakref.ref(storage, lambda _: self.forget(key, device, size))
+        self.counted[key] = weakref.ref(storage, lambda _: self.forget(key, device, size))
         self.alive[device] = self.alive.get(device, 0) + size
         self.most[device] = max(self.most.get(device, 0), self.alive[device])
 
     def forget(self, key: int, device: str, size: int):
-        del self.known[key]
+        del self.counted[key]
         self.alive[device] -= size
 
 

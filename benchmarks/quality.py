@@ -78,7 +78,7 @@ def measure(arguments):
     network = load_network(arguments.models / "features.safetensors")
     reference = real_clips(range(REAL))
     held_out = range(REAL, REAL + arguments.clips)
-    known = features_of(network, reference)
+    real_features = features_of(network, reference)
     rows, left_out = [], []
 
     def add(name, make):
@@ -87,7 +87,7 @@ def measure(arguments):
         except VideoLDMError as error:
             left_out.append(f"The row '{name}' is left out: {error}")
             return
-        figures = (frechet_distance(features_of(network, clips), known), motion_ratio(clips, reference),
+        figures = (frechet_distance(features_of(network, clips), real_features), motion_ratio(clips, reference),
                    *colours.figures_of(clips))
         rows.append((name, clips, figures))
         print(row_of(name, figures), file=sys.stderr, flush=True)

@@ -37,10 +37,10 @@ def decoders(arguments):
     failures = []
     for rate in models.ALL_RATES:
         clips, rows = real_clips(range(arguments.clips), rate), {}
-        known = features_of(network, clips)
+        real_features = features_of(network, clips)
         for name, decoder in ((IMAGE, vae), (TEMPORAL, temporal)):
             back = reconstructed(vae, decoder, clips)
-            rows[name] = (frechet_distance(features_of(network, back), known), motion_ratio(back, clips),
+            rows[name] = (frechet_distance(features_of(network, back), real_features), motion_ratio(back, clips),
                           psnr(back, clips))
         lines += [f"| {rate:g} | {name} | {row[0]:.3f} | {row[1]:.2f} | {row[2]:.2f} dB |"
                   for name, row in rows.items()]

@@ -97,8 +97,9 @@ def nearest(pixels, night, more=()):
     At night the colours are tinted as the world tints cars and ground.
     """
     paints = np.array(list(world.COLOURS.values())) * (0.62 if night else 1.0)
-    known = np.concatenate([paints, np.array((*GROUND, *more)) * (0.34 if night else 1.0)]).astype(np.float32)
-    return (np.square(known).sum(-1) - 2 * pixels.astype(np.float32) @ known.T).argmin(-1)    # |a - b|^2 without |a|^2
+    colours = np.concatenate([paints, np.array((*GROUND, *more)) * (0.34 if night else 1.0)]).astype(np.float32)
+    # |a - b|^2 without |a|^2, which is the same for all colours
+    return (np.square(colours).sum(-1) - 2 * pixels.astype(np.float32) @ colours.T).argmin(-1)
 
 
 def table(figures, count):

@@ -192,12 +192,12 @@ def sized_model():
     A shape runs only once, because a piece leaves nothing behind.
     """
     model, unet = small_model(), x4_unet()
-    stack, known = x4_layers(unet), set()
+    stack, shapes = x4_layers(unet), set()
     attach.transformer_options(model)[f"{attach.PREFIX}counted"] = LAYERS       # so that frames have noise of their own
 
     def on_shapes(executor, x, timesteps, context, y, control, options, **others):
-        if x.shape not in known:
-            known.add(x.shape)
+        if x.shape not in shapes:
+            shapes.add(x.shape)
             text = context.to(CARD, DTYPE)
             with open_call(unet, [(stack, CallSettings(options[attach.FRAMES]))], text):
                 unet(x.to(CARD, DTYPE), timesteps.to(CARD), text, y.to(CARD), transformer_options={})

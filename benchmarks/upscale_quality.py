@@ -87,10 +87,11 @@ def upscaled_parts(arguments):
     ways = {BICUBIC: lambda number: bicubic(small[number]), ALONE: lambda number: ours.alone(small[number], number),
             SAME: lambda number: ours.clip(ours.model, small[number], number),
             TOGETHER: lambda number: ours.clip(ours.layered, small[number], number)}
-    known, rows, shown = features_of(network, large), {}, [large[:SHOWN]]
+    real_features, rows, shown = features_of(network, large), {}, [large[:SHOWN]]
     for name, way in ways.items():
         made = in_batches(numbers, lambda batch, way=way: np.stack([way(number) for number in batch]))
-        rows[name] = frechet_distance(features_of(network, made), known), motion_ratio(made, large), psnr(made, large)
+        distance = frechet_distance(features_of(network, made), real_features)
+        rows[name] = distance, motion_ratio(made, large), psnr(made, large)
         shown.append(made[:SHOWN])
     sheet(shown).save(arguments.output / "upscaling.png")
     return table(rows, arguments), verdict(rows)

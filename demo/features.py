@@ -56,14 +56,14 @@ class VideoNetwork(nn.Module):
 def answers(scene):
     """The labels of a clip: yes/no questions, numbers, and a mask of the numbers, since an empty lane has no speed."""
     cars = {car.lane: car for car in scene.cars}
-    told = world.labels(scene)
-    questions = [told["night"], *(lane in cars for lane in LANES)]
-    questions += [colour in told["colours"] for colour in world.COLOURS]
+    labels = world.labels(scene)
+    questions = [labels["night"], *(lane in cars for lane in LANES)]
+    questions += [colour in labels["colours"] for colour in world.COLOURS]
     numbers = [scene.speed / 5 - 2, scene.curvature * 80]
     numbers += [(cars[lane].speed - scene.speed) / 6 if lane in cars else 0.0 for lane in LANES]
     numbers += [cars[lane].start / 15 - 1 if lane in cars else 0.0 for lane in LANES]
-    known = [1.0, 1.0] + 2 * [float(lane in cars) for lane in LANES]
-    return questions, numbers, known
+    mask = [1.0, 1.0] + 2 * [float(lane in cars) for lane in LANES]
+    return questions, numbers, mask
 
 
 QUESTIONS, NUMBERS = (len(part) for part in answers(world.scene(0))[:2])
@@ -95,14 +95,15 @@ class FeatureLoss:
     def __call__(self, step):
         chosen = torch.randint(0, len(self.frames), (step.share(self.batch),), generator=step.generator).tolist()
         clips = to_clips(np.stack([self.frames[index] for index in chosen])).to(step.device)
-        told = [answers(world.scene(world.train_seed(index))) for index in chosen]
-        questions, numbers, known = (torch.tensor(part, dtype=torch.float32, device=step.device) for part in zip(*told))
+        labels = [answers(world.scene(world.train_seed(index))) for index in chosen]
+        questions, numbers, mask = (torch.tensor(part, dtype=torch.float32, device=step.device)
+                                    for part in zip(*labels))
         both = self.network(torch.cat([clips, reordered(clips, step.generator)])).float()
         out, disorder = both[:len(clips), :-1], both[:, -1]
         mixed = (torch.arange(len(both), device=step.device) >= len(clips)).float()
         order = binary_cross_entropy_with_logits(disorder, mixed)
         asked = binary_cross_entropy_with_logits(out[:, :QUESTIONS], questions)
-        measured = mse_loss(out[:, QUESTIONS:] * known, numbers * known)
+        measured = mse_loss(out[:, QUESTIONS:] * mask, numbers * mask)
         right = ((out[:, :QUESTIONS] > 0) == (questions > 0.5)).float().mean()
         told_order = ((disorder > 0) == (mixed > 0.5)).float().mean()
         return {"loss": asked + measured + order, "right": right, "squared_error": measured.detach(),

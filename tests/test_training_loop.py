@@ -283,8 +283,8 @@ def test_the_legend_shows_each_curves_own_line_beside_its_name(tmp_path, monkeyp
     """Read off the picture: where the legend says a name, the line before it has the colour of that curve."""
     named = {}
     text = plot._Plot.text
-    monkeypatch.setattr(plot._Plot, "text", lambda self, place, words, *colour: (
-        named.__setitem__(words, place), text(self, place, words, *colour)))
+    monkeypatch.setattr(plot._Plot, "text", lambda self, corner, words, *colour: (
+        named.__setitem__(words, corner), text(self, corner, words, *colour)))
     curves = {f"curve {number}": [(0, number), (10, number)] for number in range(len(plot.STYLES))}
     plot_curves(curves, tmp_path / "curves.png", "title")
     image = Image.open(tmp_path / "curves.png").convert("RGB")

@@ -105,8 +105,8 @@ class _Plot:
         self.top = ROW              # where the axes begin: below title and legend
         self.x_range = self.y_range = (0.0, 1.0)
 
-    def text(self, place: Point, words: str, colour="black") -> None:
-        self.draw.text(place, words, fill=colour, font=self.font)
+    def text(self, corner: Point, words: str, colour="black") -> None:
+        self.draw.text(corner, words, fill=colour, font=self.font)
 
     def draw_head(self, title: str, names: Sequence[str], note: str) -> None:
         """The title, then a piece of each curve's line beside its name, in as many rows as that takes."""
@@ -130,19 +130,19 @@ class _Plot:
         self.x_range, self.y_range = (_widened([point[axis] for point in points]) for axis in (0, 1))
         (low_x, high_x), (low_y, high_y) = self.x_range, self.y_range
         for y in ticks(low_y, high_y):
-            self.draw.line([self.place(low_x, y), self.place(high_x, y)], fill=GRID)
-            self.text((8, self.place(low_x, y)[1] - 6), f"{y:.4g}")
+            self.draw.line([self.pixel_of(low_x, y), self.pixel_of(high_x, y)], fill=GRID)
+            self.text((8, self.pixel_of(low_x, y)[1] - 6), f"{y:.4g}")
         for x in ticks(low_x, high_x):
-            self.draw.line([self.place(x, low_y), self.place(x, high_y)], fill=GRID)
-            self.text((self.place(x, low_y)[0] - 12, SIZE[1] - BOTTOM + 8), f"{x:.6g}")
+            self.draw.line([self.pixel_of(x, low_y), self.pixel_of(x, high_y)], fill=GRID)
+            self.text((self.pixel_of(x, low_y)[0] - 12, SIZE[1] - BOTTOM + 8), f"{x:.6g}")
 
     def draw_curve(self, curve: Sequence[Point], number: int, smoothed: bool) -> None:
         colour = STYLES[number % len(STYLES)][0]
-        points = [self.place(*point) for point in curve]
+        points = [self.pixel_of(*point) for point in curve]
         if smoothed and len(curve) > 1:
             self.draw.line(points, fill=tuple(255 - (255 - part) // 3 for part in colour))
             values = smooth([y for _, y in curve])
-            points = [self.place(x, y) for (x, _), y in zip(curve, values, strict=True)]
+            points = [self.pixel_of(x, y) for (x, _), y in zip(curve, values, strict=True)]
         else:
             for x, y in points:
                 self.draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
@@ -155,7 +155,7 @@ class _Plot:
             if len(piece) > 1:
                 self.draw.line(list(piece), fill=colour, width=2)
 
-    def place(self, x: float, y: float) -> Point:
+    def pixel_of(self, x: float, y: float) -> Point:
         """Where a value lies in the picture."""
         (low_x, high_x), (low_y, high_y) = self.x_range, self.y_range
         return (LEFT + (x - low_x) / (high_x - low_x) * (SIZE[0] - LEFT - RIGHT),
