@@ -1,35 +1,34 @@
-"""The project's commands: `python run.py demo | test | ui | bench | train-demo`. Standard library only.
+"""The project's commands: `python run.py demo | test | lint | ui | bench | train-demo`. Standard library only.
 
 They use the ComfyUI named by COMFYUI_PATH, else the one whose custom_nodes holds this checkout, else one that they set
-up in .host/ the first time (tools/setup_host.py).
+up in .host/ the first time (tools/setup_host.py). What needs more than the standard library runs in the host's Python.
 """
 
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 import webbrowser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "video_ldm"
+STOPS_WITHIN = 30       # seconds that a command in the host's Python has for its end
 
 
 def import_pack(host=None):
     """Register this checkout as the package `video_ldm`, whatever its folder is called, and return it.
 
-    With `host`, the folder of a ComfyUI, its modules become importable too; without CUDA it is told to use the CPU.
+    With `host`, the folder of a ComfyUI, its modules become importable too. Without CUDA it is told to use the CPU.
     The checkout itself never goes on sys.path: ComfyUI owns top-level modules called `nodes`, `server`, `utils`.
     """
     if host is not None and str(host) not in sys.path:
         sys.path.insert(0, str(host))
-        import comfy.options  # noqa: F401  parsing of our own argv stays off
         import comfy.cli_args
+        import comfy.options  # noqa: F401  parsing of our own argv stays off
         import torch
         comfy.cli_args.args.cpu = not torch.cuda.is_available()
     if PACKAGE not in sys.modules:
@@ -45,33 +44,27 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__.split("\n\n")[1].replace("\n", " "))
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     demo_parser = commands.add_parser("demo", help="render a workflow in a real ComfyUI; leaves an MP4 in output/")
-    demo_parser.add_argument("workflow", nargs="?", default="drive", help="a name in workflows/api, or a file; default: drive")
+    demo_parser.add_argument("workflow", nargs="?", default="drive",
+                             help="a name in workflows/api, or a file; default: drive")
     ui_parser = commands.add_parser("ui", help="open ComfyUI with the pack and the quickstart loaded")
     ui_parser.add_argument("--port", type=int, default=8188, help="default 8188; another where that is taken")
     ui_parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     for name, text in (("test", "run the tests; further arguments go to pytest"),
-                       ("bench", "measure speed; --quality the demo models' frames, --decode, --upscale, --card memory"),
+                       ("lint", "check style and types with ruff and mypy"),
+                       ("bench", "measure speed; or: --quality of the demo models' frames, memory of --decode and "
+                                 "--upscale, --card for the memory of a GPU"),
                        ("train-demo", "train the bundled demo models again, from nothing")):
         commands.add_parser(name, help=text, add_help=False)
     options, rest = parser.parse_known_args(argv)
-    if rest and options.command in ("demo", "ui"):
+    if rest and options.command in ("demo", "ui", "lint"):
         parser.error(f"{options.command} does not know {' '.join(rest)}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)      # a stopped command stops its server too
+    stop_on_signals()
     import_pack()
-    from video_ldm.tools.hosts import HostError
-    try:
-        return {"demo": demo, "ui": ui, "test": test, "bench": bench, "train-demo": train_demo}[options.command](
-            options, rest)
-    except HostError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+    return reported(lambda: COMMANDS[options.command](options, rest))
 
 
 def find_host():
-    """The host, set up if need be; says which one it is."""
+    """The host, set up if need be. The console says which one it is."""
     from video_ldm.tools import hosts
     host = hosts.find()
     torch = hosts.probe(host)
@@ -81,45 +74,23 @@ def find_host():
 
 
 def demo(options, rest):
-    """Run a workflow in a real ComfyUI over HTTP and say where its files lie."""
-    from video_ldm.tools.client import Client, Interrupted, NodeError
-    from video_ldm.tools.console import ProgressLine
-    from video_ldm.tools.server import Server
+    """Run a workflow in a real ComfyUI. The client runs in the host's Python, where aiohttp and tqdm are."""
     path = Path(options.workflow)
     if path.suffix != ".json":
         path = ROOT / "workflows" / "api" / f"{options.workflow}.json"
     if not path.is_file():
         print(f"There is no workflow {path}.", file=sys.stderr)
         return 2
-    prompt = json.loads(path.read_text(encoding="utf-8"))
-    graph = path.parent.parent / path.name      # goes into the video, so that dragging it into ComfyUI opens the graph
-    shown = {"workflow": json.loads(graph.read_text(encoding="utf-8"))} if graph.is_file() else {}
-    extra_data = {"extra_pnginfo": shown}
-    host, output, began = find_host(), ROOT / "output", time.monotonic()
-    print("Starting ComfyUI ...", flush=True)
-    with Server(host, ROOT / ".host" / "base", output=output, arguments=["--disable-api-nodes"]) as server:
-        print(f"Running {path.name} on http://{server.address}", flush=True)
-        progress = ProgressLine(prompt)
-        try:
-            result = Client(server.address).run(prompt, progress, timeout=24 * 3600, extra_data=extra_data)
-        except (NodeError, Interrupted) as error:
-            progress.close()
-            print(f"The workflow failed at {error}\nThe server's log: {server.log}", file=sys.stderr)
-            return 1
-        progress.close()
-    print(f"Done in {time.monotonic() - began:.0f} s:")
-    for file in result.files():
-        if file.get("type") == "output":
-            print(f"  {output / file.get('subfolder', '') / file['filename']}")
-    return 0
+    return inside(find_host(), "tools.demo", [str(path.resolve())])
 
 
 def ui(options, rest):
     """Start ComfyUI with the pack and stay until Ctrl-C; the address opens the quickstart."""
+    from video_ldm.tools.paths import HOST_FOLDER
     from video_ldm.tools.server import Server, free_port, is_free, pack_folder_name, skip_first_run_dialog
     host = find_host()
     port = options.port if is_free(options.port) else free_port()
-    base, output = (ROOT / ".host" / "base", ROOT / "output") if host.own else (None, None)
+    base, output = (HOST_FOLDER / "base", ROOT / "output") if host.own else (None, None)
     if base is not None:
         skip_first_run_dialog(base)
     print("Starting ComfyUI ...", flush=True)
@@ -134,21 +105,36 @@ def ui(options, rest):
 
 def test(options, rest):
     """pytest inside the host's Python: the fast tests, then tests/host/ against a real server."""
+    return inside(host_with_test_packages("pytest, diffusers, imageio"), "pytest", rest)
+
+
+def lint(options, rest):
+    """ruff and mypy, with the host's Python."""
+    from video_ldm.tools import lint as linters
+    return linters.check(host_with_test_packages("ruff, mypy").python)
+
+
+def host_with_test_packages(modules):
+    """The host, with the packages of tests/requirements.txt. An artist's own ComfyUI needs these modules only."""
     from video_ldm.tools import setup_host
-    from video_ldm.tools.hosts import HostError
+    from video_ldm.tools.paths import HostError
     host, requirements = find_host(), ROOT / "tests" / "requirements.txt"
     if host.own:
         setup_host.install_extras(requirements, "tests")
-    elif subprocess.run([str(host.python), "-c", "import pytest, diffusers, imageio"], capture_output=True,
+    elif subprocess.run([str(host.python), "-c", f"import {modules}"], capture_output=True,
                         stdin=subprocess.DEVNULL).returncode:
-        raise HostError(f"The tests need more packages in your ComfyUI's Python. Install them yourself: "
+        raise HostError(f"This needs more packages in your ComfyUI's Python. Install them yourself: "
                         f'"{host.python}" -m pip install -r "{requirements}"')
-    return inside(host, "pytest", rest)
+    return host
+
+
+BENCHMARKS = {"--quality": "quality", "--decode": "decode", "--upscale": "upscale", "--card": "gpu_memory"}
 
 
 def bench(options, rest):
-    kind = next((kind for kind in ("quality", "decode", "upscale", "card") if f"--{kind}" in rest), "speed")
-    return inside(find_host(), f"benchmarks.{kind}", [argument for argument in rest if argument != f"--{kind}"])
+    """Run the benchmark that a flag names, else the one of speed."""
+    name = next((name for flag, name in BENCHMARKS.items() if flag in rest), "speed")
+    return inside(find_host(), f"benchmarks.{name}", [argument for argument in rest if argument not in BENCHMARKS])
 
 
 def train_demo(options, rest):
@@ -160,19 +146,56 @@ def inside(host, target, arguments):
     environment = dict(os.environ, COMFYUI_PATH=str(host.folder), COMFYUI_PYTHON=str(host.python),
                        HF_HUB_OFFLINE="1", PYTHONIOENCODING="utf-8")
     command = [str(host.python), "-u", str(ROOT / "run.py"), "_inside", target, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL).returncode
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        if os.name != "nt":
+            process.terminate()     # Ctrl-C reached it as well, but a signal to this process alone did not
+        try:
+            process.wait(STOPS_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+
+
+def stop_once(signal_number, frame):
+    """A signal handler that stops the command once: what it started, such as a server, is then ended undisturbed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def stop_on_signals():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop_once)
 
 
 def run_inside(target, arguments):
     """The other end of `inside`. The checkout leaves sys.path, where its `nodes` would hide ComfyUI's."""
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-    host = os.environ["COMFYUI_PATH"]
+    stop_on_signals()
     if target == "pytest":
         import pytest
         return pytest.main(["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), *arguments])
-    import_pack(host)
-    return importlib.import_module(f"{PACKAGE}.{target}").main(arguments)
+    import_pack(None if target.startswith("tools.") else os.environ["COMFYUI_PATH"])
+    return reported(lambda: importlib.import_module(f"{PACKAGE}.{target}").main(arguments))
 
+
+def reported(command):
+    """The exit status of `command()`. What a user has to know of a failure is printed as a sentence."""
+    from video_ldm.tools.paths import HostError
+    try:
+        return command()
+    except HostError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+COMMANDS = {"demo": demo, "ui": ui, "test": test, "lint": lint, "bench": bench, "train-demo": train_demo}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["_inside"]:

@@ -1,17 +1,17 @@
 """The bundled cascade as the quality figures use it: real and generated clips of held-out drives.
 
-Every clip is sampled by ComfyUI's own sampler through the MODEL that an artist gets, under the caption of its drive.
+ComfyUI's own sampler samples every clip, through the MODEL that an artist gets, with the caption of its drive.
 """
 
 import sys
 import time
 
-import comfy.sample
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from ..demo import bundle, layers, models, world
+from ..nodes.host import for_benchmarks
 from ..nodes.host import models as host
 from ..nodes.host.attach import attach_layers
 from ..nodes.host.context import with_context_frames
@@ -80,10 +80,10 @@ class Cascade:
         """Latents `(b t) c h w` of a clip of each held-out drive, under its caption."""
         positive = self.captions(numbers).repeat_interleave(frames, 0)
         latent = torch.zeros(len(positive), models.UNET.latent_channels, models.HEIGHT // 8, models.WIDTH // 8)
-        noise = comfy.sample.prepare_noise(latent, seed)
-        return comfy.sample.sample(
-            with_clip_options(model, frames), noise, self.steps, self.cfg, SAMPLER, SCHEDULER, [[positive, {}]],
-            [[self.null.expand(len(positive), -1, -1), {}]], latent, disable_pbar=True, seed=seed)
+        negative = self.null.expand(len(positive), -1, -1)
+        model = with_clip_options(model, frames)
+        return for_benchmarks.sample(model, latent, seed, self.steps, self.cfg, SAMPLER, SCHEDULER, [[positive, {}]],
+                                     [[negative, {}]])
 
     def decode(self, latents):
         """Pictures of latents, uint8 `(n h w 3)`."""
@@ -95,7 +95,7 @@ class Cascade:
 
     @torch.inference_mode()
     def through_autoencoder(self, clips):
-        """uint8 clips (n t h w 3) encoded and decoded: as clear as any picture of this cascade can be."""
+        """uint8 clips (n t h w 3) encoded and decoded: the best that this cascade can give."""
         return np.stack([self.decode(self.encode(clip)) for clip in clips])
 
     @torch.inference_mode()
@@ -115,8 +115,8 @@ class Cascade:
         video = torch.zeros(len(starts), length + models.FRAMES, *starts.shape[1:])
         video[:, 0] = starts
         for turn, call in enumerate(plan(length, models.FRAMES, 1)):
-            known = video[:, call.start:call.start + call.known].flatten(0, 1)
-            patched = with_context_frames(model, known, range(call.known), guidance)
+            context_frames = video[:, call.start:call.start + call.known].flatten(0, 1)
+            patched = with_context_frames(model, context_frames, range(call.known), guidance)
             clip = self.sample(patched, numbers, models.FRAMES, numbers[0] + 100_000 * turn)
             video[:, call.start:call.start + models.FRAMES] = clip.unflatten(0, (len(numbers), -1))
         return video[:, :length].numpy()

@@ -1,11 +1,12 @@
 """Whether cars keep their colour within a clip: columns of the key-frames table of `bench --quality`.
 
-Where a sampled car should be is not known, so cars are found by their paint: pixels on the ground that are nearer to a
-paint than to anything else of the world, in pieces of LEAST pixels or more. A car is followed from frame to frame by
-where it is and how wide it is. A piece of the same paint goes on first; only where there is none does a car go on as a
-new piece of another paint, and has then changed its colour. Of cars that are clearly seen in SEEN frames or more, the
-share that has one paint in all of them is the figure. It says nothing of how cars move: frames of a real clip in
-another order score as well, while frames of unrelated clips score next to nothing and give a third of the cars.
+Where a sampled car should be is not known, so cars are found by their paint. A piece of paint is a group of LEAST
+pixels or more on the ground that are nearer to the paint than to any other colour of the world. A car is followed from
+frame to frame by its position and width. It continues as a piece of the same paint. Only where there is none does it
+continue as a piece of another paint; it has then changed its colour. The figure is a share of the cars that are
+clearly seen in SEEN frames or more: those with one paint in all of them. It does not say how well cars move. Frames of
+a real clip in another order score as well. Frames of unrelated clips score next to nothing, and a third of the cars is
+found in them.
 """
 
 import math
@@ -15,11 +16,11 @@ import numpy as np
 from scipy import ndimage
 
 from ..demo import world
-from .layout import nearest
+from .scene_layout_quality import nearest
 
 LEAST, SEEN = 20, 4             # pixels of a piece of paint; frames in which a car is seen
-REACH = 0.7                     # of a car's width: as far as an oncoming one comes in a quarter of a second
-GROWTH = 2.2                    # and as much wider as it becomes
+REACH = 0.7                     # of a car's width: the way of an oncoming car in a quarter of a second
+GROWTH = 2.2                    # how much wider it becomes in that time
 MISSED = 1                      # frames in which a car may be hidden
 DARK = 90                       # mean of the sky, 0..255, below which it is night
 PAINTS = tuple(world.COLOURS)
@@ -30,11 +31,11 @@ OTHERS = ((30, 96, 44), (96, 66, 40), (44, 58, 78), (40, 40, 44), (26, 26, 28),
 
 @dataclass(frozen=True)
 class Piece:
-    """A connected piece of paint: its frame, colour, number of pixels, and box in pixels."""
-    frame: int
+    """A connected piece of paint."""
+    frame: int      # its number
     colour: str
-    pixels: int
-    x0: int
+    pixels: int     # how many
+    x0: int         # its box, in pixels
     y0: int
     x1: int
     y1: int
@@ -58,7 +59,7 @@ class Piece:
 
 
 def figures_of(clips):
-    """(share of the followed cars that keep their colour, followed cars a clip) of uint8 clips (n t h w 3)."""
+    """Two figures of uint8 clips (n t h w 3): the share of cars that keep their colour, and cars per clip."""
     cars = [car for clip in clips for car in cars_of(clip)]
     return (float(np.mean([keeps_colour(car) for car in cars])) if cars else math.nan), len(cars) / len(clips)
 
@@ -85,16 +86,16 @@ def pieces_of_frame(number, paint):
     found = [piece for index, colour in enumerate(PAINTS)
              for piece in connected(number, colour, solid(paint == index) if colour == "white" else paint == index)]
     found.sort(key=lambda piece: -piece.pixels)
-    return [piece for place, piece in enumerate(found) if not any(large.holds(piece) for large in found[:place])]
+    return [piece for number, piece in enumerate(found) if not any(large.holds(piece) for large in found[:number])]
 
 
 def solid(mask):
-    """A mask (h w) without what is no body of a car: lane marks are white as well, but narrow."""
+    """A mask (h w) without lane marks, which are white like cars but narrow."""
     return ndimage.binary_opening(mask, np.ones((2, 5)))
 
 
 def connected(number, colour, mask):
-    """The pieces of LEAST pixels or more in a mask (h w); one pixel between two does not part them."""
+    """The pieces of LEAST pixels or more in a mask (h w). A gap of one pixel does not separate two."""
     labels, _ = ndimage.label(ndimage.binary_dilation(mask, np.ones((2, 2))), np.ones((3, 3)))
     labels[~mask] = 0
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
@@ -121,7 +122,7 @@ def follow(frames):
 
 
 def distance(before, after):
-    """How far a piece is from another, in widths of a car per frame; infinite where it is no car's way."""
+    """How far two pieces are apart, in widths of a car per frame. Infinite where no car grows like that."""
     frames = after.frame - before.frame
     small, large = sorted((before.width, after.width))
     if large > small * GROWTH ** frames:

@@ -1,10 +1,12 @@
 """Working memory of Temporal VAE Decode on the CPU: `python run.py bench --decode`.
 
-What a decode takes at its peak beyond the weights, the latents and the frames it returns, each in a process of its own:
-against the number of frames, as a stream into a file by core's Save Video and by Save Video File and as an IMAGE;
-beside it the same frames in one window, which is how a temporal decoder runs where nothing limits it. A temporal
-decoder of the bundled autoencoder's size with random layers; `--channels 128` is Stable Video Diffusion's width. Then
-against the size of the frames, with and without tiles, counted for that decoder's own size in 16 bits (counted.py).
+The first table says what a decode takes at its peak, beyond the weights, the latents and the frames that it returns.
+Each figure comes from a process of its own. The columns are a stream into a file by core's Save Video and by Save
+Video File, an IMAGE, and the same frames in one window, as a temporal decoder without windows would run. The decoder
+has the bundled autoencoder's size and random layers; `--channels 128` is Stable Video Diffusion's width.
+
+The second table is counted for Stable Video Diffusion's decoder in 16 bits (tensor_memory.py), against the size of the
+frames, with and without tiles.
 """
 
 import argparse
@@ -25,11 +27,11 @@ from ..nodes.host.models import AutoencoderParams, build_autoencoder, vae_of
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
 from ..temporal.formats.decoder import DecoderFile
 from ..temporal.video import Sheet, write_video
-from .counted import CARD, MAIN, CountedDecoding, counted, svd_decoder
 from .memory import growth, own_pages
+from .tensor_memory import CARD, MAIN, DecodingOnShapes, count_bytes, svd_decoder
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
-WINDOW, OVERLAP, SHEET = 8, 2, 16        # frames; the contact sheet has so many
+WINDOW, OVERLAP, SHEET = 8, 2, 16        # frames of a window, of the overlap, of the contact sheet
 FRAMES = (16, 64, 256)
 SIZE = (64, 128)                            # height and width while frames grow
 SIZES = ((256, 256), (512, 512), (1024, 1024), (1280, 2048))
@@ -64,7 +66,7 @@ def report(options):
 
 
 def report_sizes():
-    """Two windows of frames of each size, the network on shapes."""
+    """Print the table of sizes: two windows of frames each, with the network on shapes."""
     print(f"\nStable Video Diffusion's decoder, 16 bits, windows of {WINDOW}: graphics card + main memory, counted\n\n"
           f"| size | {' | '.join(f'tile {tile}' if tile else 'whole frames' for tile in TILES)} |\n"
           f"|{'---|' * (len(TILES) + 1)}", flush=True)
@@ -76,10 +78,10 @@ def report_sizes():
 
 def count_decode(vae, network, height: int, width: int, tile: int) -> dict:
     """Bytes by device of a streamed decode of two windows."""
-    decoding = CountedDecoding(network, vae, torch.zeros(2 * WINDOW - OVERLAP, 4, height // 8, width // 8),
+    decoding = DecodingOnShapes(network, vae, torch.zeros(2 * WINDOW - OVERLAP, 4, height // 8, width // 8),
                                DecodeSettings(WINDOW, OVERLAP, tile, 1))
     video = LazyVideo(decoding.frames, decoding.count, width, height, 8)
-    return counted(lambda: deque(video.pieces(), maxlen=1))
+    return count_bytes(lambda: deque(video.pieces(), maxlen=1))
 
 
 def megabytes(size: int) -> str:
@@ -100,10 +102,10 @@ def child(how: str, *numbers: int) -> int:
 
 
 def measure(how: str, frames: int, height: int, width: int, channels: int) -> int:
-    """Bytes that one decode takes beyond what is there before it and what it returns."""
+    """Bytes that one decode takes, beyond what is there before and what it returns."""
     vae = random_vae(channels)
     window = frames if how == WHOLE else WINDOW
-    decode(vae, STREAM, WINDOW, 64, 64, WINDOW)      # what is loaded and planned once is not counted
+    decode(vae, STREAM, WINDOW, 64, 64, WINDOW)      # what is loaded and planned only once is not measured
     returned = frames * height * width * 12 if how == IMAGE else 0
     return growth(lambda: decode(vae, how, frames, height, width, window)) - returned
 
@@ -133,7 +135,7 @@ def seen_by(sheet: Sheet, frames):
 
 
 def random_vae(channels: int):
-    """ComfyUI's VAE with a temporal decoder, random weights, of the bundled autoencoder's shape at another width."""
+    """ComfyUI's VAE with a temporal decoder and random weights: the bundled autoencoder's shape, another width."""
     torch.manual_seed(0)
     shape = replace(params(), channels=channels)
     about = AutoencoderParams(shape.latent_channels, channels, shape.channel_mult, shape.num_res_blocks)

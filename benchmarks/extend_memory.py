@@ -1,7 +1,7 @@
 """Memory that Extend Video takes for a video of some length: `python run.py _inside benchmarks.extend_memory FRAMES`.
 
-Prints the bytes beyond the latents that come out, of the process at its peak, and of what the extension takes of them.
-The bundled models, two steps a clip.
+It prints two numbers of bytes at the peak, beyond the latents that come out: of the whole process, and of the extension
+alone. The models are the bundled ones, with two steps per clip.
 """
 
 import psutil  # ComfyUI requires it
@@ -12,7 +12,7 @@ from ..nodes.load import AS_TRAINED, LoadTemporalLayers
 from ..nodes.longer import STOP, ExtendVideo
 from .memory import growth
 
-WARM_UP = 14        # frames: what is loaded and planned once is not counted
+WARM_UP = 14        # frames of a first run: what is loaded and planned only once is not measured
 
 
 def main(argv):

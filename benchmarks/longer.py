@@ -1,8 +1,8 @@
-"""How well the demo's video holds as it gets longer, and what lies between key frames: parts of `bench --quality`.
+"""The quality of extended and of interpolated video: parts of `bench --quality`.
 
-Extension: held-out drives go on from their first frame, clip after clip; Frechet distance and motion of the last 16
-frames at several lengths, beside those of the first 16. Interpolation: PSNR against the true frames inside the cars'
-boxes, and the second temporal difference at key frames against elsewhere, which shows seams.
+Extension: held-out drives are continued from their first frame, clip after clip. The figures are Frechet distance and
+motion of the last 16 frames at several lengths. Interpolation: PSNR against the true frames inside the cars' boxes. The
+second temporal difference at key frames, against that elsewhere, shows seams.
 """
 
 import sys
@@ -31,10 +31,10 @@ OURS, LATENT, PIXEL, REPEAT = "Latent Interpolate x4", "latent blending", "pixel
 # Extension
 
 def extension(arguments):
-    """The table of extended video, and sentences on what does not hold; the plot goes to the output folder."""
+    """The table of extended video, and sentences on what does not hold. The plot goes to the output folder."""
     cascade = Cascade(arguments.models, arguments.train, STEPS, CFG)
     network, reference = load_network(arguments.models / "features.safetensors"), real_clips(range(REAL))
-    known, model = features_of(network, reference), cascade.bundled()
+    real_features, model = features_of(network, reference), cascade.bundled()
     numbers = range(REAL, REAL + min(arguments.clips, ROLLOUTS))
     starts = cascade.encode(np.stack([real[0] for real in real_clips(numbers)]))
     rows, failures = [], []
@@ -42,14 +42,14 @@ def extension(arguments):
         latents = cascade.rollouts(model, starts, numbers, max(LENGTHS), guidance)
         for length in LENGTHS:
             clips = tail(cascade, latents[:, length - TAIL:length])
-            distance = frechet_distance(features_of(network, clips), known)
+            distance = frechet_distance(features_of(network, clips), real_features)
             rows.append((guidance, length, distance, motion_ratio(clips, reference)))
             print(f"guidance {guidance:g}, {length} frames: distance {distance:.1f}", file=sys.stderr, flush=True)
         first, *_, last = (row[2] for row in rows if row[0] == guidance)
         if last > 2 * first:
             failures.append(f"FAILED: with context guidance {guidance:g} the distance of the last {TAIL} of "
                             f"{LENGTHS[-1]} frames ({last:.1f}) is more than twice that of the first ({first:.1f}).")
-    floor = frechet_distance(features_of(network, real_clips(range(REAL, REAL + 2 * len(numbers)))), known)
+    floor = frechet_distance(features_of(network, real_clips(range(REAL, REAL + 2 * len(numbers)))), real_features)
     curves = {f"context guidance {g:g}": [(row[1], row[2]) for row in rows if row[0] == g] for g in GUIDANCES}
     plot_curves(curves, arguments.output / "longer.png", "Frechet distance of the last 16 frames against length")
     return extension_table(rows, floor, len(numbers)), failures
@@ -88,7 +88,7 @@ def interpolation(arguments):
         seams["real"].append(seam(drive.frames))
         seams[OURS].append(seam(made[OURS]))
     psnr = {name: 10 * np.log10(255 ** 2 / np.concatenate(parts).mean()) for name, parts in errors.items()}
-    best = max((name for name in psnr if name != OURS), key=psnr.get)
+    best = max((name for name in psnr if name != OURS), key=lambda name: psnr[name])
     failures = [] if psnr[OURS] > psnr[best] else [
         f"FAILED: {OURS} ({psnr[OURS]:.2f} dB) does not beat {best} ({psnr[best]:.2f} dB)."]
     return interpolation_table(psnr, {name: np.mean(values) for name, values in seams.items()}, arguments), failures
@@ -126,7 +126,7 @@ def moving(drive):
 
 
 def seam(frames):
-    """Mean |x(t-1) - 2 x(t) + x(t+1)| at inner key frames over that elsewhere; 1 where key frames do not show."""
+    """Mean |x(t-1) - 2 x(t) + x(t+1)| at inner key frames over that elsewhere. 1: key frames cannot be seen."""
     frames = frames.astype(np.float64)
     second = np.abs(frames[:-2] - 2 * frames[1:-1] + frames[2:]).mean((1, 2, 3))
     times = np.arange(1, len(frames) - 1)

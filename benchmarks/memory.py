@@ -1,7 +1,7 @@
 """How much memory a piece of work takes beyond what is there before it: measured of a process, or counted in tensors.
 
-`growth` measures what a process holds. `Tally` counts bytes of tensors, and tensors on torch's "meta" device, which
-have shapes and no contents, count like others: a network runs there at its real size, on no hardware, in no time.
+`growth` measures what a process holds. `Tally` counts bytes of tensors. Tensors on torch's "meta" device count as
+well: they have shapes and no contents, so a network of any size runs there without a GPU.
 """
 
 import os
@@ -15,15 +15,17 @@ from torch.utils._pytree import tree_leaves
 
 
 def own_pages() -> dict:
-    """The environment for a process that measures: glibc keeps what was freed before, and the work would take that
-    unseen, so every tensor gets pages of its own."""
+    """The environment for a process that measures: every tensor gets memory pages of its own.
+
+    glibc otherwise keeps what was freed before, and the work would use that without being seen.
+    """
     return dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
 
 
 def growth(work) -> int:
     """Bytes of resident memory that `work()` takes at most, beyond what the process holds before it.
 
-    The high-water mark that the system keeps would not do: what was done before raises it above what the work needs.
+    The system's own high-water mark is of no use: earlier work may have raised it above what this work needs.
     """
     process, finished = psutil.Process(), threading.Event()
     before = most = process.memory_info().rss
@@ -43,14 +45,16 @@ def growth(work) -> int:
 
 
 class Tally(TorchDispatchMode):
-    """Bytes of the tensors made while it is open, by type of device: alive now, and at the fullest moment.
+    """Counts bytes of the tensors that are made while it is open, by type of device.
 
-    What is inside an operation, such as a convolution's workspace, is not seen; nor is what existed before.
+    It does not see what is inside an operation, such as a convolution's workspace, nor what existed before.
     """
 
     def __init__(self):
         super().__init__()
-        self.alive, self.most, self.known = {}, {}, {}
+        self.alive: dict[str, int] = {}     # bytes now, by device
+        self.most: dict[str, int] = {}      # bytes at the fullest moment, by device
+        self.counted: dict[int, weakref.ref] = {}     # the storages that are counted, by id
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for tensor in tensors_of((args, kwargs)):
@@ -61,17 +65,17 @@ class Tally(TorchDispatchMode):
         return out
 
     def note(self, tensor: torch.Tensor, size: int):
-        """Know a tensor's memory from now on until it is freed; views share one."""
+        """Count a tensor's storage until it is freed. Views share one."""
         storage, device = tensor.untyped_storage(), tensor.device.type
-        place = id(storage)
-        if place in self.known:
+        key = id(storage)
+        if key in self.counted:
             return
-        self.known[place] = weakref.ref(storage, lambda _: self.forget(place, device, size))
+        self.counted[key] = weakref.ref(storage, lambda _: self.forget(key, device, size))
         self.alive[device] = self.alive.get(device, 0) + size
         self.most[device] = max(self.most.get(device, 0), self.alive[device])
 
-    def forget(self, place: int, device: str, size: int):
-        del self.known[place]
+    def forget(self, key: int, device: str, size: int):
+        del self.counted[key]
         self.alive[device] -= size
 
 

@@ -1,12 +1,12 @@
 """How good the demo's clips are, by numbers: `python run.py bench --quality`. Longer video is in longer.py.
 
-Frechet distance between features of generated and of real held-out clips, in a small video network that was trained on
-the driving world to tell its labels (demo/features.py; not FVD, whose network knows human actions), and motion: the
-mean absolute difference of neighbouring frames, as a ratio to that of real clips. Cars are followed by their paint
-(colours.py): the share of them that keep their colour, and how many there are to a clip. Real clips that went through
-the autoencoder are as good as any clip of the cascade can be, so the bundled layers are held to LEAST_KEPT of their
-share. Every clip is sampled by ComfyUI's own sampler through the MODEL that an artist gets, under the caption of a
-held-out drive.
+The Frechet distance is between features of generated and of real held-out clips. The features are those of a small
+video network that was trained to tell the labels of the driving world (demo/features.py). It is not FVD, whose network
+knows human actions. Motion is the mean absolute difference of neighbouring frames, as a ratio to that of real clips.
+Cars are followed by their paint (colours.py): how many of them keep their colour, and how many there are in a clip.
+Real clips that went through the autoencoder are the best that the cascade can give. So the bundled layers have to
+reach LEAST_KEPT of their share. ComfyUI's own sampler samples every clip, through the MODEL that an artist gets, with
+the caption of a held-out drive.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ..demo import train
 from ..demo.features import features_of, load_network
 from ..temporal.errors import VideoLDMError
 from ..temporal.metrics import frechet_distance, motion_ratio
-from . import colours, enlarged, layout, longer, reconstruction
+from . import colours, longer, reconstruction, scene_layout_quality, upscale_quality
 from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
@@ -71,14 +71,14 @@ def key_frames(arguments):
 
 
 def measure(arguments):
-    """Rows (name, clips, (distance, motion ratio, share of cars that keep their colour, cars a clip)).
+    """Rows and sentences on what could not be measured.
 
-    And sentences on what could not be measured.
+    A row is (name, clips, (distance, motion ratio, share of cars that keep their colour, cars per clip)).
     """
     network = load_network(arguments.models / "features.safetensors")
     reference = real_clips(range(REAL))
     held_out = range(REAL, REAL + arguments.clips)
-    known = features_of(network, reference)
+    real_features = features_of(network, reference)
     rows, left_out = [], []
 
     def add(name, make):
@@ -87,7 +87,7 @@ def measure(arguments):
         except VideoLDMError as error:
             left_out.append(f"The row '{name}' is left out: {error}")
             return
-        figures = (frechet_distance(features_of(network, clips), known), motion_ratio(clips, reference),
+        figures = (frechet_distance(features_of(network, clips), real_features), motion_ratio(clips, reference),
                    *colours.figures_of(clips))
         rows.append((name, clips, figures))
         print(row_of(name, figures), file=sys.stderr, flush=True)
@@ -160,5 +160,5 @@ def contact_sheet(rows):
 
 
 MEASURES = {"key-frames": key_frames, "longer": longer.extension, "interpolation": longer.interpolation,
-            "layout": layout.control, "reconstruction": reconstruction.decoders,
-            "upscaling": enlarged.upscaled_parts}
+            "layout": scene_layout_quality.control, "reconstruction": reconstruction.decoders,
+            "upscaling": upscale_quality.upscaled_parts}

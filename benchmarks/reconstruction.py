@@ -1,7 +1,7 @@
-"""How well decoders give encoded clips back, the image one and the temporal one (Video LDM, Table 8 and I.3.1).
+"""How well the image decoder and the temporal decoder restore encoded clips (Video LDM, Table 8 and I.3.1).
 
-At the frame rates of key frames and of interpolated video; the paper's driving decoder learns from video of 30 frames
-a second.
+Clips have the frame rates of key frames and of interpolated video. The paper's driving decoder learns from video of 30
+frames a second.
 """
 
 import math
@@ -37,12 +37,13 @@ def decoders(arguments):
     failures = []
     for rate in models.ALL_RATES:
         clips, rows = real_clips(range(arguments.clips), rate), {}
-        known = features_of(network, clips)
+        real_features = features_of(network, clips)
         for name, decoder in ((IMAGE, vae), (TEMPORAL, temporal)):
             back = reconstructed(vae, decoder, clips)
-            rows[name] = (frechet_distance(features_of(network, back), known), motion_ratio(back, clips),
+            rows[name] = (frechet_distance(features_of(network, back), real_features), motion_ratio(back, clips),
                           psnr(back, clips))
-        lines += [f"| {rate:g} | {name} | {row[0]:.3f} | {row[1]:.2f} | {row[2]:.2f} dB |" for name, row in rows.items()]
+        lines += [f"| {rate:g} | {name} | {row[0]:.3f} | {row[1]:.2f} | {row[2]:.2f} dB |"
+                  for name, row in rows.items()]
         failures += [f"{line} ({rate:g} frames a second)" for line in verdict(rows)]
     return "\n".join(lines) + "\n", failures
 

@@ -1,8 +1,9 @@
 """What temporal layers cost: `python run.py bench`.
 
-One step of a clip with temporal layers against the same batch of images without, on a UNet of Stable Diffusion 1.5's
-size with random weights: time, peak memory of the step beyond the weights, and FLOPs. Steps with and without layers
-alternate in one process and the ratio is the median over pairs, so that other load on the machine falls on both.
+It compares a step of a clip with temporal layers to a step of the same batch of images without. The UNet has Stable
+Diffusion 1.5's size and random weights. The figures are time, FLOPs, and peak memory of the step beyond the weights.
+Steps with and without layers alternate in one process, and the ratio is the median over pairs: other load on the
+machine then falls on both.
 """
 
 import argparse
@@ -14,11 +15,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import comfy.ops
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..nodes.host import for_benchmarks
 from ..nodes.host.layer_weights import build_stack
 from ..temporal.call import CallSettings, open_call
 from ..temporal.layers import Factory, MotionParams
@@ -42,10 +42,10 @@ COLUMNS = ("layers", "step without", "step with", "time ratio", "FLOP ratio", "t
 
 @dataclass(frozen=True)
 class Case:
-    """Where and in what precision a step runs; latents are `size` by `size`."""
+    """What is measured."""
     device: str
     dtype: torch.dtype
-    size: int
+    size: int           # height and width of the latents
     frames: int
 
     @property
@@ -105,7 +105,7 @@ def gigabytes(size: int) -> str:
 
 def build_unet(case: Case):
     """ComfyUI's own UNet at Stable Diffusion 1.5's size."""
-    unet = UNetModel(**SD15, dtype=case.dtype, device=case.device, operations=comfy.ops.disable_weight_init)
+    unet = for_benchmarks.unet_of(SD15, case.dtype, case.device)
     fill(unet.named_parameters())
     return unet.requires_grad_(False).eval()
 
@@ -125,7 +125,7 @@ def build_layers(unet, name: str, case: Case) -> TemporalStack:
 
 @torch.no_grad()
 def fill(weights):
-    """Random weights that keep activations finite, made in place so that building leaves no trace in peak memory."""
+    """Random weights that keep activations finite. They are made in place, so that peak memory does not show them."""
     for name, weight in weights:
         if weight.ndim > 1:
             bound = (3 / weight[0].numel()) ** 0.5
@@ -136,9 +136,9 @@ def fill(weights):
 
 def batch(case: Case):
     """Latents, timesteps and text of one clip."""
-    place = {"device": case.device, "dtype": case.dtype}
-    x = torch.randn(case.frames, 4, case.size, case.size, **place)
-    context = torch.randn(1, TOKENS, CONTEXT_DIM, **place).repeat(case.frames, 1, 1)
+    options = {"device": case.device, "dtype": case.dtype}
+    x = torch.randn(case.frames, 4, case.size, case.size, **options)
+    context = torch.randn(1, TOKENS, CONTEXT_DIM, **options).repeat(case.frames, 1, 1)
     return x, torch.full((case.frames,), 500.0, device=case.device), context
 
 
@@ -182,7 +182,7 @@ def allocated(unet, stack, inputs, case: Case) -> int:
 
 
 def cpu_peaks(options) -> dict:
-    """Bytes that a step takes beyond the weights, by name, each in a process of its own that runs nothing before it."""
+    """Bytes that a step takes beyond the weights, by name. Each runs in a process of its own, and nothing before it."""
     peaks = {}
     for name in (IMAGES, *options.sets):
         print(f"peak memory: {name} ...", file=sys.stderr, flush=True)

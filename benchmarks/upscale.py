@@ -1,13 +1,14 @@
 """Memory of Video Upscale: `python run.py bench --upscale`.
 
-First in processes of their own on the CPU, against the number of frames: what a piece takes beyond what rests between
-pieces, how much rests (latents, small frames and noise of the whole video, in units of its latents), and what it takes
-to write the result to a file by core's Save Video and by Save Video File. The network is the x4 upscaler's of 32
-channels in place of 256, with random weights and random temporal layers, its VAE one of 32 channels in place of 128;
-the peak is that of one piece, so how it behaves as frames grow is the finding.
+The first table is measured on the CPU, in processes of their own, against the number of frames. It says what a piece
+takes beyond what stays between pieces, how much stays (latents, small frames and noise of the whole video), and what
+core's Save Video and Save Video File take to write the result. The networks are narrow, with random weights: 32
+channels in place of the upscaler's 256 and of the VAE's 128. So the finding is how memory grows with frames, not its
+size.
 
-Then counted for the upscaler's own size in 16 bits (counted.py), with temporal layers: the network on a piece on the
-graphics card, and main memory for the whole video, against frames and against the size of the frames and tiles.
+The second table is counted for the upscaler's own size in 16 bits with temporal layers (tensor_memory.py). It says
+what the network takes on the GPU for a piece, and main memory for the whole video, against frames, their size, and
+tiles.
 """
 
 import argparse
@@ -16,15 +17,10 @@ import subprocess
 import sys
 from collections import deque
 
-import comfy.model_patcher
-import comfy.sd
-import comfy.supported_models
-import comfy.utils
 import psutil
 import torch
-from comfy.ldm.models.autoencoder import AutoencoderKL
-from comfy.patcher_extension import WrappersMP
 
+from ..nodes.host import for_benchmarks
 from ..nodes.host.attach import attach_layers
 from ..nodes.host.decoding import Decoding
 from ..nodes.host.layer_weights import build_stack
@@ -38,7 +34,10 @@ from ..temporal.layers import Factory
 from ..temporal.new_layers import video_ldm_params
 from ..temporal.stack import TemporalStack
 from ..temporal.upscaler import cut
-from .counted import (
+from .decode import PACK, RUN, STREAM, card_and_main, consume
+from .memory import growth, own_pages
+from .speed import fill
+from .tensor_memory import (
     CARD,
     DTYPE,
     FRAMES,
@@ -46,15 +45,12 @@ from .counted import (
     X4,
     X4_HEADS,
     X4_TEXT,
-    CountedDecoding,
-    counted,
+    DecodingOnShapes,
+    count_bytes,
     x4_decoder,
     x4_layers,
     x4_unet,
 )
-from .decode import PACK, RUN, STREAM, card_and_main, consume
-from .memory import growth, own_pages
-from .speed import fill
 
 OVERLAP, LEVEL = 2, 30
 COUNTS = (16, 64, 256)
@@ -72,7 +68,7 @@ def main(argv=None):
     parser.add_argument("--frames", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)      # the child: what, frames
     options = parser.parse_args(argv)
-    comfy.utils.PROGRESS_BAR_ENABLED = False
+    for_benchmarks.hide_progress_bars()
     if options.measure:
         print(json.dumps(measure(options.measure[0], int(options.measure[1]))))
         return 0
@@ -103,17 +99,17 @@ def child(what: str, frames: int) -> dict:
 
 @torch.inference_mode()
 def measure(what: str, frames: int) -> dict:
-    """Bytes beyond what is there before."""
+    """Bytes that the work takes beyond what is there before it."""
     if what == SAMPLING:
         return measure_sampling(frames)
     vae = small_vae()
-    write(vae, FRAMES, what)                # what is loaded and planned once is not counted
+    write(vae, FRAMES, what)                # what is loaded and planned only once is not measured
     latents = torch.randn(frames, 4, *SMALL)
     return {"peak": growth(lambda: write(vae, frames, what, latents))}
 
 
 def measure_sampling(frames: int) -> dict:
-    """piece: the most that a call of the network takes; rest: the most that lies in memory before such a call."""
+    """piece: the most that a call of the network takes. rest: the most that is in memory before such a call."""
     model, pieces, resting, process = with_layers(small_model()), [], [], psutil.Process()
 
     def watched(executor, *arguments):
@@ -121,7 +117,7 @@ def measure_sampling(frames: int) -> dict:
         resting.append(process.memory_info().rss)
         pieces.append(growth(lambda: out.append(executor(*arguments))))
         return out[0]
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "bench", watched)
+    for_benchmarks.wrap_conditions(model, "bench", watched)
     sample(model, torch.rand(FRAMES, *SMALL, 3), 0)
     before = process.memory_info().rss
     pieces.clear(), resting.clear()
@@ -131,7 +127,7 @@ def measure_sampling(frames: int) -> dict:
 
 
 def sample(model, small: torch.Tensor, tile: int, steps: int = 1) -> torch.Tensor:
-    """Latents of the large frames, as the node makes them. small: `t h w 3`; tile: pixels of the large frames."""
+    """Latents of the large frames, as the node makes them. small: `t h w 3`. tile: pixels of the large frames."""
     cuts = cut(*small.shape[:3], FRAMES, OVERLAP, tile // FACTOR)
     text = [[torch.randn(1, 77, X4_TEXT), {}]]
     return upscaled(model, small, LEVEL, cuts, 1, steps, 8.0, "euler", "normal", text, text)
@@ -144,16 +140,14 @@ def write(vae, frames: int, how: str, latents=None):
 
 
 def small_model(config=NARROW, dtype=torch.float32, device="cpu"):
-    """A MODEL of core's class for the x4 upscaler with random weights; a U-Net of few channels if nothing is said."""
-    config = comfy.supported_models.SD_X4Upscaler(dict(config))
-    config.set_inference_dtype(dtype, None)
-    model = config.get_model({}, "", device=device)
-    fill(model.diffusion_model.named_parameters())
-    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device(device), offload_device=torch.device("cpu"))
+    """A MODEL of core's class for the x4 upscaler with random weights; by default with few channels."""
+    model = for_benchmarks.x4_upscaler(config, dtype, device)
+    fill(model.model.diffusion_model.named_parameters())
+    return model
 
 
 def with_layers(model, dtype=torch.float32):
-    """Random temporal layers on it, made where the model is."""
+    """The model with random temporal layers, on its own device."""
     unet, device = model.model.diffusion_model, model.load_device
     params = video_ldm_params(unet, 4 * unet.model_channels, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
     shapes = {key: weight.shape for key, weight in TemporalStack(params, Factory(device=CARD)).state_dict().items()}
@@ -167,12 +161,10 @@ SMALL_VAE = DecoderParams(4, CHANNELS, (1, 1, 2), 1, SVD_KERNEL)       # 4 pixel
 
 def small_vae(shape=SMALL_VAE, dtype=None):
     """A VAE of core's class with random weights, in a type that core might not choose."""
-    params = {"ddconfig": {**shape.config()}, "embed_dim": 4}
-    network = AutoencoderKL(**params)
+    config = {**shape.config()}
+    network = for_benchmarks.image_autoencoder(config)
     fill(network.named_parameters())
-    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": params}, dtype=dtype)
-    vae.latent_channels, vae.upscale_ratio, vae.downscale_ratio = 4, shape.factor, shape.factor
-    return vae
+    return for_benchmarks.vae_of(network, config, shape.factor, dtype)
 
 
 # Counted: the upscaler's own size
@@ -180,38 +172,46 @@ def small_vae(shape=SMALL_VAE, dtype=None):
 def report_counted(counts):
     vae, decoder = small_vae(), x4_decoder()
     print(f"\nThe x4 upscaler with temporal layers, 16 bits, windows of {FRAMES} that share {OVERLAP}, guidance: "
-          "graphics card + main memory, counted\n\n| size | tile | frames | sampling | main memory / latents | decoding |\n"
+          "graphics card + main memory, counted\n\n"
+          "| size | tile | frames | sampling | main memory / latents | decoding |\n"
           f"|{'---|' * 6}", flush=True)
     grown = [(*GROWN, TILES[0], frames) for frames in counts]
     sizes = [(*size, tile, 2 * FRAMES - OVERLAP) for size in SIZES for tile in TILES if tile < max(size)]
-    for height, width, tile, frames in grown + sizes:
-        latents = torch.zeros(frames, 4, height // FACTOR, width // FACTOR)
-        small = torch.zeros(frames, height // FACTOR, width // FACTOR, 3)
-        model = sized_model()
-        sampling = counted(lambda: sample(model, small, tile))
-        decoding = counted(lambda: decode(vae, decoder, latents, tile))
-        print(f"| {width}x{height} | {tile or 'none'} | {frames} | {card_and_main(sampling)} | "
-              f"{sampling[MAIN] / latents.nbytes:.1f} | {card_and_main(decoding)} |", flush=True)
+    for row in grown + sizes:
+        print(counted_row(vae, decoder, *row), flush=True)
+
+
+def counted_row(vae, decoder, height: int, width: int, tile: int, frames: int) -> str:
+    latents = torch.zeros(frames, 4, height // FACTOR, width // FACTOR)
+    small = torch.zeros(frames, height // FACTOR, width // FACTOR, 3)
+    model = sized_model()
+    sampling = count_bytes(lambda: sample(model, small, tile))
+    decoding = count_bytes(lambda: decode(vae, decoder, latents, tile))
+    return (f"| {width}x{height} | {tile or 'none'} | {frames} | {card_and_main(sampling)} | "
+            f"{sampling[MAIN] / latents.nbytes:.1f} | {card_and_main(decoding)} |")
 
 
 def sized_model():
-    """A MODEL in whose place the upscaler's own U-Net, with temporal layers, runs on shapes."""
-    model, unet = small_model(), x4_unet()      # a shape that ran is not run again: a piece leaves nothing behind
-    stack, known = x4_layers(unet), set()
-    # Its frames have noise of their own.
+    """A MODEL in whose place the upscaler's own U-Net runs on shapes, with temporal layers.
+
+    A shape runs only once, because a piece leaves nothing behind.
+    """
+    model, unet = small_model(), x4_unet()
+    stack, shapes = x4_layers(unet), set()
+    # So that frames have noise of their own.
     transformer_options(model)[f"{PREFIX}counted"] = LayerSet(stack.params, "random layers")
 
     def on_shapes(executor, x, timesteps, context, y, control, options, **others):
-        if x.shape not in known:
-            known.add(x.shape)
+        if x.shape not in shapes:
+            shapes.add(x.shape)
             text = context.to(CARD, DTYPE)
             with open_call(unet, [(stack, CallSettings(clip_options(options).frames))], text):
                 unet(x.to(CARD, DTYPE), timesteps.to(CARD), text, y.to(CARD), transformer_options={})
         return torch.zeros_like(x[:, :4])
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", on_shapes)
+    for_benchmarks.wrap_network(model, "bench", on_shapes)
     return model
 
 
 def decode(vae, network, latents: torch.Tensor, tile: int):
-    decoding = CountedDecoding(network, vae, latents, decode_settings(vae, FRAMES, OVERLAP, tile))
+    decoding = DecodingOnShapes(network, vae, latents, decode_settings(vae, FRAMES, OVERLAP, tile))
     deque(decoding.frames(), maxlen=1)

@@ -1,8 +1,7 @@
-"""What the demo's autoencoder is trained for: pictures back, with latents near a unit Gaussian.
+"""The loss of the demo's autoencoder: pictures are to come back, with latents near a unit Gaussian.
 
-Squared and absolute error of pixels, squared error of their differences to the right and downwards (edges; there is no
-perceptual network to ask here), cars counting more, and a little of the KL divergence, which keeps the latents smooth
-enough to diffuse. Absolute error alone would paint the road where a small car is: the median of what it has seen there.
+It is the absolute and squared error of pixels, and the squared error of their differences to the right and downwards,
+which are the edges. Cars count more. A small KL divergence keeps the latents smooth enough for diffusion.
 """
 
 import math
@@ -10,7 +9,7 @@ import math
 import numpy as np
 import torch
 
-from ..temporal.training.drawn import DrawnLoss
+from ..temporal.training.loss_inputs import RecordableLoss
 from .data import car_weights
 from .models import AUTOENCODER
 
@@ -30,8 +29,8 @@ def to_model(frames):
     return frames.movedim(-1, 1).contiguous().float() / 127.5 - 1
 
 
-class AutoencoderLoss(DrawnLoss):
-    """`loss(step)` for the Loop. frames: uint8 (n t h w 3); boxes: (n t k 4)."""
+class AutoencoderLoss(RecordableLoss):
+    """`loss(step)` for the Loop. frames: uint8 (n t h w 3). boxes: those of the cars, (n t k 4)."""
 
     def __init__(self, autoencoder, frames, boxes, batch):
         self.autoencoder, self.frames, self.boxes, self.batch = autoencoder, frames, boxes, batch
@@ -43,8 +42,8 @@ class AutoencoderLoss(DrawnLoss):
         noise = torch.randn(shape, generator=step.generator)
         return tuple(part.to(step.device) for part in (x, weights, noise))
 
-    def compute(self, drawn):
-        x, weights, noise = drawn
+    def compute(self, inputs):
+        x, weights, noise = inputs
         mean, logvar = self.moments(x)
         y = self.decode(mean + noise * (0.5 * logvar).exp())
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()

@@ -13,7 +13,7 @@ from ..temporal.formats import pixel_upscaler as upscaler_format
 from ..temporal.formats.temporal_file import Base, Schedule
 from ..temporal.layers import Factory
 from ..temporal.stack import TemporalStack
-from . import decoder, layers, layout, models, upscaler, world
+from . import decoder, layers, models, scene_layout_stage, upscaler, world
 from .data import made, weights_of, write_json
 from .text import text_params
 
@@ -25,11 +25,11 @@ UPSCALER_LAYERS_FILE = "video_ldm_driving_upscaler_layers.safetensors"
 FEATURES_FILE = "features.safetensors"
 STAGES = ("autoencoder", "text", "image", "prediction", "interpolation", "layout", "temporal-decoder", "upscaler",
           "upscaler-temporal", "features")
-KEY_FRAMES = "key-frames"       # what prediction and interpolation begin with, where the key-frame stage was not run
+KEY_FRAMES = "key-frames"       # what prediction and interpolation begin with where the key-frame stage was not run
 
 
 def check_finished(files):
-    """Every stage that is bundled is done; a sentence if one is not."""
+    """Stop with a sentence where a stage that is bundled is not done yet."""
     made(files.latent_params, "latents")
     for stage in STAGES:
         made(files.weights(stage), stage)
@@ -47,7 +47,7 @@ def write(files, output: Path) -> str:
                               demo, trained))
     sizes.append(decoder.write(output / DECODER_FILE, weights_of(files, "temporal-decoder", "decoder"),
                                weights_of(files, "autoencoder", "autoencoder"), notes("temporal-decoder")))
-    sizes.append(layout.write(output / LAYOUT_FILE, weights_of(files, "layout", "scene"),
+    sizes.append(scene_layout_stage.write(output / LAYOUT_FILE, weights_of(files, "layout", "scene"),
                               load_file(files.texts)["null"], notes("layout")))
     sizes.append(write_upscaler(files, output / UPSCALER_FILE))
     sizes.append(write_layers(files, output / UPSCALER_LAYERS_FILE, "upscaler-temporal",
@@ -64,7 +64,7 @@ def image_parts(files) -> dict:
     image = host.ImageParams(models.UNET, host.LatentParams(**latents), models.LINEAR_START, models.LINEAR_END,
                              models.PREDICTION)
     text = text_params()
-    tokens = host.gather_tokens(behind(TRANSFORMER, weights_of(files, "text", "text")), text)
+    tokens = host.gather_tokens(without_prefix(TRANSFORMER, weights_of(files, "text", "text")), text)
     unet = weights_of(files, "image", "unet")
     return {"autoencoder": (weights_of(files, "autoencoder", "autoencoder"), models.AUTOENCODER),
             "text": (tokens, text),
@@ -74,7 +74,8 @@ def image_parts(files) -> dict:
 TRANSFORMER = "transformer."
 
 
-def behind(prefix: str, tensors: dict) -> dict:
+def without_prefix(prefix: str, tensors: dict) -> dict:
+    """The tensors whose names begin with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
@@ -115,11 +116,13 @@ def notes(stage):
             "batch": about.batch, "size": f"{models.WIDTH}x{models.HEIGHT}"}
 
 
-# Back: what a stage leaves in the work folder, from the bundled files
+# The way back: from the bundled files to what a stage leaves in the work folder
 
 def restore(bundle: Path, files, but: str | None = None):
-    """Take the bundled models for finished stages that the work folder lacks, all but the stage `but`: that one is
-    trained, also where the work folder has it from the bundle."""
+    """Take the bundled models for the stages that the work folder lacks.
+
+    The stage `but` is left out. It is to be trained, even where the work folder has it from the bundle.
+    """
     files.folder.mkdir(parents=True, exist_ok=True)
     for stage, read in READERS.items():
         if (files.folder / stage).exists():
@@ -127,14 +130,19 @@ def restore(bundle: Path, files, but: str | None = None):
         if stage == but:
             files.weights(stage).unlink(missing_ok=True)
         elif not files.weights(stage).exists():
-            tensors = read(bundle)
-            write_atomically(files.weights(stage), lambda temporary: save_file(tensors, temporary))
+            write_safetensors(files.weights(stage), read(bundle))
     if not files.latent_params.exists():
         stored = host.read_part(bundle / "image.safetensors", "image")[1]["latent"]
         write_json(files.latent_params, stored)
 
 
+def write_safetensors(path: Path, tensors: dict) -> None:
+    """Write tensors whole or not at all."""
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
 def as_module(name: str, tensors: dict) -> dict:
+    """The tensors in float32 under the names that they have in a stage's file, where the module is `name`."""
     return {f"{name}.{key}": tensor.float().contiguous() for key, tensor in tensors.items()}
 
 
@@ -147,7 +155,7 @@ def read_text(bundle):
 
 
 def read_key_frames(bundle):
-    """The prediction layers without their input for known frames."""
+    """The prediction layers without their input for context frames."""
     wanted = TemporalStack(layers.temporal_params(host.build_unet(models.UNET)), Factory(device="meta")).state_dict()
     tensors = load_temporal(bundle / LAYERS_FILE).tensors
     return as_module("temporal", {key: tensors[key][tuple(map(slice, like.shape))] for key, like in wanted.items()})
@@ -157,8 +165,8 @@ READERS = {
     "autoencoder": lambda bundle: as_module("autoencoder", host.read_part(bundle / "autoencoder.safetensors",
                                                                           "autoencoder")[0]),
     "text": read_text,
-    "image": lambda bundle: as_module("unet", behind(host.UNET_PREFIX, host.read_part(bundle / "image.safetensors",
-                                                                                      "image")[0])),
+    "image": lambda bundle: as_module("unet", without_prefix(
+        host.UNET_PREFIX, host.read_part(bundle / "image.safetensors", "image")[0])),
     KEY_FRAMES: read_key_frames,
     "prediction": lambda bundle: as_module("temporal", load_temporal(bundle / LAYERS_FILE).tensors),
     "interpolation": lambda bundle: as_module("temporal", load_temporal(bundle / INTERPOLATION_FILE).tensors),

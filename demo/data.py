@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 from . import world
 from .models import FPS, FRAMES, HEIGHT, INTERPOLATED_FRAMES, RATES, TRAIN_CLIPS, WIDTH
 
-CAR_WEIGHT = 3.0                        # a pixel of a car counts 1 + this, and more the smaller the car is:
-NEAR, LARGEST = 512, 6                  # times the root of how much less than NEAR pixels it has, at most LARGEST
-FEW = 100                               # clips that are not worth starting processes for
+CAR_WEIGHT = 3.0        # a pixel of a car of NEAR pixels or more counts 1 + this
+NEAR = 512              # pixels; smaller cars count more, by the root of how much smaller they are
+LARGEST = 6             # the most that CAR_WEIGHT is multiplied by
+FEW = 100               # for so few clips it is not worth starting processes
 
 
 class Files:
@@ -42,19 +44,19 @@ def weights_of(files, stage, name):
 
 
 def made(path, stage):
-    """A file that a stage makes; a sentence if that stage is still to come."""
+    """The path of a file that a stage makes. Stop with a sentence where that stage is not done yet."""
     if not path.exists():
         raise SystemExit(f"The stage '{stage}' has not been done yet: python run.py train-demo --stage {stage}")
     return path
 
 
 def rate_of(index):
-    """Frame rate of an interpolation clip: every second one is for the second step."""
+    """Frame rate of an interpolation clip. Every second one is for the second step of interpolation."""
     return RATES[index % len(RATES)]
 
 
 def interpolation_clip(index):
-    """Frames of a short clip at the rate that interpolation makes, from some moment of the training drive."""
+    """Frames of a short clip at a rate that interpolation makes, from a moment somewhere in the training drive."""
     start = (index * 0.6180339887) % 1 * (FRAMES - 1) / FPS
     return world.clip(world.train_seed(index), INTERPOLATED_FRAMES, HEIGHT, WIDTH, rate_of(index), start).frames
 
@@ -68,13 +70,18 @@ def corners_of(clip):
     return corners
 
 
-def drawn(draw, count):
-    """draw(0), draw(1), ... in order, `draw` being a module's function; on Linux by all cores at once."""
+def render_clips(render, count):
+    """Yield render(0), render(1), ... in order. On Linux all cores work on them.
+
+    `render` must be a function of a module, so that other processes find it.
+    """
     if sys.platform != "linux" or count < FEW:
-        yield from map(draw, range(count))
+        yield from map(render, range(count))
         return
-    with multiprocessing.get_context("fork").Pool() as pool:
-        yield from pool.imap(draw, range(count), chunksize=8)
+    # A pool ends its processes by SIGTERM, for which run.py has a handler that they inherit.
+    with multiprocessing.get_context("fork").Pool(initializer=signal.signal,
+                                                  initargs=(signal.SIGTERM, signal.SIG_DFL)) as pool:
+        yield from pool.imap(render, range(count), chunksize=8)
 
 
 def key_frames(index):
@@ -92,7 +99,7 @@ def render_training_set(files):
     shape = (TRAIN_CLIPS, FRAMES, HEIGHT, WIDTH, 3)
     frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
     boxes = np.zeros((TRAIN_CLIPS, FRAMES, 3, 4), np.float32)
-    for index, clip in enumerate(drawn(key_frames, TRAIN_CLIPS)):
+    for index, clip in enumerate(render_clips(key_frames, TRAIN_CLIPS)):
         frames[index], boxes[index] = clip
     frames.flush()
     del frames
@@ -101,9 +108,9 @@ def render_training_set(files):
 
 
 def car_weights(boxes, height, width):
-    """How much each pixel counts: 1, and 1 + CAR_WEIGHT or more in the boxes (n k 4); float32 (n 1 h w).
+    """How much each pixel counts: 1, and 1 + CAR_WEIGHT or more in the boxes (n k 4). float32 (n 1 h w).
 
-    A far car has so few pixels that without more weight an autoencoder leaves it out, and its colour with it.
+    A far car has few pixels. Without more weight an autoencoder leaves it out, and its colour with it.
     """
     columns, rows = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     across = (columns >= boxes[..., 0:1]) & (columns <= boxes[..., 2:3])

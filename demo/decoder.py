@@ -1,12 +1,7 @@
-"""The demo's temporal decoder: the bundled autoencoder's own, with layers over time, all of it trained on clips.
+"""The demo's temporal decoder: the bundled autoencoder's decoder with layers over time. All of it is trained on clips.
 
-Clips are rendered as they are needed, at every rate that the cascade makes: key frames and both steps between them.
-What the autoencoder gets wrong is hardly flicker. The errors that stay make nearly all of the distance of its clips, and
-most of it those in the far road, a sixth of the picture: whole places a little too light or too dark. So the far road
-counts more here, and errors count again in smaller pictures and in the mean over time. The autoencoder was not trained
-so, and a part of the gain is that and not the layers over time.
-There is no discriminator (temporal/training/decoder.py has one): trainings with it raised the distance, but they did not
-weigh errors so, and it was not tried with this error.
+Clips are rendered as they are needed, at every rate that the cascade makes. The far road counts more than the rest, and
+errors count again in smaller pictures and in the mean over time. There is no discriminator. docs/training.md says why.
 """
 
 import numpy as np
@@ -25,8 +20,9 @@ from .data import car_weights, corners_of
 FRAMES = 6                              # of a training clip: the paper's (Table 8)
 LATENTS = "the Video LDM demo"
 TERMS = DecoderLossParams(adversarial=0.0, adversarial_from=0, features=0.0, perceptual=0.0)
-FAR, DEPTH, BREADTH = 4.0, 0.125, 0.19  # how much more the far road counts; its size, in fractions of the picture
-BELOW = 0.09                            # the horizon, its middle
+FAR = 4.0                               # how much more the far road counts
+DEPTH, BREADTH = 0.125, 0.19            # its height and width, in fractions of the picture
+BELOW = 0.09                            # how far its middle lies below the horizon
 SCALES = (2, 4)                         # of the smaller pictures
 
 
@@ -36,7 +32,7 @@ def params():
 
 
 class DrivingClips:
-    """`clips(step)` for a DecoderLoss: rendered clips, their latents from the frozen encoder, cars counting more."""
+    """`clips(step)` for a DecoderLoss: rendered clips with their latents from the frozen encoder. Cars count more."""
 
     def __init__(self, autoencoder, batch: int):
         self.autoencoder, self.batch = autoencoder.requires_grad_(False).eval(), batch
@@ -61,12 +57,14 @@ class DrivingClips:
 
 
 def error_from_afar(y, x, weights):
-    """The autoencoder's error of pictures, with the far road counting more, and that of smaller pictures and of their
-    means over time: y, x (n 3 h w), n frames of clips in order, weights (n 1 h w)."""
+    """The autoencoder's error, with more weight on the far road, plus that of smaller pictures and of means over time.
+
+    y, x: frames of clips in their order, (n 3 h w). weights: (n 1 h w).
+    """
     far, error = far_road(*x.shape[-2:]).to(x), y - x
     whole = reconstruction_error(y, x, weights + far)
     mean = error.unflatten(0, (-1, FRAMES)).mean(1)
-    for scale in SCALES:                # an error that is not shared by neighbours counts as much at every scale
+    for scale in SCALES:                # squared errors of independent pixels count as much at every scale
         counts = 1 + avg_pool2d(far, scale)
         one, lasting = ((counts * avg_pool2d(part, scale).square()).mean() for part in (error, mean))
         whole = whole + scale ** 2 * (one + FRAMES / 2 * lasting)
@@ -74,7 +72,7 @@ def error_from_afar(y, x, weights):
 
 
 def far_road(height, width):
-    """How much more each pixel counts, (1 1 h w): FAR where the road vanishes, falling off to nothing."""
+    """How much more each pixel counts, (1 1 h w): FAR where the road vanishes, less with the distance from there."""
     rows = ((torch.arange(height) + 0.5) / height - world.HORIZON - BELOW) / DEPTH
     columns = ((torch.arange(width) + 0.5) / width - 0.5) / BREADTH
     return FAR * torch.exp(-rows[:, None].square() - columns.square())[None, None]

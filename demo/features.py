@@ -1,9 +1,8 @@
 """A small video network, trained to tell the labels of a clip of the driving world and whether its frames are in order.
 
-Its features give the Frechet distance of the quality figures. They are this world's own: the distance is not FVD, whose
-network knows human actions. To tell the ego speed, the bend and the cars' own speeds the network has to measure motion.
-Labels alone left it nearly blind to frames in the wrong order (real clips shuffled scored 13.3, in order 7.1): a
-network that has only ever seen coherent clips need not represent coherence. Hence the question about the order.
+Its features give the Frechet distance of the quality figures. They belong to this world: the distance is not FVD, whose
+network knows human actions. The network has to measure motion, because it is asked for speeds and the bend. It is asked
+for the order of frames too, because otherwise it hardly sees a wrong order (docs/training.md).
 """
 
 from pathlib import Path
@@ -55,16 +54,16 @@ class VideoNetwork(nn.Module):
 
 
 def answers(scene):
-    """What a clip is asked: yes/no questions, then numbers (with a mask: a lane without a car has no speed)."""
+    """The labels of a clip: yes/no questions, numbers, and a mask of the numbers, since an empty lane has no speed."""
     cars = {car.lane: car for car in scene.cars}
-    told = world.labels(scene)
-    questions = [told["night"], *(lane in cars for lane in LANES)]
-    questions += [colour in told["colours"] for colour in world.COLOURS]
+    labels = world.labels(scene)
+    questions = [labels["night"], *(lane in cars for lane in LANES)]
+    questions += [colour in labels["colours"] for colour in world.COLOURS]
     numbers = [scene.speed / 5 - 2, scene.curvature * 80]
     numbers += [(cars[lane].speed - scene.speed) / 6 if lane in cars else 0.0 for lane in LANES]
     numbers += [cars[lane].start / 15 - 1 if lane in cars else 0.0 for lane in LANES]
-    known = [1.0, 1.0] + 2 * [float(lane in cars) for lane in LANES]
-    return questions, numbers, known
+    mask = [1.0, 1.0] + 2 * [float(lane in cars) for lane in LANES]
+    return questions, numbers, mask
 
 
 QUESTIONS, NUMBERS = (len(part) for part in answers(world.scene(0))[:2])
@@ -85,9 +84,9 @@ def reordered(clips, generator):
 
 
 class FeatureLoss:
-    """`loss(step)` for the Loop; frames: uint8 (n t h w 3) of training seeds 0..n-1.
+    """`loss(step)` for the Loop. frames: uint8 (n t h w 3) of training seeds 0..n-1.
 
-    Labels are asked of clips in order alone; the order, of each clip and of a copy with its frames reordered.
+    Labels are asked for clips in order only. The order is asked for each clip and for a copy with reordered frames.
     """
 
     def __init__(self, network, frames, batch):
@@ -96,14 +95,15 @@ class FeatureLoss:
     def __call__(self, step):
         chosen = torch.randint(0, len(self.frames), (step.share(self.batch),), generator=step.generator).tolist()
         clips = to_clips(np.stack([self.frames[index] for index in chosen])).to(step.device)
-        told = [answers(world.scene(world.train_seed(index))) for index in chosen]
-        questions, numbers, known = (torch.tensor(part, dtype=torch.float32, device=step.device) for part in zip(*told))
+        labels = [answers(world.scene(world.train_seed(index))) for index in chosen]
+        questions, numbers, mask = (torch.tensor(part, dtype=torch.float32, device=step.device)
+                                    for part in zip(*labels))
         both = self.network(torch.cat([clips, reordered(clips, step.generator)])).float()
         out, disorder = both[:len(clips), :-1], both[:, -1]
         mixed = (torch.arange(len(both), device=step.device) >= len(clips)).float()
         order = binary_cross_entropy_with_logits(disorder, mixed)
         asked = binary_cross_entropy_with_logits(out[:, :QUESTIONS], questions)
-        measured = mse_loss(out[:, QUESTIONS:] * known, numbers * known)
+        measured = mse_loss(out[:, QUESTIONS:] * mask, numbers * mask)
         right = ((out[:, :QUESTIONS] > 0) == (questions > 0.5)).float().mean()
         told_order = ((disorder > 0) == (mixed > 0.5)).float().mean()
         return {"loss": asked + measured + order, "right": right, "squared_error": measured.detach(),

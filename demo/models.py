@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ..nodes.host.models import AutoencoderParams, UNetParams
-from ..temporal.training.diffusion import Diffusion
+from ..temporal.diffusion import Diffusion
 from ..temporal.training.distributed import pick_device
 from ..temporal.training.loop import LoopParams
 
@@ -12,10 +12,11 @@ TRAIN_CLIPS = 8000                      # rendered once, seeds 0..7999
 LINEAR_START, LINEAR_END, PREDICTION = 0.0015, 0.0195, "v"      # the paper's driving model, Table 6
 DROPOUT = 0.1                           # of the text, for classifier-free guidance
 CONTEXT_CHANNELS = 64                   # the paper's 128, at this UNet's width
-INTERPOLATED_FRAMES, RATES = 5, (4 * FPS, 16 * FPS)    # windows of the interpolation layers, and what they make
+INTERPOLATED_FRAMES = 5                 # frames of a window of the interpolation layers
+RATES = (4 * FPS, 16 * FPS)             # that they make
 ALL_RATES = (FPS, *RATES)               # of key frames and of both steps between them
 LICENCE = "Apache-2.0"
-SAVED_EVERY = 1000                      # steps on a graphics card, where they take ten milliseconds
+SAVED_EVERY = 1000                      # steps on a GPU, where a step takes ten milliseconds
 
 AUTOENCODER = AutoencoderParams(latent_channels=4, channels=32, channel_mult=(1, 1, 2, 3), num_res_blocks=1)
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 128, 2, 4
@@ -29,22 +30,21 @@ def diffusion() -> Diffusion:
 
 @dataclass(frozen=True)
 class OnGPU:
-    """What differs on a graphics card, where networks so small take little longer for a large batch than for a small
-    one. recorded: as a CUDA graph, without which they take three or four times as long."""
+    """What differs on a GPU. For networks so small, a large batch takes it little longer than a small one."""
     batch: int
     steps: int
     lr: float
     precision: str = "float32"
-    recorded: bool = True
+    cuda_graph: bool = True     # without it a step takes three or four times as long
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: its Loop and its batch (pictures, captions or clips per step)."""
+    """One training."""
     title: str
-    batch: int
+    batch: int                      # pictures, captions or clips per step
     loop: LoopParams
-    on_gpu: OnGPU | None = None
+    on_gpu: OnGPU | None = None     # None: as on a CPU
 
 
 STAGES = {
@@ -74,7 +74,7 @@ STAGES = {
     "temporal-decoder": Stage("temporal decoder", 4, LoopParams(
         steps=2700, lr=1e-4, lr_end=1e-6, warmup=30, ema_decay=0.995, precision="bfloat16", grad_clip=None,
         betas=(0.9, 0.99), save_every=200, seed=18),
-        on_gpu=OnGPU(4, 2700, 1e-4, recorded=False)),
+        on_gpu=OnGPU(4, 2700, 1e-4, cuda_graph=False)),
     "upscaler": Stage("upscaler", 16, LoopParams(
         steps=1500, lr=6e-4, lr_end=1e-5, warmup=100, ema_decay=0.995, precision="bfloat16", save_every=200, seed=21),
         on_gpu=OnGPU(24, 3000, 8e-4)),
@@ -92,6 +92,6 @@ def stage(name: str) -> Stage:
     if about.on_gpu is None or pick_device().type == "cpu":
         return about
     there = about.on_gpu
-    loop = replace(about.loop, steps=there.steps, lr=there.lr, precision=there.precision, cuda_graph=there.recorded,
+    loop = replace(about.loop, steps=there.steps, lr=there.lr, precision=there.precision, cuda_graph=there.cuda_graph,
                    save_every=SAVED_EVERY)
     return replace(about, batch=there.batch, loop=loop)

@@ -1,7 +1,7 @@
-"""The demo's captions as tokens, and what its text encoder is trained to do: tell a scene's labels from its caption.
+"""The demo's captions as tokens, and the loss of its text encoder, which has to tell a scene's labels from its caption.
 
-Everything a caption says must then be found in the encoder's last token, which has attended to all others; the image
-LDM reads all tokens through cross-attention, as Stable Diffusion reads CLIP's.
+The answers come from the last token, which has attended to all others. So it has to hold everything that a caption
+says. The image LDM reads all tokens through cross-attention, as Stable Diffusion reads CLIP's.
 """
 
 import itertools
@@ -47,8 +47,10 @@ def targets(labels):
 
 
 def encode_ids(encoder, ids):
-    """Hidden states (n 77 d) and projected last token (n d) of token ids (n 77): what ComfyUI's CLIP computes, all
-    captions in one lookup. Its own entry point looks tokens up prompt by prompt, each time over the whole table."""
+    """Hidden states (n 77 d) and projected last token (n d) of token ids (n 77), as ComfyUI's CLIP computes them.
+
+    All captions are looked up at once. CLIP's own entry point looks them up one by one, each over the whole table.
+    """
     text_model = encoder.transformer.text_model
     embedded = embedding(ids, text_model.embeddings.token_embedding.weight)
     count = ((ids == END).int().argmax(dim=1) + 1).tolist()
@@ -57,7 +59,7 @@ def encode_ids(encoder, ids):
 
 
 def let_gradients_through(encoder):
-    """ComfyUI's CLIP layers add to their input in place, which spoils what their norms keep for the backward pass."""
+    """Give CLIP's norms a copy of their input. Its layers add to it in place, but the backward pass needs it."""
     for name, module in encoder.named_modules():
         if name.endswith(("layer_norm1", "layer_norm2")):
             module.register_forward_pre_hook(lambda module, args: (args[0].clone(), *args[1:]))

@@ -1,10 +1,8 @@
-"""Training of the bundled cascade, from nothing: `python run.py train-demo`.
+"""Training of the bundled cascade, from nothing: `python run.py train-demo`. docs/training.md says how it works.
 
-The paper's order: autoencoder, text encoder, image LDM, temporal layers on the frozen image LDM; beside them the
-attention-only arm of the ablation, the temporal decoder, the upscaler and the video network of the metric. Each stage
-resumes where it was stopped and is skipped when it is finished; its folder in `.train/` has checkpoint, log and plot.
-With several processes (`torchrun --nproc-per-node 2 run.py train-demo`) batches are shared among them; on two CPU cores
-that is a fifth faster than one process with two threads.
+The order is the paper's: autoencoder, text encoder, image LDM, temporal layers on the frozen image LDM. The other
+stages are the attention-only arm of the ablation, scene layout, prediction, interpolation, temporal decoder, upscaler,
+and the video network of the metric. A stage resumes where it was stopped, and is skipped when it is finished.
 """
 
 import argparse
@@ -29,7 +27,7 @@ from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
 from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import bundle, data, decoder, lanes, layers, layout, models, upscaler
+from . import bundle, data, decoder, layers, models, parallel_stages, scene_layout_stage, upscaler
 from .autoencoder import AutoencoderLoss, encode
 from .data import made, weights_of
 from .features import FeatureLoss, VideoNetwork
@@ -50,18 +48,18 @@ def main(argv=None):
     parser.add_argument("--max-minutes", type=float, help="stop the stage in progress after this time, resumable")
     parser.add_argument("--side-by-side", action=argparse.BooleanOptionalAction,
                         help="stages that do not wait for each other run at once; default: on a GPU, for all stages")
-    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)         # a process of `lanes.side_by_side`
+    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)         # for processes of parallel_stages
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
     files = data.Files(arguments.folder)
     if arguments.from_bundle and rank() == 0 and arguments.lane is None:
         bundle.restore(BUNDLE, files, but=arguments.stage)
     if arguments.lane is None and wants_lanes(arguments):
-        return lanes.side_by_side(argv)
+        return parallel_stages.side_by_side(argv)
     torch.set_float32_matmul_precision("high")          # on a GPU; nothing on a CPU
     for name in stages_of(arguments, files):
         if arguments.lane is not None:
-            lanes.wait_for(name, files)
+            parallel_stages.wait_for(name, files)
         started = time.monotonic()
         figures = STEPS[name](files, arguments)
         if rank() == 0:
@@ -69,27 +67,27 @@ def main(argv=None):
 
 
 def wants_lanes(arguments):
-    """Side by side where it is asked for, or where it helps and nothing speaks against it."""
+    """Whether stages run side by side: where that is asked for, and by default for whole trainings on a GPU."""
     whole = arguments.stage == "all" and arguments.max_minutes is None and "RANK" not in os.environ
     if arguments.side_by_side and not whole:
-        raise SystemExit("Stages run side by side in one process each, all of them and to their end: leave out --stage, "
-                         "--max-minutes and torchrun, or --side-by-side.")
+        raise SystemExit("Stages run side by side only if all of them run to their end, in one process each: leave out "
+                         "--stage, --max-minutes and torchrun, or leave out --side-by-side.")
     return whole and (arguments.side_by_side or arguments.side_by_side is None and pick_device().type != "cpu")
 
 
 def stages_of(arguments, files):
     if arguments.lane is not None:
-        return lanes.LANES[arguments.lane]
+        return parallel_stages.LANES[arguments.lane]
     if arguments.stage == "all":
         return STEPS
-    # The bundle has all models and none of the data
-    return [*(lanes.missing_data(arguments.stage, files) if arguments.from_bundle else []), arguments.stage]
+    # The bundle has the models of all stages but not their data.
+    return [*(parallel_stages.missing_data(arguments.stage, files) if arguments.from_bundle else []), arguments.stage]
 
 
 # Trained stages
 
 def train(stage, files, modules, loss, arguments):
-    """Run or resume one Loop; afterwards its averaged weights are in files.weights(stage). The figures of its end."""
+    """Run or resume one Loop, then write its averaged weights to files.weights(stage). Returns its last figures."""
     about = models.stage(stage)
     if files.weights(stage).exists() and not (files.folder / stage).exists():
         return "taken from the bundle"
@@ -156,20 +154,20 @@ def train_attention_only(files, arguments):
 def train_layout(files, arguments):
     """Boxes and labels for the frozen image LDM."""
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
-    scene = seeded("layout", lambda: SceneLayout(layout.params(models.UNET)))
+    scene = seeded("layout", lambda: SceneLayout(scene_layout_stage.params(models.UNET)))
     latents, texts = np.load(made(files.latents, "latents"), mmap_mode="r"), load_file(made(files.texts, "latents"))
-    return train("layout", files, {"scene": scene}, layout.loss(unet, scene, models.diffusion(), latents, texts),
-                 arguments)
+    loss = scene_layout_stage.loss(unet, scene, models.diffusion(), latents, texts)
+    return train("layout", files, {"scene": scene}, loss, arguments)
 
 
 def train_prediction(files, arguments):
-    """The key-frame layers learn to go on from 0, 1 or 2 first frames."""
+    """The key-frame layers learn to continue from 0, 1 or 2 first frames."""
     clips = clips_of(files, "prediction", models.FRAMES)
     return train_with_context(files, arguments, "prediction", layers.prediction_params, clips)
 
 
 def train_interpolation(files, arguments):
-    """Layers for the three frames between two key frames, at both rates, begun from the key-frame layers."""
+    """Layers for the three frames between two key frames, at both rates. They begin as the key-frame layers."""
     texts = load_file(made(files.texts, "latents"))
     latents = np.load(made(files.interpolation, "interpolation-data"), mmap_mode="r")
     clips = Clips(latents, models.INTERPOLATED_FRAMES, models.stage("interpolation").batch,
@@ -195,7 +193,7 @@ def clips_of(files, stage, frames):
 
 
 def train_decoder(files, arguments):
-    """The autoencoder's decoder learns time; the encoder stays."""
+    """The autoencoder's decoder gets layers over time. The encoder stays as it is."""
     weights = weights_of(files, "autoencoder", "autoencoder")
     loss = seeded("temporal-decoder", lambda: decoder.loss_of(weights, models.stage("temporal-decoder").batch))
     return train("temporal-decoder", files, loss.modules, loss, arguments)
@@ -229,10 +227,10 @@ def train_features(files, arguments):
     return train("features", files, {"network": network}, loss, arguments)
 
 
-# Prepared data: the first process works, the others wait for the file
+# Prepared data: the first process makes it, the others wait for the file
 
 def prepare(make, path, *arguments):
-    """Call `make` in the first process if `path` is missing; return when it is there."""
+    """Call `make` in the first process if `path` is missing. Return when the file is there."""
     if rank() == 0 and not path.exists():
         make(*arguments)
     while not path.exists():
@@ -264,8 +262,11 @@ def make_latents(files, arguments):
 
 
 def encode_all(files):
-    """Latents of all frames, scaled to unit deviation; that scale, and the linear map from latents to colours, unless both
-    came with the bundle, whose models know latents by its scale."""
+    """Write the latents of all frames, scaled to unit deviation.
+
+    The scale and the linear map from latents to colours are written too, unless they came with the bundle: its models
+    were trained with its scale.
+    """
     device = pick_device()
     weights = weights_of(files, "autoencoder", "autoencoder")
     network = frozen(host.build_autoencoder(models.AUTOENCODER), weights).to(device)
@@ -292,13 +293,13 @@ def make_interpolation_data(files, arguments):
 
 
 def encode_interpolation(files):
-    """Latents of short clips at the rates that interpolation makes, by the scale of the key frames' own."""
+    """Write the latents of short clips at the rates that interpolation makes, in the scale of the key frames."""
     scale = json.loads(made(files.latent_params, "latents").read_text(encoding="utf-8"))["scale_factor"]
     network = frozen(host.build_autoencoder(models.AUTOENCODER), weights_of(files, "autoencoder", "autoencoder"))
     device = pick_device()
     network.to(device)
     parts = []
-    clips = data.drawn(data.interpolation_clip, models.TRAIN_CLIPS)
+    clips = data.render_clips(data.interpolation_clip, models.TRAIN_CLIPS)
     while batch := list(islice(clips, CLIP_BATCH)):
         frames = np.concatenate(batch)
         with torch.autocast(device.type, torch.bfloat16):
@@ -325,7 +326,7 @@ def preview_map(latents, frames):
 
 @torch.no_grad()
 def encode_texts(files):
-    """Embeddings (k 77 d) of the different captions, of the empty one ("null"), and each clip's row."""
+    """Write the embeddings of the different captions (k 77 d) and of the empty one, and the row of each clip."""
     params = text_params()
     encoder = frozen(host.build_text(params), weights_of(files, "text", "text"))
     captions = data.captions()

@@ -1,12 +1,12 @@
 """The procedural driving world: a seeded renderer of road scenes that knows everything about what it shows.
 
-One clip is a drive: a road in perspective with a curvature that may change, lane marks and grass bands that move with
-the ego speed, cars that keep their colour and drive at their own speeds, trees, hills, day or night. Everything is
-defined in metres and seconds, so the same seed shows the same drive at any resolution and frame rate. Edges are
-anti-aliased analytically: each is blurred over the footprint of one pixel.
+One clip is a drive. It shows a road in perspective with a bend, lane marks and grass bands that move with the ego
+speed, cars that keep their colour and drive at their own speeds, trees, hills, day or night. Everything is defined in
+metres and seconds, so a seed shows the same drive at any resolution and frame rate. Edges are anti-aliased
+analytically: each is blurred over the area of one pixel.
 
 World axes: x to the right and z forward, in metres from the ego car; the camera looks along z at `CAMERA` metres.
-Training seeds and held-out seeds cannot meet: see `train_seed` and `held_out_seed`.
+No training seed is a held-out seed: see `train_seed` and `held_out_seed`.
 """
 
 from dataclasses import dataclass
@@ -26,22 +26,22 @@ CAR_WIDTH, CAR_HEIGHT = 2.6, 1.9
 
 @dataclass(frozen=True)
 class Car:
-    """One car: its lane (-1 is the oncoming lane), start and speed along the road (m, m/s), colour."""
-    lane: int
-    start: float
-    speed: float
+    """One car."""
+    lane: int           # -1 is the oncoming lane, 0 ours, 1 the right one
+    start: float        # metres along the road at time 0
+    speed: float        # metres per second
     colour: str
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that defines a drive; `scene(seed)` draws it."""
+    """Everything that defines a drive. `scene(seed)` makes it."""
     seed: int
     night: bool
     speed: float            # ego, metres per second
     steering: int           # -1 left, 0 straight, 1 right
     curvature: float        # 1/m at full bend; positive bends to the right
-    bend_rate: float        # rad/s with which the bend breathes
+    bend_rate: float        # rad/s with which the bend opens and closes
     bend_phase: float
     phase: float            # metres along the road at time 0
     cars: tuple
@@ -49,14 +49,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered drive: frames uint8 `(t, h, w, 3)`, caption, labels, and boxes per frame.
-
-    `boxes[k]` lists `(colour, x0, y0, x1, y1)` in fractions of the image, far cars first, clipped to the image.
-    """
-    frames: np.ndarray
+    """A rendered drive."""
+    frames: np.ndarray      # uint8 (t, h, w, 3)
     caption: str
     labels: dict
-    boxes: list
+    boxes: list             # per frame [(colour, x0, y0, x1, y1)] in fractions of the image, far cars first, clipped
 
 
 def train_seed(index):
@@ -88,7 +85,7 @@ def scene(seed):
 
 
 def _draw_cars(rng, crowd, ego):
-    """Cars that do not meet: at most one ahead in our lane, one on the right, one or two oncoming on the left."""
+    """Up to three cars, at most one per lane, so that they do not collide."""
     count = (0, 1, 3)[crowd] if crowd < 2 else int(rng.integers(2, 4))
     lanes = rng.permutation([0, 1, -1])[:count]
     colours = rng.permutation(list(COLOURS))
@@ -109,38 +106,38 @@ def _draw_cars(rng, crowd, ego):
     return tuple(cars)
 
 
-def labels(drawn):
-    """What a clip can be asked: the numbers the caption is made of and that the metric network learns."""
-    return {"night": int(drawn.night), "speed": drawn.speed, "fast": int(drawn.speed > 9), "steering": drawn.steering,
-            "crowdedness": min(len(drawn.cars), 2), "cars": len(drawn.cars),
-            "colours": tuple(car.colour for car in drawn.cars), "lanes": tuple(car.lane for car in drawn.cars)}
+def labels(drive):
+    """The labels that the caption is made of and that the metric network learns to tell."""
+    return {"night": int(drive.night), "speed": drive.speed, "fast": int(drive.speed > 9), "steering": drive.steering,
+            "crowdedness": min(len(drive.cars), 2), "cars": len(drive.cars),
+            "colours": tuple(car.colour for car in drive.cars), "lanes": tuple(car.lane for car in drive.cars)}
 
 
-def caption(drawn):
+def caption(drive):
     """One sentence about a drive, e.g. "a busy road at night, driving fast, turning left, a red car and a blue car"."""
-    crowd = ("an empty road", "a quiet road", "a busy road")[min(len(drawn.cars), 2)]
-    light = "at night" if drawn.night else "by day"
-    pace = "driving fast" if drawn.speed > 9 else "driving slow"
-    bend = {-1: "turning left", 0: "going straight", 1: "turning right"}[drawn.steering]
-    cars = " and ".join(f"a {car.colour} car" for car in drawn.cars)
+    crowd = ("an empty road", "a quiet road", "a busy road")[min(len(drive.cars), 2)]
+    light = "at night" if drive.night else "by day"
+    pace = "driving fast" if drive.speed > 9 else "driving slow"
+    bend = {-1: "turning left", 0: "going straight", 1: "turning right"}[drive.steering]
+    cars = " and ".join(f"a {car.colour} car" for car in drive.cars)
     return ", ".join(part for part in (f"{crowd} {light}", pace, bend, cars) if part)
 
 
 def clip(seed, frames=8, height=64, width=128, fps=4.0, start=0.0):
     """Render `frames` pictures of the drive of `seed`, from `start` seconds on."""
-    drawn = scene(seed)
+    drive = scene(seed)
     pictures = np.empty((frames, height, width, 3), np.uint8)
     times = [start + k / fps for k in range(frames)]
     for k, time in enumerate(times):
-        pictures[k] = render(drawn, time, height, width)
-    return Clip(pictures, caption(drawn), labels(drawn), [boxes(drawn, time, height, width) for time in times])
+        pictures[k] = render(drive, time, height, width)
+    return Clip(pictures, caption(drive), labels(drive), [boxes(drive, time, height, width) for time in times])
 
 
 # ------------------------------------------------------------------------------------------------------ rendering
 
-def render(drawn, time, height, width):
+def render(drive, time, height, width):
     """One picture uint8 `(h, w, 3)` of a drive at a time in seconds."""
-    view = _View(drawn, time, height, width)
+    view = _View(drive, time, height, width)
     _paint_sky(view)
     _paint_ground(view)
     _paint_things(view)
@@ -148,17 +145,17 @@ def render(drawn, time, height, width):
 
 
 class _View:
-    """The camera at one moment: the picture under work and the projection into it."""
+    """The camera at one moment: the picture that is being painted, and the projection into it."""
 
-    def __init__(self, drawn, time, height, width):
-        self.drawn, self.time, self.height, self.width = drawn, time, height, width
+    def __init__(self, drive, time, height, width):
+        self.drive, self.time, self.height, self.width = drive, time, height, width
         self.image = np.zeros((height, width, 3), np.float32)
         self.focal = FOCAL * width
         self.horizon = HORIZON * height
-        self.travel = drawn.phase + drawn.speed * time
-        bend = 0.8 + 0.2 * np.sin(drawn.bend_rate * time + drawn.bend_phase)
-        self.curvature = drawn.curvature * bend
-        self.heading = self.curvature * 0.5 * drawn.speed * time      # how far the hills have turned, radians
+        self.travel = drive.phase + drive.speed * time
+        bend = 0.8 + 0.2 * np.sin(drive.bend_rate * time + drive.bend_phase)
+        self.curvature = drive.curvature * bend
+        self.heading = self.curvature * 0.5 * drive.speed * time      # how far the hills have turned, radians
         self.columns = np.arange(width, dtype=np.float32) + 0.5
         self.rows = np.arange(height, dtype=np.float32) + 0.5
 
@@ -168,7 +165,7 @@ class _View:
 
     def ahead(self, car):
         """How far ahead of the ego car another is, metres."""
-        return car.start + (car.speed - self.drawn.speed) * self.time
+        return car.start + (car.speed - self.drive.speed) * self.time
 
     def point(self, x, y, z):
         """Picture coordinates, in pixels, of a point `x` metres right of the road's middle, `y` above it, `z` ahead."""
@@ -178,18 +175,18 @@ class _View:
     def tint(self, colour, light=None):
         """A colour 0..255 as it looks at this hour, 0..1."""
         colour = np.asarray(colour, np.float32) / 255
-        if not self.drawn.night:
+        if not self.drive.night:
             return colour
         return colour * (0.4 if light is None else light)
 
 
 def _paint_sky(view):
-    top, low = ((14, 18, 48), (40, 44, 84)) if view.drawn.night else ((84, 150, 232), (196, 222, 244))
+    top, low = ((14, 18, 48), (40, 44, 84)) if view.drive.night else ((84, 150, 232), (196, 222, 244))
     blend = np.clip(view.rows / view.horizon, 0, 1)[:, None]
     sky = (np.asarray(top) * (1 - blend) + np.asarray(low) * blend) / 255
     view.image[:] = sky[:, None, :]
     angle = (view.columns - view.width / 2) / view.focal + view.heading
-    crest = 0.055 + 0.030 * np.sin(3.0 * angle + view.drawn.phase) + 0.014 * np.sin(7.0 * angle + 2 * view.drawn.phase)
+    crest = 0.055 + 0.030 * np.sin(3.0 * angle + view.drive.phase) + 0.014 * np.sin(7.0 * angle + 2 * view.drive.phase)
     cover = np.clip(view.rows[:, None] - (view.horizon - crest * view.width * 0.5)[None, :] + 0.5, 0, 1)
     _blend(view.image, cover, view.tint((96, 128, 150), 0.30))
 
@@ -213,7 +210,7 @@ def _paint_ground(view):
     dash = _square(along, DASH, 0.4, long)[:, None]
     lines = np.clip((0.16 - np.abs(distance - LANE / 2)) / unit + 0.5, 0, np.minimum(1, 0.32 / unit))
     _blend(image, lines * dash, view.tint((238, 238, 238), 0.75))
-    if view.drawn.night:                                              # the ego car's headlights
+    if view.drive.night:                                              # the ego car's headlights
         beam = np.exp(-((z[:, None] - 9) / 9) ** 2 - (x / 3.2) ** 2)
         image *= (1 + 0.9 * beam)[..., None]
     haze = np.clip((z - 30) / 70, 0, 0.75)[:, None]
@@ -225,7 +222,7 @@ def _paint_ground(view):
 def _paint_things(view):
     """Trees and cars, far ones first."""
     things = [(z, "tree", side) for z, side in _trees(view)]
-    things += [(view.ahead(car), "car", car) for car in view.drawn.cars]
+    things += [(view.ahead(car), "car", car) for car in view.drive.cars]
     for z, kind, what in sorted((thing for thing in things if NEAR < thing[0] < FAR), key=lambda thing: -thing[0]):
         if kind == "tree":
             _paint_tree(view, what, z)
@@ -233,11 +230,11 @@ def _paint_things(view):
             _paint_car(view, what, z)
 
 
-def boxes(drawn, time, height=64, width=128):
+def boxes(drive, time, height=64, width=128):
     """The cars in the picture of a drive at a time in seconds: (colour, x0, y0, x1, y1), far ones first."""
-    view = _View(drawn, time, height, width)
+    view = _View(drive, time, height, width)
     found = []
-    for car in sorted(drawn.cars, key=lambda car: -view.ahead(car)):
+    for car in sorted(drive.cars, key=lambda car: -view.ahead(car)):
         z = view.ahead(car)
         if NEAR < z < FAR:
             centre, foot = view.point(car.lane * LANE, 0.0, z)
@@ -280,7 +277,7 @@ def _paint_car(view, car, z):
     lamp = np.asarray((255, 250, 214) if car.lane == -1 else (255, 40, 30)) / 255
     for end in (-1, 1):
         _box(view, centre + end * half * 0.76 - 0.2 * scale, foot - tall * 0.52,
-             centre + end * half * 0.76 + 0.2 * scale, foot - tall * 0.36, lamp * (1.0 if view.drawn.night else 0.85))
+             centre + end * half * 0.76 + 0.2 * scale, foot - tall * 0.36, lamp * (1.0 if view.drive.night else 0.85))
 
 
 # ------------------------------------------------------------------------------------------------- anti-aliased ink

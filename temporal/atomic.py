@@ -25,3 +25,8 @@ def write_atomically(path, write):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as temporary:
         write(temporary)
+
+
+def write_text(path, text):
+    """Write a text file whole, in UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import VideoLDMError
-from .training.diffusion import Diffusion
+from .diffusion import Diffusion
 from .windows import ramp, spread
 
 TRAINED_LEVEL = 250     # temporal layers are trained with levels drawn from 0 to this (Appendix H)

@@ -18,10 +18,10 @@ def load_run():
 
 
 def find_host():
-    from video_ldm.tools import hosts
+    from video_ldm.tools import hosts, paths
     try:
         return hosts.find(set_up=False)
-    except hosts.HostError as error:
+    except paths.HostError as error:
         raise pytest.UsageError(str(error)) from None
 
 

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from video_ldm.demo import bundle, data, decoder, layout, models, train, upscaler, world
+
+from video_ldm.demo import bundle, data, decoder, models, scene_layout_stage, train, upscaler, world
 from video_ldm.nodes.host import models as host
 from video_ldm.temporal.families import load_decoder, load_layout, load_temporal, load_upscaler
 from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES
@@ -37,7 +38,7 @@ def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_
     assert layers.params.frames == models.FRAMES and layers.params.context.positions == FIRST_FRAMES
     assert between.params.frames == 5 and between.params.context.positions == BOTH_ENDS and between.params.fps_width
     assert load_decoder(made / bundle.DECODER_FILE).frames == 6
-    assert load_layout(made / bundle.LAYOUT_FILE).params == layout.params(models.UNET)
+    assert load_layout(made / bundle.LAYOUT_FILE).params == scene_layout_stage.params(models.UNET)
     assert load_upscaler(made / bundle.UPSCALER_FILE).params == upscaler.file_params("Video LDM demo: upscaler")
     layers = load_temporal(made / bundle.UPSCALER_LAYERS_FILE).params
     assert layers.takes_small_frames and layers.shared_noise
@@ -68,7 +69,8 @@ def test_a_stage_can_be_trained_anew_on_the_bundled_models(tmp_path, capsys, mon
         monkeypatch.setitem(models.STAGES, name, dataclasses.replace(
             stage, batch=2, loop=dataclasses.replace(stage.loop, steps=1)))
     arguments = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path / "bundle"), "--from-bundle"]
-    for name, prepared in {"features": ["render"], "layout": ["latents"], "interpolation": ["interpolation-data"]}.items():
+    needed = {"features": ["render"], "layout": ["latents"], "interpolation": ["interpolation-data"]}
+    for name, prepared in needed.items():
         train.main([*arguments, "--stage", name])              # with the data that it needs and that is not there yet
         done = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
         assert done == [*prepared, name]
@@ -97,9 +99,9 @@ def test_the_smaller_a_car_the_more_each_of_its_pixels_counts():
     assert overlapping[0, 0, 0, 0] > 4 and overlapping[0, 0, 31, 63] == 4      # the far one counts where both are
 
 
-def test_the_temporal_decoder_is_held_to_what_is_seen_from_afar():
-    """An error all over the far road counts more than one in the sky, one that stays more than one that flickers, and one
-    that its neighbours cancel no more than it did for the autoencoder."""
+def test_the_temporal_decoders_error_counts_the_far_road_and_lasting_errors_more():
+    """An error all over the far road counts more than one in the sky. An error that stays counts more than one that
+    flickers. An error that its neighbours cancel counts no more than it did for the autoencoder."""
     frames, shape = decoder.FRAMES, (models.HEIGHT, models.WIDTH)
     x, weights = torch.zeros(frames, 3, *shape), torch.ones(frames, 1, *shape)
     far = decoder.far_road(*shape)[0, 0]

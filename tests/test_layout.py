@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
 from video_ldm.nodes.host.scene_layout import call_unet
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_layout, load_temporal
 from video_ldm.temporal.formats import scene_layout as layout_format
@@ -20,9 +22,8 @@ from video_ldm.temporal.scene_layout import (
     nothing_said,
     picture_grid,
 )
-from video_ldm.temporal.training.diffusion import Diffusion
-from video_ldm.temporal.training.layout import LayoutLoss, Scenes
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
+from video_ldm.temporal.training.scene_layout_loss import LayoutLoss, Scenes
 from video_ldm.tests.small import batch, randomise, relative_error, small_unet
 
 PARAMS = LayoutParams(colours=("red", "blue", "white"), labels=(("light", ("day", "night")),), width=16, heads=2,

@@ -1,11 +1,15 @@
 """The training loop: what a run leaves behind, how it resumes, what stops it."""
 
+import csv
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.training import distributed
+from video_ldm.temporal.training import distributed, plot
 from video_ldm.temporal.training.checkpoint import write_atomically
 from video_ldm.temporal.training.ema import EMA
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext, step_seed
-from video_ldm.temporal.training.plot import plot_log, read_log, ticks
-from video_ldm.temporal.training.progress import Progress, clock
+from video_ldm.temporal.training.plot import plot_curves, plot_log, read_log, ticks, write_csv
+from video_ldm.temporal.training.progress import Progress
 from video_ldm.tests import training_worker
 
 SETTINGS = dict(steps=40, lr=1e-2, warmup=5, ema_decay=0.9, save_every=10, log_every=4, device="cpu")
@@ -123,7 +127,7 @@ def test_the_checkpoint_is_safetensors_with_its_state_in_the_header_and_beside_i
     assert state == json.loads(uninterrupted.checkpoint.with_suffix(".json").read_text())
     assert state["step"] == 40 and state["settings"]["lr"] == 1e-2
     assert sorted(path.name for path in uninterrupted.folder.iterdir()) == \
-        ["last.json", "last.safetensors", "log.jsonl", "log.png"]
+        ["last.json", "last.safetensors", "log.csv", "log.jsonl", "log.png"]
 
 
 @pytest.mark.parametrize("wreck", [float("nan"), float("inf")])
@@ -258,13 +262,72 @@ def test_the_log_has_means_over_its_steps_and_can_be_drawn(uninterrupted, tmp_pa
     assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
 
 
+def test_the_log_is_a_table_too_with_every_figure_of_every_line(uninterrupted):
+    rows = read_log(uninterrupted.log)
+    with open(uninterrupted.folder / "log.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [{name: float(value) for name, value in row.items()} for row in table] == rows
+
+
+def test_a_table_has_room_for_figures_that_not_every_line_has(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2, "psnr": 30}\n{"step": 3, "lo')
+    write_csv(tmp_path / "log.jsonl", tmp_path / "log.csv")
+    assert (tmp_path / "log.csv").read_text().split() == ["step,loss,psnr", "1,2.5,", "2,2,30"]
+
+
+def colours_of(image, box):
+    return {colour for _, colour in image.crop(box).getcolors(1 << 20)}
+
+
+def test_the_legend_shows_each_curves_own_line_beside_its_name(tmp_path, monkeypatch):
+    """Read off the picture: where the legend says a name, the line before it has the colour of that curve."""
+    named = {}
+    text = plot._Plot.text
+    monkeypatch.setattr(plot._Plot, "text", lambda self, corner, words, *colour: (
+        named.__setitem__(words, corner), text(self, corner, words, *colour)))
+    curves = {f"curve {number}": [(0, number), (10, number)] for number in range(len(plot.STYLES))}
+    plot_curves(curves, tmp_path / "curves.png", "title")
+    image = Image.open(tmp_path / "curves.png").convert("RGB")
+    below = max(int(named[name][1]) for name in curves) + plot.ROW
+    for number, (name, (colour, _)) in enumerate(zip(curves, plot.STYLES, strict=True)):
+        x, y = map(int, named[name])
+        assert colours_of(image, (x - 8 - plot.SAMPLE, y, x - 8, y + 12)) - {(255, 255, 255)} == {colour}
+        rows = [row for row in range(below, image.height) if image.getpixel((plot.LEFT, row)) == colour]
+        span = image.height - plot.BOTTOM - below
+        assert rows, f"{name} is not drawn in its own colour"
+        height = (image.height - plot.BOTTOM - np.mean(rows)) / span
+        assert height == pytest.approx(number / (len(curves) - 1), abs=0.05)
+    assert len({style for style in plot.STYLES}) == len({colour for colour, _ in plot.STYLES}) == 6
+    assert len({pattern for _, pattern in plot.STYLES}) == 6        # apart in grey as well
+
+
+def test_dashes_are_as_long_as_their_pattern_says_also_around_corners():
+    pieces = list(plot.dashes([(0, 0), (10, 0), (10, 10)], (6, 2)))
+    assert pieces == [[(0, 0), (6, 0)], [(8, 0), (10, 0), (10, 4)], [(10, 6), (10, 10)]]
+
+
 def test_the_progress_line_tells_done_speed_and_time_left(capsys):
     progress = Progress("title", 120, start=20)
-    assert progress.line(60, {"loss": 0.12346}, 10.0) == \
-        "title [############------------] 60/120 loss 0.1235 4.00 steps/s 0:15 left"
+    assert re.fullmatch(r"title:  50%\|#+5? +\| 60/120 \[00:10<00:15,  4.00 steps/s, loss 0.1235\]",
+                        progress.line(60, {"loss": 0.12346}, 10.0))
+    progress.update(60, {"loss": 0.1})          # a moment after the start: nothing
     progress.update(120, {"loss": 0.1}, force=True)
-    assert capsys.readouterr().err.count("\n") == 1
-    assert [clock(5), clock(75), clock(3675)] == ["0:05", "1:15", "1:01:15"]
+    progress.close()
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and "120/120" in shown
+
+
+def test_a_terminal_gets_one_line_that_is_redrawn():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+    stream = Terminal()
+    progress = Progress("title", 120, start=20, stream=stream)
+    progress.update(60, {"loss": 0.12346}, force=True)
+    progress.update(120, {"loss": 0.1}, force=True)
+    progress.close()
+    assert "60/120" in stream.getvalue() and "loss 0.1235" in stream.getvalue()
+    assert "120/120" in stream.getvalue() and stream.getvalue().count("\n") == 1
 
 
 def test_seeds_of_steps_and_ranks_are_unrelated_and_batches_must_divide():

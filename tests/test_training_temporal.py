@@ -17,7 +17,7 @@ from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.batch import Batch
 from video_ldm.temporal.training.checkpointing import open_call_checkpointed
 from video_ldm.temporal.training.clips import Clips
-from video_ldm.temporal.training.diffusion import Diffusion
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.training.image import ImageLoss
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.temporal import TemporalLoss

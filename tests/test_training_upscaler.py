@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.training.diffusion import Diffusion
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.upscaler import Patches, UpscalerLoss
 from video_ldm.temporal.upscaler import PIXEL_CHANNELS, folded, noised, spread_out, unfolded, unnoised
@@ -185,8 +185,8 @@ def test_what_is_made_of_folded_pixels_is_what_the_small_frames_lack(prediction)
             noise = (x[:, :PIXEL_CHANNELS] - alpha * details) / sigma
             answers = {"eps": noise, "v": alpha * noise - sigma * details, "x0": details}
             return answers[prediction].requires_grad_()
-    for of_x in (False, True):
+    for x0_weighting in (False, True):
         network = Knowing()
-        loss = UpscalerLoss(network, None, diffusion, AUGMENTATION, lambda step: drawn, of_x=of_x,
+        loss = UpscalerLoss(network, None, diffusion, AUGMENTATION, lambda step: drawn, x0_weighting=x0_weighting,
                             details=scale)
         assert loss(step(5))["loss"] < 1e-4 and network.error < 1e-6

@@ -16,7 +16,7 @@ from video_ldm.nodes.host.options import clip_options
 from video_ldm.nodes.host.lazy_video import LazyVideo
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.training.diffusion import Diffusion
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.upscaler import TRAINED_LEVEL, cut, noise_augmented
 from video_ldm.tests import upscale_help
 from video_ldm.tests.attach_help import load_model

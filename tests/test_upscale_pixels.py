@@ -6,15 +6,16 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from safetensors.torch import load_file, save_file
+
 from video_ldm.nodes import upscale as nodes
 from video_ldm.nodes.host import upscaling
 from video_ldm.nodes.host.noise_schedule import with_schedule
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers, LoadVideoModel
 from video_ldm.temporal.call import CallSettings, open_call
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_temporal, load_upscaler
 from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
-from video_ldm.temporal.training.diffusion import Diffusion
 from video_ldm.temporal.upscaler import cut, noise_augmented, unfolded
 from video_ldm.tests import pixel_help
 from video_ldm.tests.attach_help import load_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.training.diffusion import Diffusion
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.upscaler import TRAINED_LEVEL, check_level, cut, in_pieces, noise_augmented
 from video_ldm.tests.small import relative_error
 

@@ -1,20 +1,29 @@
-"""Talks to a running ComfyUI over HTTP and websocket, as its own page does."""
+"""Talks to a running ComfyUI over HTTP and websocket, as its own page does. Runs in the host's Python, for aiohttp."""
 
+import asyncio
 import json
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-from .websocket import WebSocket
+import aiohttp
 
 FINISHED = ("execution_success", "execution_error", "execution_interrupted")
 
 
 class NodeError(Exception):
-    """A prompt that was refused or that failed: which node, which exception or validation error, and its sentence."""
+    """A prompt that was refused or that failed.
+
+    Args:
+        node_id, node_type: the node where it failed.
+        exception_type: the name of the exception's class, or of the server's kind of refusal.
+        message: the sentence that a user reads.
+        traceback: its lines, empty for a refusal.
+    """
 
     def __init__(self, node_id, node_type, exception_type, message, traceback=()):
         super().__init__(f"node {node_id} ({node_type}): {message}")
@@ -28,24 +37,26 @@ class Interrupted(Exception):
 
 @dataclass
 class Result:
-    """What a prompt left: `outputs` as in /history (by node id), and every event it sent, in order."""
+    """What a prompt left."""
     prompt_id: str
-    outputs: dict
-    events: list = field(repr=False)
+    outputs: dict                       # what /history lists, by node id
+    events: list = field(repr=False)    # every event (kind, data), in order
 
-    def executed(self):
+    def executed(self) -> list[str]:
         """The ids of the nodes that ran, cached ones left out, in order."""
         ids = [data.get("node") for kind, data in self.events if kind == "executing" and data.get("node")]
         return list(dict.fromkeys(ids))
 
-    def files(self):
+    def files(self) -> list[dict]:
         """Every file that an output node reported, as dicts with filename, subfolder and type, in order."""
         lists = [value for output in self.outputs.values() for value in output.values() if isinstance(value, list)]
         return [file for values in lists for file in values if isinstance(file, dict) and "filename" in file]
 
 
 class Client:
-    def __init__(self, address):
+    """Speaks to the server at `address` ("127.0.0.1:8188") as one browser tab would."""
+
+    def __init__(self, address: str):
         self.address, self.client_id = address, uuid.uuid4().hex
 
     # ---- HTTP -------------------------------------------------------------------------------------------------
@@ -109,23 +120,18 @@ class Client:
 
     # ---- running ----------------------------------------------------------------------------------------------
 
-    def run(self, prompt, on_event=None, timeout=600.0, extra_data=None):
-        """Run a prompt to its end and return its Result.
+    def run(self, prompt: dict, on_event: Callable[[str, dict], None] | None = None, timeout: float = 600.0,
+            extra_data: dict | None = None) -> Result:
+        """Run a prompt to its end. Raises NodeError, Interrupted, or TimeoutError after it interrupted the run.
 
-        on_event(kind, data) sees every event as it comes: "executing", "progress", "executed", ... and "preview" with
-        the picture's bytes; it may call `interrupt`. Raises NodeError, Interrupted, or TimeoutError after `timeout`
-        seconds, having interrupted the run.
+        Args:
+            prompt: the workflow in API form.
+            on_event: sees every event (kind, data) as it comes: "executing", "progress", "executed", ... and "preview"
+                with the picture's bytes. It may call `interrupt`.
+            timeout: seconds.
+            extra_data: goes to the server beside the prompt: what output nodes write into their files.
         """
-        socket = WebSocket(self.address, f"/ws?clientId={self.client_id}")
-        try:
-            prompt_id = self.queue(prompt, extra_data)
-            events = []
-            for kind, data in self.events(socket, prompt_id, time.monotonic() + timeout):
-                events.append((kind, data))
-                if on_event is not None:
-                    on_event(kind, data)
-        finally:
-            socket.close()
+        prompt_id, events = asyncio.run(self.follow(prompt, on_event, timeout, extra_data))
         kind, data = events[-1]
         record = self.wait_for_history(prompt_id)
         if kind == "execution_error":
@@ -135,19 +141,34 @@ class Client:
             raise Interrupted(f"cancelled in node {data.get('node_id')}")
         return Result(prompt_id, record["outputs"], events)
 
-    def events(self, socket, prompt_id, deadline):
-        """(kind, data) of this prompt's events until one of FINISHED."""
+    async def follow(self, prompt, on_event, timeout, extra_data) -> tuple[str, list]:
+        """Queue a prompt and listen until it has ended: its id and all its events."""
+        address = f"http://{self.address}/ws?clientId={self.client_id}"
+        events = []
+        # No limit on a message's size: previews of long videos are large.
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
+            prompt_id = self.queue(prompt, extra_data)
+            async for event in self.events(socket, prompt_id, time.monotonic() + timeout):
+                events.append(event)
+                if on_event is not None:
+                    on_event(*event)
+        return prompt_id, events
+
+    async def events(self, socket, prompt_id: str, deadline: float) -> AsyncIterator[tuple[str, dict]]:
+        """(kind, data) of this prompt's events, until one of FINISHED."""
         while True:
             try:
-                message = socket.receive(max(0.01, deadline - time.monotonic()))
-            except TimeoutError:
+                message = await socket.receive(max(0.01, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
                 self.request("/queue", {"delete": [prompt_id]})
                 self.interrupt()
                 raise TimeoutError(f"prompt {prompt_id} did not finish in time and was interrupted") from None
-            if isinstance(message, bytes):
-                yield "preview", {"image": message[8:]}
+            if message.type == aiohttp.WSMsgType.BINARY:
+                yield "preview", {"image": message.data[8:]}
                 continue
-            event = json.loads(message)
+            if message.type != aiohttp.WSMsgType.TEXT:
+                raise ConnectionError("the server closed the connection before the prompt had ended")
+            event = json.loads(message.data)
             data = event.get("data") or {}
             if data.get("prompt_id", prompt_id) == prompt_id:
                 yield event["type"], data

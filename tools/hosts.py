@@ -1,5 +1,7 @@
 """Which ComfyUI the commands use: the artist's own where there is one, else one set up under .host/."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -7,25 +9,25 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-HOST_FOLDER = ROOT / ".host"
-LINK_NAME = "video-ldm"
-
-
-class HostError(Exception):
-    """No usable ComfyUI; the message is one sentence that says what to do about it."""
+from . import setup_host
+from .paths import HOST_FOLDER, ROOT, HostError, is_comfyui, venv_python
 
 
 @dataclass(frozen=True)
 class Host:
+    """A ComfyUI that the commands can run."""
     folder: Path   # holds main.py and comfy/
     python: Path   # the interpreter that runs it
     origin: str    # where it comes from, in words
     own: bool      # True for the one under .host/, which the commands may install things into
 
 
-def find(set_up=True):
-    """The host in DESIGN's order: COMFYUI_PATH, the ComfyUI around this checkout, .host/ (set up here if allowed)."""
+def find(set_up: bool = True) -> Host:
+    """The host that the commands use.
+
+    The order is COMFYUI_PATH, the ComfyUI whose custom_nodes holds this checkout, then .host/. With `set_up`, .host/ is
+    set up first where that is needed.
+    """
     if os.environ.get("COMFYUI_PATH"):
         folder = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
         if not is_comfyui(folder):
@@ -36,7 +38,6 @@ def find(set_up=True):
     if around is not None:
         return Host(around, find_python(around), "the one whose custom_nodes holds this checkout", own=False)
     if set_up:
-        from . import setup_host
         setup_host.set_up()
     folder, python = HOST_FOLDER / "ComfyUI", venv_python(HOST_FOLDER / "venv")
     if not is_comfyui(folder) or not python.exists():
@@ -44,7 +45,7 @@ def find(set_up=True):
     return Host(folder, python, "set up by run.py in .host", own=True)
 
 
-def find_around():
+def find_around() -> Path | None:
     """The ComfyUI folder whose custom_nodes holds this checkout, directly or as a link, or None."""
     for root in (ROOT, Path(sys.argv[0]).absolute().parent, Path(os.environ.get("PWD", ROOT))):
         is_here = root.exists() and root.resolve() == ROOT
@@ -53,8 +54,12 @@ def find_around():
     return None
 
 
-def find_python(folder):
-    """The interpreter of a ComfyUI at `folder`: COMFYUI_PYTHON, its virtual environment, Windows portable, ours."""
+def find_python(folder: Path) -> Path:
+    """The interpreter of the ComfyUI at `folder`.
+
+    The order is COMFYUI_PYTHON, a virtual environment in or beside the folder, that of the Windows portable build, then
+    the one that runs this.
+    """
     if os.environ.get("COMFYUI_PYTHON"):
         python = Path(os.environ["COMFYUI_PYTHON"]).expanduser()
         if not python.exists():
@@ -66,17 +71,8 @@ def find_python(folder):
     return next((python for python in candidates if python.exists()), Path(sys.executable))
 
 
-def is_comfyui(folder):
-    return (folder / "main.py").is_file() and (folder / "comfy").is_dir() and (folder / "nodes.py").is_file()
-
-
-def venv_python(venv):
-    """The interpreter inside a virtual environment, by platform; it need not exist."""
-    return venv / "Scripts" / "python.exe" if os.name == "nt" else venv / "bin" / "python"
-
-
-def probe(host):
-    """What the host's Python can do: {"torch": version, "accelerator": bool}; HostError where it has no torch."""
+def probe(host: Host) -> dict:
+    """What the host's Python can do: {"torch": version, "accelerator": bool}. HostError where it has no torch."""
     code = ("import json, torch; a = torch.cuda.is_available() or torch.backends.mps.is_available() or "
             "(hasattr(torch, 'xpu') and torch.xpu.is_available()); "
             "print(json.dumps({'torch': torch.__version__, 'accelerator': bool(a)}))")
@@ -86,26 +82,3 @@ def probe(host):
     except (OSError, ValueError, IndexError):
         raise HostError(f"ComfyUI at {host.folder} cannot run: {host.python} does not import torch. "
                         "Set COMFYUI_PYTHON to the Python that runs your ComfyUI.") from None
-
-
-def link_pack(custom_nodes):
-    """Link this checkout into the folder `custom_nodes` under its registered name; returns the link.
-
-    A symbolic link, on Windows a directory junction, which needs no administrator. Never a copy: a copy goes stale.
-    """
-    link = custom_nodes / LINK_NAME
-    if link.exists() and link.resolve() == ROOT:
-        return link
-    custom_nodes.mkdir(parents=True, exist_ok=True)
-    try:
-        if os.path.lexists(link):
-            os.rmdir(link) if os.name == "nt" else link.unlink()     # a junction or link, never what it points to
-        if os.name == "nt":
-            import _winapi
-            _winapi.CreateJunction(str(ROOT), str(link))
-        else:
-            link.symlink_to(ROOT, target_is_directory=True)
-    except OSError as error:
-        raise HostError(f"{link} could not be linked to this checkout ({error}). Remove what is there, or keep the "
-                        "checkout on a disk that allows links.") from error
-    return link

@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.training.diffusion import Diffusion
+from ...temporal.diffusion import Diffusion
 from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented, spread_out, unnoised
 from . import compat, files, sampling
 from .image_model import context_dim, model_title

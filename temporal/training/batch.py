@@ -1,6 +1,6 @@
 """A batch of clips or images with its text, and what every loss does to one before the network sees it."""
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -9,18 +9,16 @@ from ..errors import VideoLDMError
 
 
 class Batch(NamedTuple):
-    """latents: clips (b t c h w) or images (n c h w), float32. context: a text per clip or image (n l d), or None.
-    fps: the frame rate of each clip (n), for layers that are told it. weights: how much each place counts in the loss
-    (b t 1 h w), None for all alike."""
+    """What a loss gets for one step."""
 
-    latents: Tensor
-    context: Tensor | None = None
-    fps: Tensor | None = None
-    weights: Tensor | None = None
+    latents: Tensor                     # clips (b t c h w) or images (n c h w), float32
+    context: Tensor | None = None       # a text per clip or image (n l d)
+    fps: Tensor | None = None           # the frame rate of each clip (n), for layers that have an input for it
+    weights: Tensor | None = None       # how much each pixel counts in the loss (b t 1 h w); None: all alike
 
 
-def as_clips(latents, frames=None):
-    """Clips (b t c h w) as they are; a flat batch ((b t) c h w) cut into clips of `frames`."""
+def as_clips(latents: Tensor, frames: int | None = None) -> Tensor:
+    """Clips (b t c h w) as they are. A flat batch ((b t) c h w) is cut into clips of `frames`."""
     if latents.ndim == 5 and frames in (None, latents.shape[1]):
         return latents
     if latents.ndim == 5:
@@ -34,11 +32,19 @@ def as_clips(latents, frames=None):
     return latents.unflatten(0, (-1, frames))
 
 
-def frames_as_images(batch):
-    """Every frame of a batch of clips as an image, under the text of its clip; a batch of images as it is."""
+def frames_as_images(batch: Batch) -> Batch:
+    """Every frame of a batch of clips as an image with the text of its clip. A batch of images as it is."""
     if batch.latents.ndim == 4:
         return batch
     return Batch(batch.latents.flatten(0, 1), per_frame(batch.context, batch.latents.shape[1]))
+
+
+@overload
+def per_frame(values: Tensor, frames: int) -> Tensor: ...
+
+
+@overload
+def per_frame(values: None, frames: int) -> None: ...
 
 
 def per_frame(values, frames):
@@ -46,17 +52,26 @@ def per_frame(values, frames):
     return None if values is None else values.repeat_interleave(frames, dim=0)
 
 
-def check_null_context(null_context, dropout):
-    """A dropped condition needs something to be replaced by."""
+def check_null_context(null_context: Tensor | None, dropout: float) -> None:
+    """Refuse conditioning dropout without the null context, which replaces a dropped text."""
     if not 0 <= dropout <= 1:
         raise VideoLDMError(f"Conditioning dropout is a probability from 0 to 1, not {dropout}.")
     if dropout and null_context is None:
         raise VideoLDMError("Conditioning dropout needs the null context, the text embedding of an empty prompt.")
 
 
+@overload
+def drop_context(context: Tensor, null_context: Tensor | None, dropout: float,
+                 generator: torch.Generator) -> Tensor: ...
+
+
+@overload
+def drop_context(context: None, null_context: Tensor | None, dropout: float, generator: torch.Generator) -> None: ...
+
+
 def drop_context(context, null_context, dropout, generator):
-    """Replace each text of (n l d), with probability `dropout`, by the null context (l d): classifier-free guidance."""
-    if context is None or not dropout:
+    """Replace each text of (n l d) by the null context (l d) with probability `dropout`: classifier-free guidance."""
+    if context is None or null_context is None or not dropout:
         return context
     if null_context.shape != context.shape[1:]:
         raise VideoLDMError(f"The null context is {tuple(null_context.shape)}, the texts are "

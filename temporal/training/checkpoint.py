@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: safetensors with a JSON header, no pickle, whole or not there.
+"""Checkpoints of a training run: safetensors with a JSON header. They hold no pickle and are never half written.
 
-`last.safetensors` is complete in itself: its header carries the JSON state. `last.json` repeats that state for people
-and scripts; two files cannot be replaced in one go, so nothing is ever read back from it.
+`last.safetensors` is complete in itself: its header holds the JSON state. `last.json` repeats that state for people and
+scripts. Nothing is read back from it, because two files cannot be replaced in one go.
 """
 
 import json
@@ -10,19 +10,15 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import write_atomically, write_text
 from ..errors import VideoLDMError
 
 FORMAT = "video_ldm_training"
 
 
-def write_text(path, text):
-    """Write a text file atomically, UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def save_checkpoint(path, tensors, state):
+def save_checkpoint(path, tensors: dict[str, Tensor], state: dict) -> None:
     """Write named tensors and a JSON-able `state` to `path` (.safetensors), and `state` to the .json beside it."""
     text = json.dumps(state, indent=1)
     header = {"format": FORMAT, "state": text}
@@ -32,8 +28,8 @@ def save_checkpoint(path, tensors, state):
     write_text(Path(path).with_suffix(".json"), text)
 
 
-def load_checkpoint(path):
-    """Return (tensors, state) of a checkpoint; VideoLDMError when the file is damaged or something else."""
+def load_checkpoint(path) -> tuple[dict[str, Tensor], dict]:
+    """(tensors, state) of a checkpoint. VideoLDMError where the file is damaged or something else."""
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
@@ -47,8 +43,8 @@ def load_checkpoint(path):
     return tensors, json.loads(header["state"])
 
 
-def load_into(target, tensors, prefix, path):
-    """Copy `tensors[prefix + name]` into each tensor of the dict `target`; names and shapes must agree."""
+def load_into(target: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str, path) -> None:
+    """Copy `tensors[prefix + name]` into each tensor of the dict `target`. Names and shapes must agree."""
     stored = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
     for name in sorted(stored.keys() ^ target.keys()):
         where = "the checkpoint but not in the model" if name in stored else "the model but not in the checkpoint"

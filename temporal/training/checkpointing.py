@@ -1,8 +1,8 @@
 """Gradient checkpointing of a UNet whose temporal layers are forward hooks.
 
 The hooks of `open_call` act only while the call is open. Checkpointing recomputes a block in the backward pass, when
-that call is long closed (on a GPU in another thread, too): each recomputation opens a fresh copy of the call, or the
-temporal layers inside the block would be left out of it.
+the call is closed already; on a GPU that happens in another thread. So each recomputation opens a fresh copy of the
+call. Without it the temporal layers inside the block would be left out.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -20,7 +20,7 @@ from ..unet import is_resblock, is_transformer, unet_blocks
 
 @contextmanager
 def open_call_checkpointed(unet, layers, context=None):
-    """As `open_call`; the blocks of the UNet and the temporal layers keep their inputs alone for the backward pass."""
+    """As `open_call`, with less memory: blocks and temporal layers keep only their inputs for the backward pass."""
     with open_call(unet, layers, context) as calls:
         region = _Region(unet, calls)
         try:
@@ -62,17 +62,17 @@ class _Region:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         # Options that the network rewrites from block to block are kept as they were here.
-        args = [dict(arg) if isinstance(arg, dict) else arg for arg in args]
+        args = tuple(dict(arg) if isinstance(arg, dict) else arg for arg in args)
         kwargs = {name: dict(arg) if isinstance(arg, dict) else arg for name, arg in kwargs.items()}
         return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _Reopened(self)),
                           **kwargs)
 
 
 class _Reopened:
-    """Entered by every recomputation of one block: the call's layers act once more.
+    """Entered by every recomputation of one block, so that the layers of the call act once more.
 
-    Sites are not counted there, for one block runs and not the UNet. A backward pass inside the call, in the call's own
-    thread, finds its hooks still at work and adds none.
+    Reached sites are not recorded, because one block runs and not the whole UNet. A backward pass inside the call, in
+    the thread of the call, finds the hooks still at work and adds none.
     """
 
     def __init__(self, region):

@@ -4,7 +4,7 @@
     clips = Clips(videos, frames=8, batch=4, stride=2, embeddings=texts)
     batch = clips(step)                             # Batch((4, 8, c, h, w), (4, l, d))
 
-Windows are drawn with replacement from the generator of the StepContext, so that a resumed run sees the same ones.
+Windows are drawn with replacement. The generator of the StepContext draws them, so a resumed run sees the same ones.
 """
 
 from pathlib import Path
@@ -18,7 +18,10 @@ from .batch import Batch
 
 
 class SafetensorsVideos:
-    """The tensors of a safetensors file, one video (T, ...) each, in the order of their names; sliced on disk."""
+    """The tensors of a safetensors file, one video (T, ...) each, in the order of their names.
+
+    A window is read from the disk when it is asked for.
+    """
 
     def __init__(self, path):
         self.file = safe_open(str(path), framework="pt")
@@ -43,8 +46,11 @@ class _DiskVideo:
 
 
 def open_videos(path):
-    """A sequence of videos (T, ...): an .npy file (n, T, ...), a .safetensors file of one tensor per video, or a
-    folder of .npy files of one video each, by name. Nothing is read before it is asked for."""
+    """The videos (T, ...) of a path, in order. Nothing is read before it is asked for.
+
+    The path is an .npy file (n, T, ...), a .safetensors file with one tensor per video, or a folder with one .npy file
+    per video; the latter two in the order of their names.
+    """
     path = Path(path)
     try:
         if path.is_dir():
@@ -65,13 +71,17 @@ def open_videos(path):
 
 
 class Clips:
-    """Draws batches of windows; call it with a StepContext, or use `images` for single frames.
+    """Draws batches of windows. Call it with a StepContext; `images` draws single frames.
 
-    videos: sequence of arrays or tensors (T, c, h, w) of any floating type, or uint8 frames (T, h, w, c), which become
-    -1..1. frames, stride: a window is every stride-th of (frames - 1) * stride + 1 neighbouring frames. batch: clips
-    per step over all processes. embeddings: texts (k, l, d); captions: for each video its row there, by default its
-    own number. fps: frames per second of each video, for layers that are told the rate of their window. weights: for
-    each video how much each of its places counts (T, 1, h, w).
+    Args:
+        videos: a sequence of arrays or tensors (T, c, h, w) of any floating type, or uint8 frames (T, h, w, c), which
+            become -1..1.
+        frames, stride: a window is every stride-th of (frames - 1) * stride + 1 neighbouring frames.
+        batch: clips per step, over all processes.
+        embeddings: texts (k, l, d).
+        captions: the row of each video in `embeddings`; by default its own number.
+        fps: frames per second of each video, for layers that have an input for the rate of their window.
+        weights: for each video how much each pixel counts, (T, 1, h, w).
     """
 
     def __init__(self, videos, frames, batch, stride=1, embeddings=None, captions=None, fps=None, weights=None):
@@ -91,8 +101,8 @@ class Clips:
         if fps is not None and (len(fps) != len(videos) or min(map(float, fps)) <= 0):
             raise VideoLDMError(f"{len(videos)} videos came with {len(fps)} frame rates; each needs one above 0.")
         if weights is not None and [len(part) for part in weights] != [len(video) for video in videos]:
-            raise VideoLDMError(f"{len(videos)} videos came with weights of {len(weights)}; each needs those of all its "
-                                "frames.")
+            raise VideoLDMError(f"{len(videos)} videos came with weights of {len(weights)}; each needs those of all "
+                                "its frames.")
 
     def __call__(self, step):
         """Batch of clips (b t c h w) on the step's device, b being this process's share."""
@@ -107,8 +117,8 @@ class Clips:
             if self.weights is not None:
                 weights.append(as_frames(self.weights[index][span]))
         fps = None if self.fps is None else torch.tensor([float(self.fps[index]) / self.stride for index in texts])
-        weights = torch.stack(weights).to(step.device) if weights else None
-        return Batch(torch.stack(windows).to(step.device), self._context(texts, step), fps, weights)
+        stacked = torch.stack(weights).to(step.device) if weights else None
+        return Batch(torch.stack(windows).to(step.device), self._context(texts, step), fps, stacked)
 
     def images(self, batch):
         """Another sampler of the same videos: `batch` single frames per step, as images (n c h w)."""
@@ -141,7 +151,7 @@ class Clips:
 
 
 def as_frames(window):
-    """float32 (t c h w) of a window: floats as they are, uint8 (t h w c) as -1..1."""
+    """A window as float32 (t c h w). uint8 (t h w c) becomes -1..1."""
     tensor = window if isinstance(window, torch.Tensor) else torch.from_numpy(np.array(window))
     if tensor.dtype == torch.uint8:
         return tensor.movedim(-1, 1).to(torch.float32) / 127.5 - 1.0

@@ -1,9 +1,9 @@
-"""Fine-tuning of a temporal decoder (Video LDM, section 3.1.1, Table 8): the encoder is frozen, clips of latents go in,
-and a patch-wise discriminator of 3-D convolutions judges clips of pictures.
+"""Fine-tuning of a temporal decoder (Video LDM, section 3.1.1, Table 8).
 
-The paper states the discriminator and no other term; those here are LDM's for autoencoders (L1, perceptual, adversarial
-with adaptive weight). The discriminator trains beside the decoder, in the same step and by the same optimizer. An image
-discriminator besides the one for video worsened the paper's FVD from 32.94 to 51.01, so it is off unless given.
+The encoder is frozen. Clips of latents go in, and a patch-wise discriminator of 3-D convolutions judges the clips of
+pictures that come out. The paper names no other term. The other terms here are LDM's for autoencoders: L1, perceptual,
+and adversarial with an adaptive weight. The discriminator trains in the same step and by the same optimizer. A second
+discriminator, of images, worsened the paper's FVD from 32.94 to 51.01, so there is none unless it is given.
 """
 
 from collections.abc import Callable
@@ -22,23 +22,21 @@ LARGEST_WEIGHT = 1e4
 
 
 class Clip(NamedTuple):
-    """Latents (b t c h w) and the frames (b t 3 H W) in -1..1 they stand for; weights (b t 1 H W): how much each pixel
-    counts, None for all alike."""
+    """A batch of clips."""
 
-    latents: Tensor
-    frames: Tensor
-    weights: Tensor | None = None
+    latents: Tensor                     # (b t c h w)
+    frames: Tensor                      # what the latents stand for, (b t 3 H W) in -1..1
+    weights: Tensor | None = None       # how much each pixel counts, (b t 1 H W); None: all alike
 
 
 @dataclass(frozen=True)
 class DecoderLossParams:
-    """What each term counts. adversarial: times the adaptive weight, from step `adversarial_from` on, before which the
-    discriminator is not trained either. features: of the discriminator, matched; perceptual: of the network given."""
+    """The weight of each term."""
 
-    adversarial: float
-    adversarial_from: int
-    features: float
-    perceptual: float
+    adversarial: float          # times the adaptive weight
+    adversarial_from: int       # the first step with it; the discriminator is not trained before
+    features: float             # of feature matching in the discriminator
+    perceptual: float           # of the distance by the perceptual network
 
 
 def absolute_error(y: Tensor, x: Tensor, weights: Tensor | None) -> Tensor:
@@ -48,12 +46,19 @@ def absolute_error(y: Tensor, x: Tensor, weights: Tensor | None) -> Tensor:
 
 
 class DecoderLoss:
-    """`loss(step)` for the Loop; `modules` is what the Loop trains.
+    """`loss(step)` for the Loop. `modules` is what the Loop trains.
 
-    clips: StepContext -> Clip. discriminator: called with clips (b 3 t h w), gives (answers, features);
-    image_discriminator: the same of frames (n 3 h w). post_quant: what stands between latents and decoder, frozen here.
-    perceptual: pictures (n 3 h w), pictures -> distance; frozen here. train_spatial: the whole decoder learns, as SVD's
-    did; without, its temporal layers alone, and the image decoder within stays what it was.
+    Args:
+        decoder: what is trained.
+        clips: StepContext -> Clip.
+        params: the weights of the terms.
+        discriminator: called with clips (b 3 t h w), gives (answers, features).
+        image_discriminator: the same for frames (n 3 h w).
+        post_quant: the convolution between latents and decoder; frozen here.
+        perceptual: the distance of pictures (n 3 h w) to pictures; frozen here.
+        reconstruction: (pictures, true pictures, weights) -> error.
+        train_spatial: True trains the whole decoder, as SVD's was. False trains only its temporal layers, and the image
+            decoder inside stays what it was.
     """
 
     def __init__(self, decoder: TemporalDecoder, clips: Callable[..., Clip], params: DecoderLossParams,
@@ -126,7 +131,7 @@ class DecoderLoss:
 
 
 def zero_terms(name: str, like: Tensor) -> dict:
-    """The same figures before a discriminator has begun: every step of a log has the same names."""
+    """The figures of a discriminator before it has begun, because every step of a log has the same names."""
     zero = like.detach() * 0
     return {"loss": zero, f"{name}_loss": zero, f"{name}_weight": zero, f"{name}_fooled": zero}
 

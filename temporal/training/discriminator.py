@@ -1,8 +1,10 @@
 """Patch-wise discriminators: of clips by 3-D convolutions (Video LDM, section 3.1.1), of images by 2-D ones.
 
-Each answer judges a patch, so that a decoder trained on small crops serves pictures of any size. GroupNorm stands where
-PatchGAN has BatchNorm: a batch here is a clip or two.
+Each answer judges a patch, so a decoder trained on small crops serves pictures of any size. PatchGAN has BatchNorm.
+Here it is GroupNorm, because a batch is a clip or two.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +14,18 @@ GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (n 3 h w) with dims 2, clips (b 3 t h w) with dims 3 -> (answers, features): answers before any
-    squashing, one per patch and, for clips, per frame; features: what every layer but the last gives.
+    """Judges pictures (n 3 h w) with dims 2, clips (b 3 t h w) with dims 3.
 
-    layers: how often the picture is halved; time is never made shorter, for clips have few frames.
+    It gives (answers, features). There is one answer per patch and frame, a logit. The features are what every layer
+    but the last gives. `layers` is how often the picture is halved. Time keeps its length, because clips have few
+    frames.
     """
 
     def __init__(self, dims: int = 3, channels: int = 64, layers: int = 3):
         super().__init__()
         if dims not in (2, 3):
             raise ValueError(f"a discriminator has 2 or 3 dimensions, not {dims}")
-        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        conv: Callable[..., nn.Module] = nn.Conv3d if dims == 3 else nn.Conv2d
         time = dims - 2                 # sizes along t, where there is one
         widths = [3, *(channels * min(2 ** number, 8) for number in range(layers + 1))]
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
@@ -41,7 +44,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def judged(discriminator: nn.Module, x: Tensor):
-    """What a discriminator says of x, with gradients to x and none to the discriminator itself."""
+    """(answers, features) for x. Gradients reach x, but not the discriminator's own weights."""
     weights = {name: weight.detach() for name, weight in discriminator.named_parameters()}
     return torch.func.functional_call(discriminator, weights, (x,))
 

@@ -7,20 +7,20 @@ import torch
 import torch.distributed as dist
 
 
-def active():
+def active() -> bool:
     """True inside an initialised process group."""
     return dist.is_available() and dist.is_initialized()
 
 
-def rank():
+def rank() -> int:
     return dist.get_rank() if active() else 0
 
 
-def world_size():
+def world_size() -> int:
     return dist.get_world_size() if active() else 1
 
 
-def pick_device(name="auto"):
+def pick_device(name: str = "auto") -> torch.device:
     """The torch.device that this process trains on: its own GPU under torchrun, else the first one, else the CPU."""
     if name != "auto":
         return torch.device(name)
@@ -30,8 +30,8 @@ def pick_device(name="auto"):
 
 
 @contextmanager
-def process_group(device):
-    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); leave the group only if joined here."""
+def process_group(device: torch.device):
+    """Join the processes that torchrun started: nccl on GPUs, gloo on CPUs. The group is left only if joined here."""
     join = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not active()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -44,7 +44,7 @@ def process_group(device):
             dist.destroy_process_group()
 
 
-def mean(tensor):
+def mean(tensor: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over all processes."""
     if active():
         tensor = tensor / world_size()
@@ -52,8 +52,8 @@ def mean(tensor):
     return tensor
 
 
-def first_says(flag, device):
-    """The first process's opinion, in every process; a plain bool when there is one process."""
+def first_says(flag: bool, device: torch.device) -> bool:
+    """The flag of the first process, in every process."""
     if not active():
         return bool(flag)
     tensor = torch.tensor([int(bool(flag))], device=device)
@@ -61,6 +61,6 @@ def first_says(flag, device):
     return bool(tensor.item())
 
 
-def barrier():
+def barrier() -> None:
     if active():
         dist.barrier()

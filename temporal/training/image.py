@@ -1,40 +1,64 @@
 """The loss of an image LDM: also of its spatial fine-tuning on the frames of videos (Video LDM, Table 6)."""
 
 from collections.abc import Callable
-
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..diffusion import Diffusion
 from .batch import Batch, check_null_context, drop_context, frames_as_images
-from .diffusion import Diffusion
-from .drawn import DrawnLoss
+from .loss_inputs import RecordableLoss
 
 
 class Noised(NamedTuple):
-    """A flat batch x (n c h w), its steps tau (n), its noise, a text for each (n l d) or None; weights (n 1 h w): how
-    much each place counts, None for all alike."""
+    """A flat batch with what was drawn for it."""
 
-    x: Tensor
-    tau: Tensor
-    noise: Tensor
-    context: Tensor | None = None
-    weights: Tensor | None = None
+    x: Tensor                           # (n c h w)
+    tau: Tensor                         # the step of each item, (n)
+    noise: Tensor                       # like x
+    context: Tensor | None = None       # a text for each item, (n l d)
+    weights: Tensor | None = None       # how much each pixel counts, (n 1 h w); None: all alike
 
 
-def denoising_loss(backbone, diffusion, drawn: Noised, of_x=False):
-    """|| target - f(x_tau, tau, c) ||^2 over a flat batch; of_x: as Diffusion.loss has it."""
-    x, tau, noise, context, weights = drawn
+def squared_error(diffusion: Diffusion, output: Tensor, x: Tensor, noise: Tensor, tau: Tensor,
+                  weights: Tensor | None = None, x0_weighting: bool = False) -> Tensor:
+    """|| target - output ||^2, its mean over everything, in float32.
+
+    Args:
+        output: what the network predicts at x_tau.
+        x, noise: the clean batch (n ...) and its noise.
+        tau: the step of each item, (n).
+        weights: how much each pixel counts, (n 1 ...); None for all alike. They do not change what the best output is.
+        x0_weighting: take the error of the clean x that follows from the output. High noise then counts for more than
+            low noise (Salimans and Ho 2022, section 4). High noise is where colours and positions are decided.
+    """
+    error = output.float() - diffusion.target(x, noise, tau).float()
+    if x0_weighting and diffusion.prediction != "x0":
+        alpha, sigma = diffusion.coefficients(tau, error)
+        error = error * (sigma / alpha if diffusion.prediction == "eps" else sigma)
+    return (error.square() if weights is None else weights * error.square()).mean()
+
+
+def denoising_loss(backbone: Callable[..., Tensor], diffusion: Diffusion, noised: Noised,
+                   x0_weighting: bool = False) -> Tensor:
+    """|| target - f(x_tau, tau, c) ||^2 over a flat batch. x0_weighting: see `squared_error`."""
+    x, tau, noise, context, weights = noised
     output = backbone(diffusion.add_noise(x, tau, noise), tau, context=context)
-    return diffusion.loss(output, x, noise, tau, weights, of_x)
+    return squared_error(diffusion, output, x, noise, tau, weights, x0_weighting)
 
 
-class ImageLoss(DrawnLoss):
-    """`loss(step)` for the Loop. Batches of clips are taken apart into frames, each an image with a tau of its own:
-    the fine-tuning on video frames that precedes temporal training, with the image model's own loss.
+class ImageLoss(RecordableLoss):
+    """`loss(step)` for the Loop: the image model's own loss.
 
-    backbone: called as `backbone(x, timesteps, context=...)`. batch: StepContext -> Batch of this process.
-    null_context: (l d), what replaces a dropped text; dropout: how often.
+    Every frame of a clip counts as an image with a tau of its own. That is the fine-tuning on video frames that comes
+    before temporal training.
+
+    Args:
+        backbone: called as `backbone(x, timesteps, context=...)`.
+        diffusion: the image model's.
+        batch: StepContext -> Batch of this process.
+        null_context: what replaces a dropped text, (l d).
+        dropout: the probability that a text is dropped.
     """
 
     def __init__(self, backbone: nn.Module, diffusion: Diffusion, batch: Callable[..., Batch],
@@ -49,5 +73,5 @@ class ImageLoss(DrawnLoss):
         tau = self.diffusion.random_tau(len(x), step.generator, x.device)
         return Noised(x, tau, self.diffusion.random_noise(x, step.generator), context)
 
-    def compute(self, drawn: Noised) -> dict:
-        return {"loss": denoising_loss(self.backbone, self.diffusion, drawn)}
+    def compute(self, inputs: Noised) -> dict:
+        return {"loss": denoising_loss(self.backbone, self.diffusion, inputs)}

@@ -4,9 +4,9 @@
     loop.run()                          # again after an interruption: goes on where the last checkpoint is
     weights = loop.ema_state("temporal")
 
-`torchrun --nproc-per-node N script.py` runs the same lines on N GPUs (or N CPU processes): gradients are averaged over
-the processes, the first one writes. Everything random of a step follows from (seed, step, rank), which is why a
-resumed run equals an uninterrupted one. The folder receives last.safetensors, last.json, log.jsonl and log.png.
+`torchrun --nproc-per-node N script.py` runs the same lines on N GPUs or in N CPU processes. Gradients are averaged over
+the processes, and the first one writes. Everything random of a step follows from (seed, step, rank), so a resumed run
+equals an uninterrupted one. The folder receives last.safetensors, last.json, log.jsonl, log.csv and log.png.
 """
 
 import hashlib
@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..atomic import write_text
 from ..errors import VideoLDMError
 from . import distributed
-from .checkpoint import load_checkpoint, load_into, save_checkpoint, write_text
-from .drawn import DrawnLoss
+from .checkpoint import load_checkpoint, load_into, save_checkpoint
+from .cuda_graph import RecordedStep
 from .ema import EMA
-from .graph import RecordedStep
-from .plot import plot_log, read_log
+from .loss_inputs import RecordableLoss
+from .plot import plot_log, read_log, write_csv
 from .progress import Progress
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -36,7 +37,7 @@ FREE_SETTINGS = ("steps", "save_every", "log_every", "device", "cuda_graph")
 
 @dataclass(frozen=True)
 class LoopParams:
-    """Settings of a run. `lr_end` lets the rate fall to it along a half cosine; None keeps it after the warm-up."""
+    """Settings of a run."""
 
     steps: int
     lr: float
@@ -48,10 +49,10 @@ class LoopParams:
     save_every: int = 500
     log_every: int = 20
     seed: int = 0
-    lr_end: float | None = None
+    lr_end: float | None = None     # what the rate falls to along half a cosine; None: it stays after the warm-up
     betas: tuple[float, float] = (0.9, 0.999)
     device: str = "auto"
-    cuda_graph: bool = False        # on one GPU: record a step once and replay it (graph.py); for small networks
+    cuda_graph: bool = False        # on one GPU: record a step once, then replay it; for small networks
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,15 @@ class _Network(nn.Module):
 class Loop:
     """Trains the parameters of `modules` that require gradients.
 
-    `loss(step: StepContext)` returns a dict of scalars, with "loss" the one to minimise and the others for the log;
-    the same names at every step. A loss that owns frozen modules has a method `to(device)`, called once. Constructing
-    a Loop moves the modules to the device and loads folder/last.safetensors if there is one.
+    Constructing a Loop moves the modules to the device and loads folder/last.safetensors if there is one.
+
+    Args:
+        params: the settings.
+        modules: by name, what is trained and saved.
+        loss: `loss(step: StepContext)` returns a dict of scalars with the same names at every step. "loss" is what is
+            minimised, the others are for the log. A loss that owns frozen modules has a method `to(device)`.
+        folder: where checkpoints and logs go.
+        title: what the console and messages call this training.
     """
 
     def __init__(self, params: LoopParams, modules: dict[str, nn.Module], loss: Callable, folder, title):
@@ -116,8 +123,9 @@ class Loop:
         self.parameters = self._trainable()
         self.optimizer = self._make_optimizer()
         self.ema = EMA(self.parameters, params.ema_decay)
-        self.step, self.seconds, self.saved_step = 0, 0.0, None
-        self.pending = []           # figures of the steps since the last line of the log
+        self.step, self.seconds = 0, 0.0
+        self.saved_step: int | None = None      # of the last checkpoint
+        self.pending: list[tuple[int, dict]] = []       # figures of the steps since the last line of the log
         self.recorded = self._recorded_step() if params.cuda_graph else None
         if self.checkpoint.exists():
             self._resume()
@@ -184,7 +192,7 @@ class Loop:
         self.step += 1
 
     def _figures(self, network, context):
-        """What the loss says of a step; its gradients are left with the parameters."""
+        """The loss's figures of a step. The gradients are left with the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
         figures = self._forward(network, context)
         figures["loss"].backward()
@@ -198,13 +206,14 @@ class Loop:
         return figures
 
     def _recorded_step(self):
-        """What replays the steps, None where there is no GPU. Several processes do not record either."""
-        if not isinstance(self.loss, DrawnLoss) or getattr(self.loss, "checkpointing", False):
+        """What replays the steps, or None where there is no GPU. Several processes do not record either."""
+        if not isinstance(self.loss, RecordableLoss) or getattr(self.loss, "checkpointing", False):
             raise VideoLDMError(f"'{self.title}' cannot be recorded as a CUDA graph: its loss draws while it computes, "
                                 "or it checkpoints gradients. Train it with cuda_graph=False.")
         if self.device.type != "cuda":
             return None
-        return RecordedStep(self.loss, lambda drawn: self._forward(self.loss.compute, drawn),
+        compute = self.loss.compute
+        return RecordedStep(self.loss, lambda inputs: self._forward(compute, inputs),
                             list(self.parameters.values()), self.device)
 
     def lr_at(self, step):
@@ -239,10 +248,10 @@ class Loop:
             return {}
         names = sorted(self.pending[0][1])
         table = torch.stack([torch.stack([row[name] for name in names]) for _, row in self.pending])
-        table = distributed.mean(table).tolist()
-        self._refuse_bad([(step, dict(zip(names, row))) for (step, _), row in zip(self.pending, table)])
+        rows = distributed.mean(table).tolist()
+        self._refuse_bad([(step, dict(zip(names, row))) for (step, _), row in zip(self.pending, rows)])
         self.pending = []
-        means = {name: sum(column) / len(table) for name, column in zip(names, zip(*table))}
+        means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows))}
         if distributed.rank() == 0:
             line = {"step": self.step} | means | {"lr": self.lr_at(self.step - 1), "seconds": round(self.seconds, 2)}
             with open(self.log, "a", encoding="utf-8") as file:
@@ -271,6 +280,7 @@ class Loop:
         state = {"title": self.title, "step": self.step, "seconds": self.seconds, "settings": asdict(self.params),
                  "world_size": distributed.world_size(), "torch": torch.__version__}
         save_checkpoint(self.checkpoint, tensors, state)
+        write_csv(self.log, self.folder / "log.csv")
         plot_log(self.log, self.folder / "log.png", title=self.title)
 
     def _resume(self):
@@ -288,7 +298,7 @@ class Loop:
 
     def _weights(self):
         """What a checkpoint stores of the modules: trained parameters and buffers, not frozen parameters."""
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for name, module in self.modules.items():
             frozen = {key for key, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
             weights |= {f"{name}.{key}": t for key, t in module.state_dict().items() if key not in frozen}
@@ -300,7 +310,7 @@ class Loop:
             yield names[id(parameter)], state
 
     def _load_optimizer(self, tensors):
-        """Through load_state_dict, which knows on which device AdamW wants its step counts."""
+        """Load AdamW's state by load_state_dict, which puts its step counts on the right device."""
         names = {id(p): name for name, p in self.parameters.items()}
         order = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
         states = {}
@@ -340,8 +350,8 @@ class Loop:
             return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return self.params.precision == "bfloat16"
 
-    def _wrap(self):
-        network = _Network(self.modules, self.loss)
+    def _wrap(self) -> nn.Module:
+        network: nn.Module = _Network(self.modules, self.loss)
         if not distributed.active():
             return network
         # A joint batch, or a dropped condition, may leave a parameter without a gradient in some step.

@@ -1,6 +1,6 @@
-"""The perceptual distance of pictures by VGG16, for who has its weights: nothing here downloads anything.
+"""The perceptual distance of pictures by VGG16. Its weights have to be there already: nothing is downloaded.
 
-Without it, training takes for perceptual terms what the discriminator itself sees (feature matching).
+Trainings without it can match the features of the discriminator instead.
 """
 
 from pathlib import Path
@@ -11,16 +11,20 @@ from torch.nn.functional import max_pool2d, normalize
 
 from ..errors import VideoLDMError
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # of ImageNet, to which VGG is used
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # of ImageNet, on which VGG was trained
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21))               # convolutions by their number in torchvision's file
 WIDTHS = (64, 128, 256, 512)
 
 
 class VGGDistance(nn.Module):
-    """LPIPS's distance without its learned weights: unit-length features of four stages, squared difference, mean.
+    """LPIPS's distance without its learned weights: the mean squared difference of unit-length features of four stages.
 
-    path: torchvision's vgg16 weights (vgg16-397923af.pth). Pictures are (n 3 h w) in -1..1, 16 pixels or more a side.
+    `path` is the file of torchvision's vgg16 weights (vgg16-397923af.pth). Pictures are (n 3 h w) in -1..1, with 16
+    pixels or more a side.
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, path):
         super().__init__()
@@ -55,4 +59,5 @@ class VGGDistance(nn.Module):
         return found
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        return sum((one - other).square().sum(1).mean() for one, other in zip(self.features(y), self.features(x)))
+        pairs = zip(self.features(y), self.features(x), strict=True)
+        return torch.stack([(one - other).square().sum(1).mean() for one, other in pairs]).sum()

@@ -1,52 +1,57 @@
-"""A progress line on stderr, without any extra requirement."""
+"""The progress of a training on stderr: tqdm's bar in a terminal, elsewhere a line now and then."""
 
 import sys
 import time
 
-BAR = 24
-QUIET_SECONDS = 30      # between lines when stderr is a file, where a line cannot be redrawn
+from tqdm import tqdm
 
-
-def clock(seconds):
-    """75 -> '1:15', 3675 -> '1:01:15'."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+QUIET_SECONDS = 30.0    # between lines when stderr is a file, where a line cannot be redrawn
 
 
 class Progress:
-    """Redraws one line in a terminal; elsewhere prints a line now and then."""
+    """Shows how far a training is.
 
-    def __init__(self, title, total, start=0, stream=None, enabled=True):
-        self.title, self.total, self.start = title, total, start
+    Args:
+        title: what is trained.
+        total: steps in all.
+        start: steps that were done before this run.
+        stream: stderr by default.
+        enabled: False shows nothing, for processes beside the first.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, stream=None, enabled: bool = True):
+        self.title, self.total, self.start, self.enabled = title, total, start, enabled
         self.stream = stream or sys.stderr
-        self.enabled = enabled
         self.terminal = bool(getattr(self.stream, "isatty", lambda: False)())
-        self.begun = time.monotonic()
-        self.drawn = None if self.terminal else self.begun
+        self.begun = self.shown = time.monotonic()
+        self.bar: tqdm | None = None
+        if enabled and self.terminal:
+            self.bar = tqdm(desc=title, total=total, initial=start, file=self.stream, unit=" steps", mininterval=0.2,
+                            dynamic_ncols=True)
 
-    def update(self, done, figures=None, force=False):
-        """Draw `done` of the total and a dict of figures, unless a line was drawn a moment ago."""
-        now = time.monotonic()
-        pause = 0.2 if self.terminal else QUIET_SECONDS
-        if not self.enabled or (not force and self.drawn is not None and now - self.drawn < pause):
+    def update(self, done: int, figures: dict[str, float] | None = None, force: bool = False) -> None:
+        """Show `done` of the total and a dict of figures, unless that was shown a moment ago. force: in any case."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(described(figures or {}), refresh=False)
+            self.bar.update(done - self.bar.n)
+            if force:
+                self.bar.refresh()
             return
-        self.drawn = now
-        line = self.line(done, figures or {}, now - self.begun)
-        self.stream.write(f"\r{line}\x1b[K" if self.terminal else line + "\n")
-        self.stream.flush()
-
-    def line(self, done, figures, seconds):
-        """'title [####----] 120/1000 loss 0.1234 3.20 steps/s 4:35 left'"""
-        filled = BAR * done // max(self.total, 1)
-        parts = [self.title, f"[{'#' * filled}{'-' * (BAR - filled)}]", f"{done}/{self.total}"]
-        parts += [f"{name} {value:.4g}" for name, value in figures.items()]
-        if done > self.start and seconds > 0:
-            speed = (done - self.start) / seconds
-            parts += [f"{speed:.2f} steps/s", f"{clock((self.total - done) / speed)} left"]
-        return " ".join(parts)
-
-    def close(self):
-        if self.enabled and self.terminal:
-            self.stream.write("\n")
+        now = time.monotonic()
+        if self.enabled and (force or now - self.shown >= QUIET_SECONDS):
+            self.shown = now
+            self.stream.write(self.line(done, figures or {}, now - self.begun) + "\n")
             self.stream.flush()
+
+    def line(self, done: int, figures: dict[str, float], seconds: float) -> str:
+        """'title:  50%|##5  | 60/120 [00:10<00:15,  4.00 steps/s, loss 0.1235]', as tqdm writes it."""
+        return tqdm.format_meter(done, self.total, seconds, ncols=120, prefix=self.title, ascii=True, unit=" steps",
+                                 initial=self.start, postfix=described(figures))
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def described(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -1,10 +1,10 @@
-"""The losses of a video upscaler (Video LDM, section 3.4, Appendix H.1): the image upscaler, then temporal layers on it.
+"""The losses of a video upscaler (Video LDM, section 3.4, Appendix H.1): first the image upscaler, then its layers.
 
     || target - g(x_tau; c_gamma, gamma, tau) ||^2        c_gamma = alpha_gamma x_low + sigma_gamma eps
 
-Training is on patches of clips; run on whole frames, the same weights are slid over them. The small frames are noised
-by gamma ~ U{0..250} steps of the upscaler's own schedule, one level for all frames of a clip and new noise in each, or
-one noise for all of them, as the layers' params say.
+Training is on patches of clips; the weights then run on whole frames. The small frames are noised by gamma ~ U{0..250}
+steps of the upscaler's own schedule. All frames of a clip have one level. Their noise is new in each frame, or one
+noise for all of them, as the layers' params say.
 """
 
 from collections.abc import Callable
@@ -14,63 +14,73 @@ import torch
 from torch import Tensor, nn
 
 from ..call import CallSettings, open_call
+from ..diffusion import Diffusion
 from ..errors import VideoLDMError
 from ..stack import TemporalStack
 from ..upscaler import TRAINED_LEVEL, noised, spread_out, unnoised
 from .batch import check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
-from .diffusion import Diffusion
-from .drawn import DrawnLoss
+from .image import squared_error
+from .loss_inputs import RecordableLoss
 from .temporal import check_trained, freeze
 
 
 class Patches(NamedTuple):
-    """x: what is to be made, `b t c h w`: latents, or folded pixels. x_low: its small frames in -1..1, `b t 3 h w`.
-    context: a text per clip (b l d), or None. weights: how much each place counts (b t 1 h w), None for all alike."""
+    """A batch of clips."""
 
-    x: Tensor
-    x_low: Tensor
-    context: Tensor | None = None
-    weights: Tensor | None = None
+    x: Tensor                           # the large frames, `b t c h w`: latents, or folded pixels
+    x_low: Tensor                       # the small frames in -1..1, `b t 3 h w`
+    context: Tensor | None = None       # a text per clip, (b l d)
+    weights: Tensor | None = None       # how much each pixel counts, (b t 1 h w); None: all alike
 
 
 class NoisedPatches(NamedTuple):
-    """Patches with what is drawn for them: per frame tau and level gamma (b t), noise of x and of its small frames
-    `(b t) c h w`, text `(b t) l d` or None."""
+    """Patches with what was drawn for them."""
 
     patches: Patches
-    tau: Tensor
-    level: Tensor
-    noise: Tensor
-    noise_low: Tensor
-    text: Tensor | None = None
+    tau: Tensor                     # the step of each frame, (b t)
+    level: Tensor                   # gamma of each frame, (b t)
+    noise: Tensor                   # of x, `(b t) c h w`
+    noise_low: Tensor               # of x_low, `(b t) 3 h w`
+    text: Tensor | None = None      # `(b t) l d`
 
 
-class UpscalerLoss(DrawnLoss):
-    """`loss(step)` for the Loop; `modules` is what the Loop trains: the temporal layers on the frozen upscaler where
-    `stack` is given, else the upscaler itself, to which every frame is a picture.
+class UpscalerLoss(RecordableLoss):
+    """`loss(step)` for the Loop. `modules` is what the Loop trains.
 
-    backbone: called as `backbone(x, timesteps, context=..., y=levels)`, x being x_tau and c_gamma on the channels.
-    patches: StepContext -> Patches of this process. augmentation: the schedule of the small frames' noise.
-    null_context (l d), dropout: as in ImageLoss, drawn per clip. of_x: as Diffusion.loss has it; a small network
-    then need not learn noise by heart where x is nearly clean. details: x is folded pixels, and what is made is their
-    details, times this (temporal/upscaler.py).
-    Layers whose params say shared_noise learn on one field per clip, the same in all its frames, for the noise of x_tau
-    and another for that of c_gamma: what stands still then flickers less, and frames are alike before the layers do
-    anything. It is the far end of the mixed noise of Ge et al. 2023 ("Preserve Your Own Correlation").
+    With `stack` that is the temporal layers, on the frozen upscaler. Without it, it is the upscaler itself, for which
+    every frame is a picture.
+
+    Layers whose params say shared_noise learn with one noise for all frames of a clip: one for x_tau, another for
+    c_gamma. What stands still then flickers less, because frames are alike before the layers do anything. It is the
+    extreme case of the mixed noise of Ge et al. 2023 ("Preserve Your Own Correlation").
+
+    Args:
+        backbone: called as `backbone(x, timesteps, context=..., y=levels)` with x_tau and c_gamma on x's channels.
+        stack: the temporal layers, or None.
+        diffusion: the upscaler's.
+        augmentation: the schedule of the small frames' noise.
+        patches: StepContext -> Patches of this process.
+        most_noise: the highest level gamma.
+        null_context, dropout: as in ImageLoss, drawn per clip.
+        checkpointing: less memory for one more forward pass.
+        x0_weighting: see `squared_error`. A small network then need not predict noise exactly where x is nearly clean.
+        details: what the details of x are multiplied by, where x is folded pixels (temporal/upscaler.py).
     """
 
     def __init__(self, backbone: nn.Module, stack: TemporalStack | None, diffusion: Diffusion, augmentation: Diffusion,
                  patches: Callable[..., Patches], most_noise: int = TRAINED_LEVEL, null_context: Tensor | None = None,
-                 dropout: float = 0.0, checkpointing: bool = False, of_x: bool = False, details: float | None = None):
+                 dropout: float = 0.0, checkpointing: bool = False, x0_weighting: bool = False,
+                 details: float | None = None):
         check_null_context(null_context, dropout)
         if not 0 <= most_noise < augmentation.steps:
-            raise VideoLDMError(f"The small frames are noised by 0 to {augmentation.steps - 1} steps, not {most_noise}.")
+            raise VideoLDMError(f"The small frames are noised by 0 to {augmentation.steps - 1} steps, "
+                                f"not {most_noise}.")
         if stack is not None:
             freeze(backbone)
             check_trained(backbone, stack, train_spatial=False)
         self.backbone, self.stack, self.diffusion, self.augmentation = backbone, stack, diffusion, augmentation
-        self.patches, self.most_noise, self.of_x, self.details = patches, most_noise, of_x, details
+        self.patches, self.most_noise, self.x0_weighting, self.details = patches, most_noise, x0_weighting, details
         self.null_context, self.dropout = null_context, dropout
         self.checkpointing, self.open_call = checkpointing, open_call_checkpointed if checkpointing else open_call
 
@@ -94,8 +104,8 @@ class UpscalerLoss(DrawnLoss):
         text = per_frame(drop_context(patches.context, self.null_context, self.dropout, generator), frames)
         return NoisedPatches(patches, tau, level, noise, noise_low, text)
 
-    def compute(self, drawn: NoisedPatches) -> dict:
-        patches, tau, level, noise, noise_low, text = drawn
+    def compute(self, inputs: NoisedPatches) -> dict:
+        patches, tau, level, noise, noise_low, text = inputs
         x, x_low = patches.x.flatten(0, 1), patches.x_low.flatten(0, 1)
         c_low = noised(x_low, level, noise_low, self.augmentation)
         if self.details is not None:
@@ -104,7 +114,7 @@ class UpscalerLoss(DrawnLoss):
         with self.open_call(self.backbone, self.sets(c_low, patches.x.shape[1]), context=text):
             output = self.backbone(x_in, tau, context=text, y=level)
         weights = None if patches.weights is None else patches.weights.flatten(0, 1)
-        return {"loss": self.diffusion.loss(output, x, noise, tau, weights, self.of_x)}
+        return {"loss": squared_error(self.diffusion, output, x, noise, tau, weights, self.x0_weighting)}
 
     def random_noise(self, like: Tensor, frames: int, generator) -> Tensor:
         """Noise like `(b t) c h w`: new in every frame, or one field per clip."""
@@ -113,19 +123,19 @@ class UpscalerLoss(DrawnLoss):
         return per_frame(self.diffusion.random_noise(like[::frames], generator), frames)
 
     def sets(self, c_low: Tensor, frames: int) -> list:
-        """The temporal layers and what they are told; none for pictures."""
+        """The temporal layers with the settings of this call; none for pictures."""
         if self.stack is None:
             return []
-        known = c_low if self.stack.params.takes_small_frames else None
-        return [(self.stack, CallSettings(frames=frames, known=known))]
+        small_frames = c_low if self.stack.params.takes_small_frames else None
+        return [(self.stack, CallSettings(frames=frames, known=small_frames))]
 
 
 def check_patches(patches: Patches) -> tuple[int, int]:
     """Clips and frames of a batch, refused where its parts do not agree."""
     clips, frames = patches.x.shape[:2]
     if patches.x.ndim != 5 or patches.x_low.shape != (clips, frames, 3, *patches.x.shape[3:]):
-        raise VideoLDMError(f"Patches are 'b t c h w' with small frames 'b t 3 h w'; these are {tuple(patches.x.shape)} "
-                            f"with {tuple(patches.x_low.shape)}.")
+        raise VideoLDMError(f"Patches are 'b t c h w' with small frames 'b t 3 h w'; these are "
+                            f"{tuple(patches.x.shape)} with {tuple(patches.x_low.shape)}.")
     if patches.context is not None and len(patches.context) != clips:
         raise VideoLDMError(f"A batch of {clips} clips came with {len(patches.context)} texts; each clip has one.")
     return clips, frames

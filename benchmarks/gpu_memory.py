@@ -1,8 +1,9 @@
-"""Working memory on a graphics card, measured: `python run.py bench --card`.
+"""Working memory on a GPU, measured: `python run.py bench --card`.
 
-What Temporal VAE Decode and Video Upscale take at their peak beyond what is on the card before them, weights included
-there: networks of the real sizes, random weights, 16 bits, beside what counted.py counts without a card. Measured is
-what PyTorch's allocator hands out, so that workspaces of convolutions are in it, which the count does not see.
+It is what Temporal VAE Decode and Video Upscale take at their peak, beyond the weights and what else lies on the GPU
+before. Networks have their real sizes, random weights, and 16 bits. Beside each figure stands what tensor_memory.py
+counts without a GPU. PyTorch's allocator is measured, so workspaces of convolutions are included. The count does not
+see those.
 """
 
 import argparse
@@ -10,10 +11,9 @@ import sys
 import time
 from collections import deque
 
-import comfy.model_management
-import comfy.utils
 import torch
 
+from ..nodes.host import for_benchmarks
 from ..nodes.host.decoding import DecodeSettings, Decoding
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.temporal_vae import build_decoder, with_temporal_decoder
@@ -21,8 +21,8 @@ from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
 from ..temporal.formats.decoder import DecoderFile
 from . import decode, upscale
-from .counted import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, counted, svd_decoder, x4_decoder
 from .speed import fill
+from .tensor_memory import CARD, FRAMES, SVD_DECODER, X4, X4_DECODER, count_bytes, svd_decoder, x4_decoder
 
 OVERLAP, CLIP, STEPS = 2, 14, 2             # a clip of two windows
 COUNTS, GROWN = (16, 64, 256), (512, 512)   # of the decode; height and width while frames grow
@@ -42,7 +42,7 @@ def main(argv=None):
     if options.device == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA graphics card here, and this measures the memory of one.")
         return 1
-    comfy.utils.PROGRESS_BAR_ENABLED = False
+    for_benchmarks.hide_progress_bars()
     counts, sizes, upscales = COUNTS, SIZES, UPSCALES
     if options.quick:
         counts, sizes, upscales = COUNTS[:2], SIZES[:2], UPSCALES[:4]
@@ -53,7 +53,7 @@ def main(argv=None):
     print(f"{name}, {bench.dtype}, torch {torch.__version__}, windows of {FRAMES} that share {OVERLAP}; MB on the "
           "card: measured / counted", flush=True)
     bench.report_decode(counts, sizes, (64, 64) if options.tiny else GROWN)
-    comfy.model_management.unload_all_models()
+    for_benchmarks.unload_models()
     bench.report_upscale(upscales)
     return 0
 
@@ -70,7 +70,8 @@ class Bench:
             def work(*numbers):
                 return lambda: decode_clip(vae, DecodeSettings(FRAMES, OVERLAP, tile, 1), *numbers)
             measured = self.measured(work(FRAMES, 64, 64), work(frames, height, width))
-            return f"{measured} / {tried(lambda: decode.count_decode(vae, network, height, width, tile)[CARD])}"
+            counted = megabytes_or_failure(lambda: decode.count_decode(vae, network, height, width, tile)[CARD])
+            return f"{measured} / {counted}"
         print("\nTemporal VAE Decode, Stable Video Diffusion's decoder\n\n| size | frames | whole frames | a frame "
               f"takes |\n|{'---|' * 4}", flush=True)
         for frames in counts:
@@ -82,6 +83,7 @@ class Bench:
             print(f"| {width}x{height} | {' | '.join(cells)} |", flush=True)
 
     def report_upscale(self, rows):
+        """Print the table of Video Upscale. rows: (height, width, tile, frames)."""
         with torch.no_grad():
             model = upscale.small_model(upscale.NARROW if self.tiny else X4, self.dtype, self.device)
             model = upscale.with_layers(model, self.dtype)
@@ -89,29 +91,35 @@ class Bench:
         decoder = x4_decoder()
         print(f"\nVideo Upscale, the x4 upscaler with temporal layers, {STEPS} steps, guidance\n\n| size | tile | "
               f"frames | sampling | a step takes | decoding |\n|{'---|' * 6}", flush=True)
-        for height, width, tile, frames in rows:
-            small = torch.rand(frames, height // FACTOR, width // FACTOR, 3)
-            latents = small.new_zeros(frames, 4, *small.shape[1:3])
-            sampling = self.measured(lambda: upscale.sample(model, small[:FRAMES, :16, :16], 0),
-                                     lambda: upscale.sample(model, small, tile, STEPS))
-            step, settings = self.seconds / STEPS, decode_settings(vae, FRAMES, OVERLAP, tile)
-            decoding = self.measured(lambda: decode_clip(vae, settings, 1, 64, 64),
-                                     lambda: decode_clip(vae, settings, frames, height, width))
-            shapes = upscale.sized_model()
-            of_sampling = tried(lambda: counted(lambda: upscale.sample(shapes, small, tile))[CARD])
-            of_decoding = tried(lambda: counted(lambda: upscale.decode(vae, decoder, latents, tile))[CARD])
-            print(f"| {width}x{height} | {tile or 'none'} | {frames} | {sampling} / {of_sampling} | "
-                  f"{step:.2f} s | {decoding} / {of_decoding} |", flush=True)
+        for row in rows:
+            print(self.upscale_row(model, vae, decoder, *row), flush=True)
+
+    def upscale_row(self, model, vae, decoder, height: int, width: int, tile: int, frames: int) -> str:
+        """A row of the table: measured and counted."""
+        small = torch.rand(frames, height // FACTOR, width // FACTOR, 3)
+        latents = small.new_zeros(frames, 4, *small.shape[1:3])
+        sampling = self.measured(lambda: upscale.sample(model, small[:FRAMES, :16, :16], 0),
+                                 lambda: upscale.sample(model, small, tile, STEPS))
+        step, settings = self.seconds / STEPS, decode_settings(vae, FRAMES, OVERLAP, tile)
+        decoding = self.measured(lambda: decode_clip(vae, settings, 1, 64, 64),
+                                 lambda: decode_clip(vae, settings, frames, height, width))
+        shapes = upscale.sized_model()
+        counted_sampling = megabytes_or_failure(
+            lambda: count_bytes(lambda: upscale.sample(shapes, small, tile))[CARD])
+        counted_decoding = megabytes_or_failure(
+            lambda: count_bytes(lambda: upscale.decode(vae, decoder, latents, tile))[CARD])
+        return (f"| {width}x{height} | {tile or 'none'} | {frames} | {sampling} / {counted_sampling} | {step:.2f} s | "
+                f"{decoding} / {counted_decoding} |")
 
     def measured(self, warm, work) -> str:
-        """What `work()` takes, and in `self.seconds` how long. warm(): the same in small, which loads the weights."""
+        """The memory of `work()` in MB, and in self.seconds its time. warm() is the same in small; it loads weights."""
         self.seconds = float("nan")
-        return tried(lambda: self.peak(warm, work))
+        return megabytes_or_failure(lambda: self.peak(warm, work))
 
     @torch.inference_mode()
     def peak(self, warm, work) -> int:
         warm()
-        comfy.model_management.soft_empty_cache()
+        for_benchmarks.empty_cache()
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         before, began = torch.cuda.memory_allocated(), time.perf_counter()
@@ -121,8 +129,8 @@ class Bench:
         return torch.cuda.max_memory_allocated() - before
 
 
-def tried(work) -> str:
-    """Bytes that `work()` returns, in MB; a cell that fails does not take the others with it."""
+def megabytes_or_failure(work) -> str:
+    """The bytes that `work()` returns, in MB. Where it fails the cell says so, and the table goes on."""
     try:
         return f"{work() / 1e6:.0f}"
     except Exception as error:
@@ -131,18 +139,18 @@ def tried(work) -> str:
 
 
 def decode_clip(vae, settings: DecodeSettings, frames: int, height: int, width: int):
-    """A whole stream, of which the last piece alone is kept."""
+    """Decode a whole stream. Only its last piece is kept."""
     factor = vae.spacial_compression_decode()
     decoding = Decoding(vae, torch.randn(frames, 4, height // factor, width // factor), settings)
     video = LazyVideo(decoding.frames, decoding.count, decoding.width, decoding.height, 8)
     deque(video.pieces(), maxlen=1)
     if decoding.tile != settings.tile:
-        raise MemoryError       # it went on in smaller tiles, whose memory is another row's
+        raise MemoryError       # it continued in smaller tiles, which is another row of the table
 
 
 @torch.no_grad()
 def temporal_vae(shape: DecoderParams, dtype: torch.dtype):
-    """A VAE with a temporal decoder, random weights both."""
+    """A VAE with a temporal decoder, both with random weights."""
     decoder = build_decoder(shape)
     fill(decoder.named_parameters())
     file = DecoderFile("random", "random", "random", shape, decoder.state_dict(), {}, "none", 1)

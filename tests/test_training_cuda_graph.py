@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from video_ldm.demo import autoencoder, data, layers, layout, models, upscaler
+
+from video_ldm.demo import autoencoder, data, layers, models, scene_layout_stage, upscaler
 from video_ldm.nodes.host import models as host
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.scene_layout import SceneLayout
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.clips import Clips
-from video_ldm.temporal.training.drawn import DrawnLoss, mapped, tensors_of
-from video_ldm.temporal.training.graph import fill
+from video_ldm.temporal.training.cuda_graph import fill
 from video_ldm.temporal.training.image import ImageLoss
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
+from video_ldm.temporal.training.loss_inputs import RecordableLoss, map_tensors, tensors_of
 from video_ldm.temporal.training.temporal import TemporalLoss
 
 CLIPS, TEXT = 3, models.TEXT_WIDTH
@@ -59,8 +60,8 @@ def clip_loss(params, batch, **more):
 
 
 def layout_loss():
-    unet, scene = host.build_unet(models.UNET), random_start(SceneLayout(layout.params(models.UNET)))
-    return layout.loss(unet, scene, models.diffusion(), latents(2), TEXTS), [unet, scene]
+    unet, scene = host.build_unet(models.UNET), random_start(SceneLayout(scene_layout_stage.params(models.UNET)))
+    return scene_layout_stage.loss(unet, scene, models.diffusion(), latents(2), TEXTS), [unet, scene]
 
 
 def upscaler_loss(temporal):
@@ -98,7 +99,7 @@ def step(number=0):
 
 def test_a_loss_is_computed_from_what_was_drawn_alone(made):
     loss, _ = made
-    assert isinstance(loss, DrawnLoss)
+    assert isinstance(loss, RecordableLoss)
     torch.manual_seed(1)
     whole, drawn = loss(step()), loss.draw(step())
     torch.manual_seed(2)
@@ -109,7 +110,7 @@ def test_a_loss_is_computed_from_what_was_drawn_alone(made):
 def test_the_tensors_of_one_step_can_be_filled_with_those_of_another(made):
     """Which is all that changes between two replays: nothing that tells steps apart may be kept elsewhere."""
     loss, _ = made
-    kept, second = mapped(loss.draw(step(0)), torch.clone), loss.draw(step(1))
+    kept, second = map_tensors(loss.draw(step(0)), torch.clone), loss.draw(step(1))
     first = loss.compute(kept)["loss"]
     fill(kept, second)
     assert torch.equal(loss.compute(kept)["loss"], loss(step(1))["loss"])
@@ -136,7 +137,7 @@ def test_nothing_is_copied_from_the_cpu_or_waited_for_while_it_computes(made, mo
     loss, networks = made
     monkeypatch.setattr(comfy.model_management, "get_free_memory",         # of `meta`
                         lambda device, both=False: (2 ** 30, 2 ** 30) if both else 2 ** 30)
-    drawn = mapped(loss.draw(step()), lambda tensor: torch.empty_like(tensor, device="meta"))
+    drawn = map_tensors(loss.draw(step()), lambda tensor: torch.empty_like(tensor, device="meta"))
     schedules = [getattr(loss, name) for name in ("diffusion", "augmentation") if hasattr(loss, name)]
     for network in networks:
         network.to("meta")
@@ -198,8 +199,8 @@ def test_a_recorded_training_is_the_training(name, tmp_path):
 
 
 def test_every_kind_of_thing_that_a_loss_may_draw_is_gone_through():
-    drawn = {"a": (torch.ones(1), None, 3), "b": layout.layout_of(layout.world.scene(0), [0.0])}
-    twice = mapped(drawn, lambda tensor: tensor.clone())
+    drawn = {"a": (torch.ones(1), None, 3), "b": scene_layout_stage.layout_of(scene_layout_stage.world.scene(0), [0.0])}
+    twice = map_tensors(drawn, lambda tensor: tensor.clone())
     assert twice["a"][1:] == (None, 3) and len(tensors_of(twice)) == 1 + 5
     with pytest.raises(TypeError, match="drew a str"):
-        mapped({"a": "text"}, lambda tensor: tensor)
+        map_tensors({"a": "text"}, lambda tensor: tensor)

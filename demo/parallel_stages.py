@@ -1,8 +1,7 @@
-"""Stages of `train-demo` side by side, each lane of them in a process of its own.
+"""Stages of `train-demo` that run at the same time, each lane of them in a process of its own.
 
-Networks as small as the demo's leave most of a graphics card idle, however large their batches: what takes time is to
-ask for their many operations, one after the other, which one CPU core does for each process. A lane does its stages in
-order and waits where one needs what another lane makes.
+Networks as small as the demo's leave most of a GPU idle: one CPU core launches their many operations one by one, and
+that takes the time. A lane does its stages in order. It waits where a stage needs what another lane makes.
 """
 
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from . import data
 
 RUN = Path(__file__).resolve().parents[1] / "run.py"
-LANES = (("render", "autoencoder", "latents", "image", "temporal", "prediction", "bundle"),     # the longest way
+LANES = (("render", "autoencoder", "latents", "image", "temporal", "prediction", "bundle"),     # the longest lane
          ("text", "features", "interpolation-data", "temporal-decoder", "temporal-attention"),
          ("render-large", "upscaler", "upscaler-temporal"),
          ("layout", "interpolation"))
@@ -29,7 +28,7 @@ POLL = 0.2                              # seconds
 
 
 def side_by_side(argv):
-    """All lanes, with these arguments of `train-demo`; one that fails ends them all and its status is returned."""
+    """Run all lanes with these arguments of `train-demo`. One that fails ends them all; its status is returned."""
     threads = str(max(1, (os.cpu_count() or 1) // len(LANES)))
     environment = dict(os.environ, OMP_NUM_THREADS=threads)
     processes = [subprocess.Popen([sys.executable, "-u", str(RUN), "_inside", "demo.train", *argv, "--lane", str(lane)],
@@ -56,20 +55,20 @@ def side_by_side(argv):
 
 
 def relay(lines):
-    """A lane's progress on our stderr, line by line: in a terminal lanes would redraw each other's."""
+    """Repeat a lane's progress on our stderr line by line. In a terminal lanes would overwrite each other's line."""
     for line in lines:
         sys.stderr.write(line)
     lines.close()
 
 
 def wait_for(stage, files):
-    """Return when all that a stage needs is there."""
+    """Return when everything is there that a stage needs."""
     while not all(finished(needed, files) for needed in NEEDS.get(stage, ())):
         time.sleep(POLL)
 
 
 def missing_data(stage, files) -> list[str]:
-    """The stages of data, in order, that are still to be done before this one."""
+    """The stages that prepare data for this one and are not done yet, in order."""
     missing, data_stages = [], data_files(files)
     for needed in NEEDS.get(stage, ()):
         if needed in data_stages and not finished(needed, files):
@@ -78,11 +77,11 @@ def missing_data(stage, files) -> list[str]:
 
 
 def finished(stage, files: data.Files) -> bool:
-    """Whether a stage has left all it leaves: every file gets its name when it is whole."""
+    """Whether all files of a stage are there. A file gets its name only when it is whole."""
     return all(path.exists() for path in data_files(files).get(stage, (files.weights(stage),)))
 
 
 def data_files(files: data.Files) -> dict[str, tuple]:
-    """What the stages leave that prepare data and train nothing."""
+    """The files of the stages that only prepare data."""
     return {"render": (files.frames,), "render-large": (files.large,), "latents": (files.latents, files.texts),
             "interpolation-data": (files.interpolation,)}

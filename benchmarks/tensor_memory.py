@@ -1,21 +1,15 @@
-"""Networks at their real size on torch's "meta" device: what a piece takes on a graphics card, without one.
+"""The memory of a GPU, counted without one: networks at their real size run on torch's "meta" device.
 
-A piece of work runs as it does for an artist, main memory and all; where it calls its network, a network of Stable
-Diffusion's size in 16 bits runs on shapes instead, and what comes back is empty. Every tensor is counted (memory.py).
-Attention counts as a graphics card has it, in one operation that keeps no matrix of scores.
+Tensors on that device have shapes and no contents. A piece of work runs as it does for an artist. In place of its
+network, one of Stable Diffusion's size in 16 bits runs on shapes, and what comes back is empty. Every tensor is
+counted (memory.py). Attention is one operation that keeps no matrix of scores, as on a GPU.
 """
 
-from unittest.mock import patch
-
-import comfy.ldm.modules.attention as core_attention
-import comfy.model_management
-import comfy.ops
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.diffusionmodules.model import Decoder, pytorch_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch.overrides import TorchFunctionMode
 
+from ..nodes.host import for_benchmarks
 from ..nodes.host.decoding import Decoding
 from ..nodes.host.temporal_vae import build_decoder
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
@@ -38,7 +32,7 @@ X4_DECODER = DecoderParams(4, 128, (1, 2, 4), 2, SVD_KERNEL)
 
 
 class FusedAttention(TorchFunctionMode):
-    """While open, attention on shapes is one operation."""
+    """While it is open, attention on shapes is one operation."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention and args[0].device.type == CARD:
@@ -47,38 +41,26 @@ class FusedAttention(TorchFunctionMode):
 
 
 @torch.no_grad()
-def counted(work) -> dict:
-    """Bytes of tensors at the fullest moment of `work()`, by device."""
-    # Not inference mode, in which operations that are made of others would hide those.
-    core_attention.optimized_attention = core_attention.attention_pytorch
-    with FusedAttention(), patch.object(comfy.model_management, "get_free_memory", plenty), Tally() as tally:
+def count_bytes(work) -> dict:
+    """The most bytes of tensors that `work()` holds at one moment, by device."""
+    # Not inference mode: there an operation hides those that it is made of.
+    with FusedAttention(), for_benchmarks.ample_memory_and_plain_attention(), Tally() as tally:
         work()
     return {device: tally.most.get(device, 0) for device in (CARD, MAIN)}
 
 
-def plenty(device=None, torch_free_too=False):
-    """Core runs both conditions of guidance in one batch where memory allows, and so it is counted on every machine."""
-    return (10 ** 12, 10 ** 12) if torch_free_too else 10 ** 12
-
-
 def svd_decoder():
     """Stable Video Diffusion's temporal decoder."""
-    return fused(build_decoder(SVD_DECODER, DTYPE, CARD))
+    return for_benchmarks.with_fused_attention(build_decoder(SVD_DECODER, DTYPE, CARD))
 
 
 def x4_decoder():
     """The image decoder of the x4 upscaler's VAE."""
-    with torch.device(CARD):
-        return fused(Decoder(**X4_DECODER.config()).to(DTYPE))
-
-
-def fused(decoder):
-    decoder.mid.attn_1.optimized_attention = pytorch_attention
-    return decoder
+    return for_benchmarks.with_fused_attention(for_benchmarks.decoder_of(X4_DECODER.config(), DTYPE, CARD))
 
 
 def x4_unet():
-    return UNetModel(**X4, dtype=DTYPE, device=CARD, operations=comfy.ops.disable_weight_init)
+    return for_benchmarks.unet_of(X4, DTYPE, CARD)
 
 
 def x4_layers(unet) -> TemporalStack:
@@ -87,9 +69,11 @@ def x4_layers(unet) -> TemporalStack:
     return TemporalStack(params, Factory(dtype=DTYPE, device=CARD))
 
 
-class CountedDecoding(Decoding):
-    """A decoding whose network is `network`, on shapes; its pictures are black. A shape that ran is not run again: a
-    piece leaves nothing behind."""
+class DecodingOnShapes(Decoding):
+    """A decoding by `network` on shapes. Its pictures are black.
+
+    A shape runs only once, because a piece leaves nothing behind.
+    """
 
     def __init__(self, network, *arguments):
         super().__init__(*arguments)

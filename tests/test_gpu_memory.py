@@ -6,18 +6,18 @@ import comfy.utils
 import pytest
 import torch
 
-from video_ldm.benchmarks import card
+from video_ldm.benchmarks import gpu_memory
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 def test_without_a_graphics_card_it_says_so(capsys):
-    assert card.main([]) == 1
+    assert gpu_memory.main([]) == 1
     assert "no CUDA graphics card" in capsys.readouterr().out
 
 
 def test_every_cell_of_its_tables_comes_about(capsys, monkeypatch):
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)        # as the benchmark sets it: put back afterwards
-    assert card.main(["--device", "cpu", "--tiny"]) == 0
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)     # as the benchmark sets it; put back afterwards
+    assert gpu_memory.main(["--device", "cpu", "--tiny"]) == 0
     text = capsys.readouterr().out
     cells = re.findall(r"\b(\S+) / (\d+)\b", text)
     assert len(cells) == 1 + 2 + 2 * 2 and "failed" not in text
@@ -27,4 +27,5 @@ def test_every_cell_of_its_tables_comes_about(capsys, monkeypatch):
 def test_a_cell_that_fails_leaves_the_others():
     def full():
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    assert card.tried(full) == "failed: OutOfMemoryError" and card.tried(lambda: 3_400_000) == "3"
+    assert gpu_memory.megabytes_or_failure(full) == "failed: OutOfMemoryError"
+    assert gpu_memory.megabytes_or_failure(lambda: 3_400_000) == "3"

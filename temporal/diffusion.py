@@ -1,20 +1,22 @@
 """Variance-preserving diffusion in 1000 discrete steps, as the image LDM was trained (Video LDM, section 3.1).
 
-x_tau = alpha_tau * x + sigma_tau * eps, with alpha_tau^2 + sigma_tau^2 = 1. The network predicts eps,
-v = alpha_tau * eps - sigma_tau * x, or "x0", x itself, which asks nothing of it that x does not hold. The paper predates
-the rescaling to zero terminal SNR: it is not done.
+    x_tau = alpha_tau * x + sigma_tau * eps        alpha_tau^2 + sigma_tau^2 = 1
+
+The network predicts "eps", "v" = alpha_tau * eps - sigma_tau * x, or "x0", which is x itself. The schedule is not
+rescaled to zero terminal SNR: the paper is older than that.
 """
 
 import torch
+from torch import Tensor
 
-from ..errors import VideoLDMError
+from .errors import VideoLDMError
 
 PREDICTIONS = ("eps", "v", "x0")
 SCHEDULES = ("linear", "sqrt_linear")
 
 
-def make_betas(linear_start, linear_end, steps, schedule):
-    """The table of betas, float64, shape (steps,). The names are LDM's, whose "linear" is linear in sqrt(beta)."""
+def make_betas(linear_start: float, linear_end: float, steps: int, schedule: str) -> Tensor:
+    """The table of betas, float64, shape (steps,). The names are LDM's: "linear" is linear in sqrt(beta)."""
     if schedule == "linear":
         return torch.linspace(linear_start ** 0.5, linear_end ** 0.5, steps, dtype=torch.float64) ** 2
     if schedule == "sqrt_linear":
@@ -23,9 +25,10 @@ def make_betas(linear_start, linear_end, steps, schedule):
 
 
 class Diffusion:
-    """Noise schedule, training target and loss. Tables are float64 on the CPU; results have the input's dtype."""
+    """Noise schedule and what a network predicts. Tables are float64 on the CPU; results have the input's dtype."""
 
-    def __init__(self, linear_start, linear_end, steps=1000, prediction="eps", schedule="linear"):
+    def __init__(self, linear_start: float, linear_end: float, steps: int = 1000, prediction: str = "eps",
+                 schedule: str = "linear"):
         if prediction not in PREDICTIONS:
             raise VideoLDMError(f"The prediction type '{prediction}' is unknown. Use one of: {', '.join(PREDICTIONS)}.")
         if not 0 < linear_start <= linear_end < 1:
@@ -37,63 +40,54 @@ class Diffusion:
         alphas_cumprod = torch.cumprod(1.0 - make_betas(linear_start, linear_end, steps, schedule), dim=0)
         self.alpha = alphas_cumprod.sqrt()
         self.sigma = (1.0 - alphas_cumprod).sqrt()
-        self._tables = {}           # on each device: a copy in every step would wait for a GPU, and cannot be recorded
+        # One copy per device. A copy in every step would wait for the GPU and cannot be part of a CUDA graph.
+        self._tables: dict[torch.device, tuple[Tensor, ...]] = {}
 
-    def random_tau(self, count, generator=None, device="cpu"):
+    def random_tau(self, count: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:
         """`count` steps drawn uniformly from 0..steps-1, int64. Drawn on the CPU: the same on every device."""
         return torch.randint(0, self.steps, (count,), generator=generator).to(device)
 
-    def random_noise(self, like, generator=None):
-        """Gaussian noise of the shape, dtype and device of `like`: independent in every frame, no part is shared."""
+    def random_noise(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Gaussian noise of the shape, dtype and device of `like`, independent in every frame."""
         return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
-    def add_noise(self, x, tau, noise):
+    def add_noise(self, x: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
         """x_tau = alpha_tau x + sigma_tau eps. x, noise: (n ...); tau: (n,) int64."""
-        alpha, sigma = self._at(tau, x)
+        alpha, sigma = self.coefficients(tau, x)
         return alpha * x + sigma * noise
 
-    def target(self, x, noise, tau):
-        """What the network is to predict: eps, v = alpha_tau eps - sigma_tau x, or x."""
+    def target(self, x: Tensor, noise: Tensor, tau: Tensor) -> Tensor:
+        """What the network has to predict: eps, v = alpha_tau eps - sigma_tau x, or x."""
         if self.prediction != "v":
             return noise if self.prediction == "eps" else x
-        alpha, sigma = self._at(tau, x)
+        alpha, sigma = self.coefficients(tau, x)
         return alpha * noise - sigma * x
 
-    def predicted_x(self, output, x_tau, tau):
-        """The clean x that a network output stands for at x_tau."""
+    def predicted_x(self, output: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
+        """The clean x that follows from what the network predicts at x_tau."""
         if self.prediction == "x0":
             return output
-        alpha, sigma = self._at(tau, x_tau)
+        alpha, sigma = self.coefficients(tau, x_tau)
         if self.prediction == "eps":
             return (x_tau - sigma * output) / alpha
         return alpha * x_tau - sigma * output
 
-    def predicted_noise(self, output, x_tau, tau):
-        """The noise eps that a network output stands for at x_tau."""
+    def predicted_noise(self, output: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
+        """The noise eps that follows from what the network predicts at x_tau."""
         if self.prediction == "eps":
             return output
-        alpha, sigma = self._at(tau, x_tau)
+        alpha, sigma = self.coefficients(tau, x_tau)
         return (x_tau - alpha * output) / sigma if self.prediction == "x0" else alpha * output + sigma * x_tau
 
-    def loss(self, output, x, noise, tau, weights=None, of_x=False):
-        """|| target - output ||^2, its mean over everything, in float32. weights (n 1 ...): how much each place counts;
-        what is learned best stays the same, for the network may answer every place by itself. of_x: the error of the
-        clean x that the output stands for instead, in which much noise, where colours and places are decided, counts
-        for more than what is nearly clean (Salimans and Ho 2022, section 4)."""
-        error = output.float() - self.target(x, noise, tau).float()
-        if of_x and self.prediction != "x0":
-            alpha, sigma = self._at(tau, error)
-            error = error * (sigma / alpha if self.prediction == "eps" else sigma)
-        return (error.square() if weights is None else weights * error.square()).mean()
-
-    def _at(self, tau, x):
-        """alpha_tau and sigma_tau as (n, 1, ...), ready to multiply x of shape (n, ...)."""
+    def coefficients(self, tau: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_tau and sigma_tau as (n, 1, ...), to multiply x of shape (n, ...) with."""
         if tau.shape != x.shape[:1]:
             raise VideoLDMError(f"tau must hold one step per batch item: {tuple(tau.shape)} for {tuple(x.shape)}.")
         shape = (-1, *[1] * (x.ndim - 1))
-        return (table[tau].reshape(shape).to(x.device, x.dtype) for table in self.tables(tau.device))
+        alpha, sigma = (table[tau].reshape(shape).to(x.device, x.dtype) for table in self.tables(tau.device))
+        return alpha, sigma
 
-    def tables(self, device):
+    def tables(self, device: torch.device) -> tuple[Tensor, ...]:
         """alpha and sigma of all steps, on this device."""
         if device not in self._tables:
             self._tables[device] = tuple(table.to(device) for table in (self.alpha, self.sigma))

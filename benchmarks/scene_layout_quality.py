@@ -1,16 +1,16 @@
-"""Whether Scene Layout is obeyed: cars in their boxes, and day or night. A part of `bench --quality`.
+"""Whether Scene Layout is followed: cars in their boxes, and day or night. A part of `bench --quality`.
 
-Held-out scenes with at least one car: the share of pixels in the body of each box that have its car's paint, counted
-as nearer to it than to any other paint or ground of the world, beside the same share in real frames, without a layout,
-and in the boxes of another scene.
+Scenes are held out and have at least one car. The figure is the share of pixels in the body of each box that have the
+paint of its car: they are nearer to it than to any other paint or ground of the world. Beside it stands the same share
+in real frames, without a layout, and in the boxes of another scene.
 """
 
-import comfy.sample
 import numpy as np
 import torch
 from PIL import Image
 
-from ..demo import bundle, layout, models, world
+from ..demo import bundle, models, scene_layout_stage, world
+from ..nodes.host import for_benchmarks
 from ..nodes.host.scene_layout import layout_patcher, with_layout
 from ..temporal.families import load_layout
 from ..temporal.scene_layout import together
@@ -49,10 +49,10 @@ def scenes_with_cars(count: int) -> list[int]:
 
 
 def layouts(path, text, seeds):
-    """CONDITIONING of the scenes' layouts, and the one that says nothing."""
-    scenes = [layout.layout_of(world.scene(seed), [0.0]) for seed in seeds]
+    """CONDITIONING with the scenes' layouts, and with an empty layout."""
+    scenes = [scene_layout_stage.layout_of(world.scene(seed), [0.0]) for seed in seeds]
     patcher = layout_patcher(load_layout(path), str(path))
-    return [with_layout([[text, {}]], patcher, told) for told in (together(scenes), None)]
+    return [with_layout([[text, {}]], patcher, layout) for layout in (together(scenes), None)]
 
 
 @torch.inference_mode()
@@ -60,13 +60,12 @@ def sampled(cascade, positive, negative):
     """Pictures, uint8 `(n h w 3)`, all from the same noise for every row."""
     count = len(positive[0][0])
     latent = torch.zeros(count, models.UNET.latent_channels, models.HEIGHT // 8, models.WIDTH // 8)
-    noise = comfy.sample.prepare_noise(latent, 0)
-    return cascade.decode(comfy.sample.sample(cascade.model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, negative,
-                                              latent, disable_pbar=True, seed=0))
+    return cascade.decode(for_benchmarks.sample(cascade.model, latent, 0, STEPS, CFG, SAMPLER, SCHEDULER, positive,
+                                                negative))
 
 
 def figures_of(frames, seeds, real):
-    """(share of paint in the boxes, in those of near cars, in another scene's boxes; share of the right light)."""
+    """(share of paint in the boxes, in those of near cars, in those of another scene, share of the right light)."""
     scenes = [world.scene(seed) for seed in seeds]
     own = [shares(frame, scene) for frame, scene in zip(frames, scenes)]
     other = [shares(frame, scene) for frame, scene in zip(frames, scenes[1:] + scenes[:1])]
@@ -98,8 +97,9 @@ def nearest(pixels, night, more=()):
     At night the colours are tinted as the world tints cars and ground.
     """
     paints = np.array(list(world.COLOURS.values())) * (0.62 if night else 1.0)
-    known = np.concatenate([paints, np.array((*GROUND, *more)) * (0.34 if night else 1.0)]).astype(np.float32)
-    return (np.square(known).sum(-1) - 2 * pixels.astype(np.float32) @ known.T).argmin(-1)    # |a - b|^2 without |a|^2
+    colours = np.concatenate([paints, np.array((*GROUND, *more)) * (0.34 if night else 1.0)]).astype(np.float32)
+    # |a - b|^2 without |a|^2, which is the same for all colours
+    return (np.square(colours).sum(-1) - 2 * pixels.astype(np.float32) @ colours.T).argmin(-1)
 
 
 def table(figures, count):

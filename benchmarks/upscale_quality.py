@@ -1,7 +1,7 @@
-"""How well upscaled video goes together, frame by frame and with temporal layers (Video LDM, section 3.4 and 4.1.1).
+"""How well upscaled frames fit together, with and without temporal layers (Video LDM, section 3.4 and 4.1.1).
 
-Parts of held-out clips are rendered large, made small by averaging, and upscaled again. The parts are as large as what
-the video network of the distance takes, so that it sees every pixel.
+Parts of held-out clips are rendered large, made small by averaging, and upscaled again. A part has the size that the
+video network of the distance takes, so that the network sees every pixel.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ SHOWN = 4
 
 
 def parts(numbers):
-    """(large, small) of a part of each held-out drive, uint8 (n t 64 128 3) and (n t 16 32 3), somewhere in it."""
+    """(large, small) frames of a random part of each held-out drive, uint8 (n t 64 128 3) and (n t 16 32 3)."""
     large = []
     for number in numbers:
         rng, frames = np.random.default_rng(number), upscaled_drive(number)
@@ -79,7 +79,7 @@ def bicubic(small):
 
 @torch.inference_mode()
 def upscaled_parts(arguments):
-    """The table of the ways to make frames larger, and sentences on what does not hold."""
+    """The table of the ways to enlarge frames, and sentences on what does not hold."""
     try:
         ours = Upscaler(arguments)
     except VideoLDMError as error:
@@ -89,10 +89,11 @@ def upscaled_parts(arguments):
     ways = {BICUBIC: lambda number: bicubic(small[number]), ALONE: lambda number: ours.alone(small[number], number),
             SAME: lambda number: ours.clip(ours.model, small[number], number),
             TOGETHER: lambda number: ours.clip(ours.layered, small[number], number)}
-    known, rows, shown = features_of(network, large), {}, [large[:SHOWN]]
+    real_features, rows, shown = features_of(network, large), {}, [large[:SHOWN]]
     for name, way in ways.items():
-        made = in_batches(numbers, lambda batch: np.stack([way(number) for number in batch]))
-        rows[name] = frechet_distance(features_of(network, made), known), motion_ratio(made, large), psnr(made, large)
+        made = in_batches(numbers, lambda batch, way=way: np.stack([way(number) for number in batch]))
+        distance = frechet_distance(features_of(network, made), real_features)
+        rows[name] = distance, motion_ratio(made, large), psnr(made, large)
         shown.append(made[:SHOWN])
     sheet(shown).save(arguments.output / "upscaling.png")
     return table(rows, arguments), verdict(rows)
@@ -114,8 +115,10 @@ def table(rows, arguments):
 
 
 def verdict(rows):
-    """The paper's comparison is with an image upscaler that draws noise for every frame. One noise for all frames, which
-    Video Upscale takes without layers and with layers trained so, hardly flickers, whatever its frames are."""
+    """Sentences on what does not hold, in comparison with frames that each have noise of their own, as in the paper.
+
+    With one noise for all frames, even an upscaler without layers hardly flickers. So that is no comparison.
+    """
     after, _, made = rows[TOGETHER]
     failures = []
     before, _, alone = rows[ALONE]

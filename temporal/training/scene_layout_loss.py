@@ -1,33 +1,38 @@
-"""The loss of a scene layout's conditioner on a frozen image LDM."""
+"""The loss of a scene layout's network on a frozen image LDM."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..diffusion import Diffusion
 from ..scene_layout import Layout, SceneLayout, drop
 from .batch import check_null_context, drop_context
-from .diffusion import Diffusion
-from .drawn import DrawnLoss
 from .image import Noised, denoising_loss
+from .loss_inputs import RecordableLoss
 from .temporal import freeze
 
 
 class Scenes(NamedTuple):
-    """Images n c h w with a layout and a text n l d each."""
+    """A batch of images."""
 
-    latents: Tensor
-    layout: Layout
-    context: Tensor
+    latents: Tensor     # (n c h w)
+    layout: Layout      # of n scenes
+    context: Tensor     # a text for each, (n l d)
 
 
-class LayoutLoss(DrawnLoss):
-    """`loss(step)` for the Loop, which trains `scene` alone: the denoising loss of images, told their layout.
+class LayoutLoss(RecordableLoss):
+    """`loss(step)` for the Loop, which trains `scene` alone: the denoising loss of images with their layouts.
 
-    backbone: an image LDM, frozen here. call: `call(backbone, scene, x, tau, context, layout)`, the network's output
-    with the layout. scenes: StepContext -> Scenes. dropout: how often a label, the boxes, or everything is left out
-    (the paper drops its labels with 0.1). text_dropout: how often the text is replaced by the null context (l d), so
-    that layouts speak for themselves.
+    Args:
+        backbone: an image LDM, frozen here.
+        scene: the network that is trained.
+        call: `call(backbone, scene, x, tau, context, layout)` gives the backbone's output with the layout.
+        diffusion: the image model's.
+        scenes: StepContext -> Scenes.
+        null_context: what replaces a dropped text, (l d).
+        dropout: the probability that a label, the boxes, or everything is left out. The paper drops labels with 0.1.
+        text_dropout: the probability that the text is dropped. The layout then has to do without it.
     """
 
     def __init__(self, backbone: nn.Module, scene: SceneLayout, call: Callable[..., Tensor], diffusion: Diffusion,
@@ -48,8 +53,8 @@ class LayoutLoss(DrawnLoss):
         tau = self.diffusion.random_tau(len(x), step.generator, x.device)
         return Noised(x, tau, self.diffusion.random_noise(x, step.generator), context), layout
 
-    def compute(self, drawn) -> dict:
-        noised, layout = drawn
+    def compute(self, inputs) -> dict:
+        noised, layout = inputs
 
         def backbone(x, tau, context):
             return self.call(self.backbone, self.scene, x, tau, context, layout)

@@ -1,10 +1,11 @@
-"""The diffusion that training uses: the schedule of the image model, its targets, its noise."""
+"""The diffusion that training and upscaling use: the schedule of the image model, its targets, its noise."""
 
 import pytest
 import torch
 
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.training.diffusion import Diffusion
+from video_ldm.temporal.training.image import squared_error
 
 SD = (0.00085, 0.012)
 
@@ -51,10 +52,10 @@ def test_a_perfect_prediction_has_no_loss_and_gives_back_x_and_noise(prediction)
     diffusion = Diffusion(*SD, prediction=prediction)
     x, noise, tau = clips(0), clips(1), torch.tensor([0, 1, 10, 500, 900, 999])
     x_tau, target = diffusion.add_noise(x, tau, noise), diffusion.target(x, noise, tau)
-    assert diffusion.loss(target, x, noise, tau) == 0
+    assert squared_error(diffusion, target, x, noise, tau) == 0
     assert torch.allclose(diffusion.predicted_x(target, x_tau, tau), x, atol=1e-9)
     assert torch.allclose(diffusion.predicted_noise(target, x_tau, tau), noise, atol=1e-9)
-    assert diffusion.loss(target + 2, x, noise, tau) == pytest.approx(4)
+    assert squared_error(diffusion, target + 2, x, noise, tau) == pytest.approx(4)
 
 
 def test_noise_is_independent_in_every_frame_and_follows_the_generator():
@@ -107,13 +108,14 @@ def test_weights_count_places_and_leave_the_best_answer_what_it_is():
     diffusion, (x, noise, output) = Diffusion(0.0015, 0.0195, prediction="v"), (clips(n).float() for n in range(3))
     tau = torch.arange(6) * 100
     ones = torch.ones(6, 1, 8, 8)
-    plain = diffusion.loss(output, x, noise, tau)
-    assert torch.allclose(diffusion.loss(output, x, noise, tau, ones), plain)
+    plain = squared_error(diffusion, output, x, noise, tau)
+    assert torch.allclose(squared_error(diffusion, output, x, noise, tau, ones), plain)
     half = ones.clone()
     half[..., :4] = 3
     error = (diffusion.target(x, noise, tau) - output).square()
-    assert torch.allclose(diffusion.loss(output, x, noise, tau, half), (3 * error[..., :4] + error[..., 4:]).mean() / 2)
-    assert diffusion.loss(diffusion.target(x, noise, tau), x, noise, tau, half) == 0
+    expected = (3 * error[..., :4] + error[..., 4:]).mean() / 2
+    assert torch.allclose(squared_error(diffusion, output, x, noise, tau, half), expected)
+    assert squared_error(diffusion, diffusion.target(x, noise, tau), x, noise, tau, half) == 0
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
@@ -122,4 +124,5 @@ def test_the_error_of_x_is_that_of_the_x_that_an_output_stands_for(prediction):
     tau = torch.tensor([1, 150, 400, 600, 850, 999])
     x_tau = diffusion.add_noise(x, tau, noise)
     expected = (diffusion.predicted_x(output, x_tau, tau) - x).square().mean()
-    assert torch.allclose(diffusion.loss(output, x, noise, tau, of_x=True).double(), expected, rtol=1e-4)
+    error = squared_error(diffusion, output, x, noise, tau, x0_weighting=True)
+    assert torch.allclose(error.double(), expected, rtol=1e-4)

@@ -1,0 +1,118 @@
+"""What benchmarks need of ComfyUI and no node does: networks of any size, and a host that is the same everywhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import comfy.ldm.modules.attention as core_attention
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sample
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.ldm.modules.diffusionmodules.model import Decoder, pytorch_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+# Networks
+
+def unet_of(config: dict, dtype: torch.dtype, device) -> nn.Module:
+    """ComfyUI's UNet of any size. Its weights are whatever was in memory."""
+    return UNetModel(**config, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+
+
+def decoder_of(config: dict, dtype: torch.dtype, device) -> nn.Module:
+    """ComfyUI's decoder of an image VAE, of any size."""
+    with torch.device(device):
+        return Decoder(**config).to(dtype)
+
+
+def with_fused_attention(decoder: Any) -> nn.Module:
+    """A decoder whose attention is PyTorch's own, in one operation, whatever this machine would choose."""
+    decoder.mid.attn_1.optimized_attention = pytorch_attention
+    return decoder
+
+
+def x4_upscaler(config: dict, dtype: torch.dtype, device):
+    """A MODEL of core's class for the x4 upscaler, of any size."""
+    about = comfy.supported_models.SD_X4Upscaler(dict(config))
+    about.set_inference_dtype(dtype, None)
+    return comfy.model_patcher.ModelPatcher(about.get_model({}, "", device=device), load_device=torch.device(device),
+                                            offload_device=torch.device("cpu"))
+
+
+def image_autoencoder(config: dict) -> nn.Module:
+    """ComfyUI's autoencoder with 4 latent channels, of any size."""
+    return AutoencoderKL(ddconfig=config, embed_dim=4)
+
+
+def vae_of(autoencoder: nn.Module, config: dict, factor: int, dtype: torch.dtype | None):
+    """A VAE of core's class. factor: pixels per latent; dtype: one that core might not choose, or None."""
+    vae = comfy.sd.VAE(sd=autoencoder.state_dict(), config={"params": {"ddconfig": config, "embed_dim": 4}},
+                       dtype=dtype)
+    vae.latent_channels, vae.upscale_ratio, vae.downscale_ratio = 4, factor, factor
+    return vae
+
+
+# Runs
+
+def sample(model, latent: Tensor, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, positive: list,
+           negative: list) -> Tensor:
+    """What core's KSampler makes of an empty latent, without its progress bar.
+
+    Args:
+        model: the MODEL.
+        latent: zeros of the size that is wanted.
+        seed, steps, cfg, sampler, scheduler: as the node's widgets.
+        positive, negative: CONDITIONING.
+    """
+    noise = comfy.sample.prepare_noise(latent, seed)
+    return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive, negative, latent,
+                               disable_pbar=True, seed=seed)
+
+
+def wrap_network(model, key: str, wrapper) -> None:
+    """Let `wrapper(executor, x, timesteps, context, ...)` stand around every call of the network."""
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, wrapper)
+
+
+def wrap_conditions(model, key: str, wrapper) -> None:
+    """Let `wrapper(executor, ...)` stand around what predicts all conditions of a step."""
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, wrapper)
+
+
+# The host itself
+
+def hide_progress_bars() -> None:
+    """For the rest of this process, which is a benchmark's own."""
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+
+
+def unload_models() -> None:
+    comfy.model_management.unload_all_models()
+
+
+def empty_cache() -> None:
+    comfy.model_management.soft_empty_cache()
+
+
+@contextmanager
+def ample_memory_and_plain_attention() -> Iterator[None]:
+    """While open, core decides as on a machine with any amount of memory, and attention is PyTorch's.
+
+    Core runs both conditions of guidance in one batch only where memory allows. A count has to be the same everywhere.
+    """
+    with patch.object(comfy.model_management, "get_free_memory", ample_memory), \
+            patch.object(core_attention, "optimized_attention", core_attention.attention_pytorch):
+        yield
+
+
+def ample_memory(device=None, torch_free_too=False):
+    """In place of core's function of this form."""
+    return (10 ** 12, 10 ** 12) if torch_free_too else 10 ** 12
