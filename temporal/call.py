@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .errors import VideoLDMError
 from .layers.position import distance_band
-from .params import StackParams
+from .params import ContextParams, SmallFramesParams
 from .slots import SLOTS, Site, unet_sites
 from .stack import TemporalStack
 from .unet import first_resblock, unet_levels
@@ -59,9 +59,10 @@ class Call:
     def run(self, site: Site, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """What the layer at a site makes of x. emb: the timestep embedding there, else the network's."""
         self.reached.add(site)
-        if self.maps is None and self.stack.params.context is not None:
+        context = self.stack.params.context
+        if self.maps is None and context is not None:
             # Here and not when a layer asks: gradient checkpointing runs a layer twice, and the maps are made once.
-            self.maps = self.stack.context_downsampler(self.known_frames(x))
+            self.maps = self.stack.context_downsampler(self.known_frames(x, context))
         return self.stack.layers[site.name](x, CallAtSite(self, site, self.emb if emb is None else emb))
 
     def clip_text(self) -> Tensor:
@@ -84,9 +85,9 @@ class Call:
         """Context channels of a ResBlock, `(b t) k h w`; None without context frames."""
         return None if self.maps is None else self.maps[self.levels[site.part, site.index]]
 
-    def known_frames(self, x: Tensor) -> Tensor:
+    def known_frames(self, x: Tensor, params: ContextParams | SmallFramesParams) -> Tensor:
         """The context frames c_S at the resolution of x, which is the latents' own at the first site."""
-        known, params = self.settings.known, self.stack.params.context
+        known = self.settings.known
         wanted = (len(x), params.in_channels, *x.shape[2:])
         if known is None and self.stack.params.takes_small_frames:
             raise VideoLDMError(f"These {self.stack.params.family} layers see the small frames that are upscaled, and the "
@@ -179,7 +180,7 @@ def attach(unet: nn.Module, call: Call) -> list:
         raise VideoLDMError(f"The model has no place for the temporal layer {missing[0]} of these {params.family} "
                             "layers: they were made for another kind of model.")
     if params.context is not None:
-        call.levels = levels_of(unet, params)
+        call.levels = levels_of(unet, params.family, params.context.levels)
     handles = [first_resblock(unet).register_forward_pre_hook(capture_timestep_embedding(call))]
     for site, _ in params.bricks:
         handles += SLOTS[site.slot].attach(call, site, sites[site])
@@ -197,11 +198,10 @@ def capture_timestep_embedding(call: Call):
     return hook
 
 
-def levels_of(unet: nn.Module, params: StackParams) -> dict[tuple[str, int], int]:
-    """Resolution of each block; refused where the context input of the layers has not so many."""
+def levels_of(unet: nn.Module, family: str, known: int) -> dict[tuple[str, int], int]:
+    """Resolution of each block; refused where it has more than the `known` ones of the layers' context input."""
     levels = unet_levels(unet)
-    if max(levels.values()) >= params.context.levels:
+    if max(levels.values()) >= known:
         raise VideoLDMError(f"The model halves its latents {max(levels.values())} times, and the context input of these "
-                            f"{params.family} layers was made for a model that does so {params.context.levels - 1} "
-                            "times.")
+                            f"{family} layers was made for a model that does so {known - 1} times.")
     return levels

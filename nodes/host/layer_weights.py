@@ -33,7 +33,7 @@ def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
-_stacks = weakref.WeakValueDictionary()
+_stacks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_key=None) -> TemporalStack:
@@ -50,7 +50,8 @@ def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_ke
     return stack
 
 
-_patchers = weakref.WeakValueDictionary()      # id of a stack: its first patcher, which the clones keep alive
+# id of a stack: its first patcher, which the clones keep alive
+_patchers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def patcher_of(stack: TemporalStack):

@@ -40,7 +40,7 @@ def call_unet(unet, scene: SceneLayout, x, tau, context, layout: Layout):
     return unet(x, tau, context=context, transformer_options={"patches": patches})
 
 
-_patchers = weakref.WeakValueDictionary()
+_patchers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def layout_patcher(file, cache_key):

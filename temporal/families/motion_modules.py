@@ -79,7 +79,7 @@ def load_modules(file: TensorFile, kind: str, facts: Facts, layout: Layout = ANI
     tables = {key: tensors.pop(key) for key in list(tensors) if key.endswith(PE)}
     length = length_of(file.name, facts.title, tables)
     learned = bool(tables) and not all(map(is_sinusoid, tables.values()))
-    notes = ()
+    notes: tuple[str, ...] = ()
     if learned:
         tensors.update(tables)
         notes = (f"Its table of frame positions is not the sinusoid that AnimateDiff computes, so it is kept: "

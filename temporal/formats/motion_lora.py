@@ -110,14 +110,14 @@ def load(file: TensorFile, found: Identified | None = None) -> MotionLora:
     for key in file.shapes:
         place, half = parse(file, key)
         halves.setdefault(place, {})[half] = key
-    found = file.read(file.shapes)
-    require_one_dtype(file.name, found, kind=lambda key: "all of them")
+    tensors = file.read(file.shapes)
+    require_one_dtype(file.name, tensors, kind=lambda key: "all of them")
     pairs = {}
     for place, pair in halves.items():
         if set(pair) != {"up", "down"}:
             raise VideoLDMError(f"{file.name} is {TITLE} in which {next(iter(pair.values()))} has no counterpart. "
                                 "The file is incomplete: download it again.")
-        up, down = found[pair["up"]], found[pair["down"]]
+        up, down = tensors[pair["up"]], tensors[pair["down"]]
         if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
             raise VideoLDMError(f"{file.name} is {TITLE} whose {pair['up']} {list(up.shape)} and {pair['down']} "
                                 f"{list(down.shape)} do not multiply. The file is damaged: download it again.")

@@ -26,8 +26,14 @@ class TransformerParams:
         return TemporalTransformer(self, make)
 
 
-class Attention(nn.Module):
-    """q, k, v without bias, out with; `context_dim` is the width of keys and values where it is not `dim`."""
+class Projections(nn.Module):
+    """What every attention has: q, k, v without bias, out with.
+
+    Args:
+        dim: channels of the features.
+        heads: dim is a multiple of them.
+        context_dim: width of what keys and values are made from; None: dim.
+    """
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None, make: Factory = Factory()):
         super().__init__()
@@ -40,10 +46,17 @@ class Attention(nn.Module):
         self.to_v = make.linear(context_dim or dim, dim, bias=False)
         self.to_out = nn.Sequential(make.linear(dim, dim), nn.Dropout(0.0))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
+    def attend(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of x `b n c` to context `b m d`; mask: true where they see each other."""
         out = self.attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads, mask=mask)
         return self.to_out(out)
+
+
+class Attention(Projections):
+    """Attention of x to context, or to itself."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return self.attend(x, x if context is None else context, mask)
 
 
 class GEGLU(nn.Module):

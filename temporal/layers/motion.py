@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Attention, FeedForward
+from .attention import FeedForward, Projections
 from .brick import BrickCall
 from .factory import Factory
 from .position import interleaved_sinusoid
@@ -29,7 +29,7 @@ class MotionParams:
         return MotionModule(self, make)
 
 
-class MotionAttention(Attention):
+class MotionAttention(Projections):
     """Self-attention over t whose frame positions feed q, k and v, after the norm."""
 
     def __init__(self, params: MotionParams, make: Factory = Factory()):
@@ -43,7 +43,8 @@ class MotionAttention(Attention):
         return interleaved_sinusoid(frames, like.shape[-1], like.device).to(like.dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().forward(x + self.positions(x.shape[1], x), mask=mask)
+        x = x + self.positions(x.shape[1], x)
+        return self.attend(x, x, mask)
 
 
 class PositionTable(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Attention
+from .attention import Projections
 from .brick import BrickCall
 from .factory import Factory
 from .position import BUCKETS, ROTATED, distance_buckets, rotate, rotation_angles
@@ -115,7 +115,7 @@ class DistanceBias(nn.Module):
         return rearrange(table[distance_buckets(frames, like.device)], "i j h -> 1 h i j")
 
 
-class RotaryAttention(Attention):
+class RotaryAttention(Projections):
     """Self-attention over t: q and k are turned by their frames' positions, and the scores biased by distance."""
 
     def __init__(self, dim: int, heads: int, make: Factory = Factory()):
