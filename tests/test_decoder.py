@@ -113,6 +113,9 @@ def test_windows_cover_a_clip_evenly_with_the_overlap_asked_for_or_more(length, 
 
 def test_the_outer_quarters_of_an_overlap_belong_to_one_side():
     assert ramp(8).tolist() == pytest.approx([0, 0, 0.2, 0.4, 0.6, 0.8, 1, 1])
+    assert ramp(7).tolist() == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])     # a quarter, rounded down
+    assert ramp(16).tolist() == pytest.approx([0] * 4 + [n / 9 for n in range(1, 9)] + [1] * 4)
+    assert ramp(3).tolist() == pytest.approx([1 / 4, 2 / 4, 3 / 4])
     assert ramp(4).tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1]) and ramp(1).tolist() == [0.5] and not len(ramp(0))
 
 

@@ -61,6 +61,8 @@ def test_lines_become_boxes_by_their_corners(content):
 def test_the_edge_of_the_picture_is_within_it_in_spite_of_rounding(content):
     ((x0, y0, x1, y1, _),) = parse_boxes("0.7 0.9 0.30000000000000004 0.1 red", content)
     assert (x1, y1) == (1.0, 1.0)
+    beyond, = parse_boxes("-0.0000005 -0.0000004 1.0000009 1.0000008 red", content)
+    assert beyond == (0.0, 0.0, 1.0, 1.0, "red")        # cut off at the edge
 
 
 @pytest.mark.parametrize("line, words", [
