@@ -83,8 +83,14 @@ def test_clips_of_a_batch_do_not_see_each_other_and_frames_of_a_clip_do():
 
 def test_one_frame_and_any_size_are_decoded():
     decoder = temporal_decoder(small_params())
+    from comfy.ldm.modules.temporal_ae import VideoDecoder
+    core = VideoDecoder(**small_params().config(), video_kernel_size=list(small_params().kernel))
+    core.load_state_dict(decoder.state_dict())
     for frames, height, width in ((1, 4, 4), (2, 3, 5), (3, 1, 7)):
-        assert decoder(latents(frames, height, width)).shape == (frames, 3, 8 * height, 8 * width)
+        z = latents(frames, height, width)
+        pictures = decoder(z)
+        assert pictures.shape == (frames, 3, 8 * height, 8 * width)
+        assert relative_error(pictures, core(z).detach()) < 1e-5
 
 
 def test_a_decoder_of_another_kind_is_refused():

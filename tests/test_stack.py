@@ -172,7 +172,11 @@ def test_a_fresh_motion_module_is_the_identity():
 @pytest.mark.parametrize("frames", [1, 3, 11])
 def test_scalar_mixes_run_any_number_of_frames(unet, stack, frames):
     x, timesteps, context = batch(1, frames)
-    assert call(unet, [(stack, CallSettings(frames))], x, timesteps, context).isfinite().all()
+    seen = call(unet, [(stack, CallSettings(frames))], x, timesteps, context)
+    assert relative_error(seen, call(unet, [], x, timesteps, context)) > 1e-3       # the layers act
+    both = batch(2, frames)
+    alone = call(unet, [(stack, CallSettings(frames))], *(part[:frames] for part in both))
+    assert relative_error(call(unet, [(stack, CallSettings(frames))], *both)[:frames], alone) < 1e-5
 
 
 # Statement 8
