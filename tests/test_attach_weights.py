@@ -16,8 +16,8 @@ from video_ldm.nodes.load import AS_MODEL, AS_TRAINED
 from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.temporal.stack import CallSettings, open_call
 from video_ldm.tests import attach_help
-from video_ldm.tests.attach_help import (HEIGHT, WIDTH, load_model, motion_lora, noise_of, prediction, predictions, text,
-                                         with_layers)
+from video_ldm.tests.attach_help import (HEIGHT, WIDTH, load_model, motion_lora, noise_of, prediction, predictions,
+                                         text, with_layers)
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
 from video_ldm.tests.small import batch, relative_error
@@ -138,8 +138,8 @@ def test_a_set_with_a_motion_lora_behind_the_same_set_without_is_that_set_and_a_
 @pytest.mark.parametrize("file, over_frames, to_text", [("motion.safetensors", 8, 0), ("video.safetensors", 4, 4)])
 def test_on_other_devices_than_a_cpu_layers_attend_as_the_host_was_told_to(image, folder, monkeypatch, file,
                                                                            over_frames, to_text):
-    """Run on the meta device, which has shapes alone. In 4 places AnimateDiff attends to frames twice, Video LDM's layers
-    once and to text once; the band of convolution in time comes as numbers, on which core's attentions agree."""
+    """Run on the meta device, which has shapes alone. In 4 places AnimateDiff attends to frames twice, Video LDM's
+    layers once and to text once. The band of convolution in time comes as numbers, on which core's attentions agree."""
     asked = []
 
     def chosen(q, k, v, heads, mask=None, **options):

@@ -207,6 +207,13 @@ def test_frames_come_out_in_order_while_later_windows_are_still_to_be_decoded():
     assert len(decoded) < len(spread(24, 8, 4))
 
 
+def test_tiles_lie_in_rows_and_columns_that_are_spread_like_windows():
+    z, corners = torch.arange(29.0 * 29).reshape(1, 1, 29, 29), []
+    whole = in_tiles(lambda part: corners.append(part[0, 0, 0, 0].item()) or part, z, 16, 4)
+    assert torch.equal(whole, z)
+    assert corners == [29 * top + left for top in (0, 6, 13) for left in (0, 6, 13)]
+
+
 def test_tiles_that_hold_the_whole_picture_are_one_call():
     calls = []
     in_tiles(lambda part: calls.append(part.shape) or part, latents(2, 5, 7), 8, 2)

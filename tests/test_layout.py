@@ -94,7 +94,8 @@ def test_a_box_is_told_by_the_waves_of_its_corners_and_middle_and_its_colour():
     assert tokens.shape == (1, 2 + 1 + 1, 16) and there.flatten().tolist() == [True] * 4
     for box, colour, token in zip(first.boxes[0].tolist(), first.colours[0], tokens[0]):
         x0, y0, x1, y1 = box
-        angles = [math.pi * 2 ** k * value for value in (x0, y0, x1, y1, (x0 + x1) / 2, (y0 + y1) / 2) for k in range(3)]
+        values = x0, y0, x1, y1, (x0 + x1) / 2, (y0 + y1) / 2
+        angles = [math.pi * 2 ** k * value for value in values for k in range(3)]
         waves = torch.tensor([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles])
         expected = network.norm(network.box(waves) + network.colour.weight[colour])
         assert relative_error(token, expected) < 1e-5

@@ -158,7 +158,8 @@ def test_without_texts_the_files_own_empty_prompt_is_used(image, scenes, content
     assert torch.equal(said[0][0][0], content.null_text) and torch.equal(unsaid[0][0][0], content.null_text)
     empty = [[content.null_text[None], {}]]
     with_texts = run(positive=empty, negative=empty)
-    seen, same = (prediction(image, positive=one, negative=two, cfg=2.0) for one, two, *_ in ((said, unsaid), with_texts))
+    pairs = (said, unsaid), with_texts[:2]
+    seen, same = (prediction(image, positive=positive, negative=negative, cfg=2.0) for positive, negative in pairs)
     assert torch.equal(seen, same) and relative_error(seen, prediction(image, positive=run(positive=text())[0])) > 1e-4
 
 

@@ -9,10 +9,12 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from nodes import KSampler      # ComfyUI's
 
-from video_ldm.nodes.host import attach
+from video_ldm.nodes.host import attach, sampling
 from video_ldm.nodes.interpolate import LatentInterpolate
+from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
 from video_ldm.nodes.longer import STOP, ContextFrames, ExtendVideo
 from video_ldm.nodes.sample import VideoLDMSampler
+from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests.attach_help import models_with_layers, text
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
@@ -174,10 +176,9 @@ def test_the_overlap_is_what_each_clip_takes_over_from_the_one_before(models):
     masked = silent(models["motion"])
     video = extend(masked, frames_of(3), 7, overlap=3)[0]["samples"]
     assert len(video) == 7 and torch.equal(video[:3], frames_of(3))
-    calls = noises(models["motion"], lambda m: extend(m, frames_of(3), 7, overlap=3, cfg=1.0))
-    assert [len(batch) for batch in calls] == [FRAMES] * 4      # one new frame each
-    assert [len(batch) for batch in noises(models["motion"], lambda m: extend(m, frames_of(3), 7, overlap=1, cfg=1.0))] \
-        == [FRAMES] * 2                                          # three new frames each, one too many
+    for overlap, count in ((3, 4), (1, 2)):     # calls that make one new frame each, and three
+        calls = noises(models["motion"], lambda m: extend(m, frames_of(3), 7, overlap=overlap, cfg=1.0))
+        assert [len(batch) for batch in calls] == [FRAMES] * count
 
 
 # Known frames in windows
@@ -225,8 +226,8 @@ def test_the_noise_follows_the_batch_index_of_a_latent_as_core_ksampler_has_it(m
 
 @pytest.mark.parametrize("make", ["interpolation", "extension"])
 def test_what_belongs_to_other_frames_is_not_kept_beside_new_ones(models, make):
-    latent = {"samples": frames_of(3), "frame_rate": RATE, "noise_mask": torch.ones(3, 16, 24), "batch_index": [4, 5, 6],
-              "note": "kept"}
+    latent = {"samples": frames_of(3), "frame_rate": RATE, "noise_mask": torch.ones(3, 16, 24),
+              "batch_index": [4, 5, 6], "note": "kept"}
     if make == "interpolation":
         made, clip = interpolate(silent(models["between"]), None, latent=latent), 9
     else:
@@ -237,7 +238,6 @@ def test_what_belongs_to_other_frames_is_not_kept_beside_new_ones(models, make):
 
 def test_the_frame_rate_of_a_file_goes_from_its_layers_to_the_latent(models):
     """The files say 4 (the video layers), 8 (AnimateDiff) and nothing (interpolation): the last that says counts."""
-    from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
     plain, motion = models["plain"], models["motion"]
     both = [LoadTemporalLayers.execute(first, f"{name}.safetensors", 1.0, AS_MODEL).result[0]
             for first, name in ((plain, "motion"), (motion, "plain"))]
@@ -252,3 +252,42 @@ def test_the_frame_rate_of_a_file_goes_from_its_layers_to_the_latent(models):
 def test_the_sampler_says_how_long_its_clips_are(models):
     made = sampler(silent(models["plain"]), clips=3)
     assert (len(made["samples"]), made["clip_frames"]) == (3 * FRAMES, FRAMES)
+
+
+def test_the_sampler_asks_of_core_what_core_ksampler_asks(models, monkeypatch):
+    """Every widget at a value of its own, a latent with a noise mask to start from."""
+    asked = []
+    monkeypatch.setattr(comfy.sample, "sample",
+                        lambda model, *args, **options: asked.append((args, options)) or args[0])
+    latent = {"samples": frames_of(FRAMES), "noise_mask": torch.rand(FRAMES, 16, 24)}
+    widgets = dict(seed=3, steps=9, cfg=4.5, sampler="heun", scheduler="karras", denoise=0.6)
+    sampler(models["plain"], latent=latent, **widgets)
+    KSampler().sample(models["plain"], *list(widgets.values())[:5], text(), text(12), latent, 0.6)
+    (ours, our_options), (cores, core_options) = asked
+    assert torch.equal(ours[0], cores[0]) and torch.equal(ours[7], cores[7]) and torch.equal(ours[7], latent["samples"])
+    assert ours[1:5] == cores[1:5] == (9, 4.5, "heun", "karras")
+    assert [torch.equal(*(args[n][0][0] for args in (ours, cores))) for n in (5, 6)] == [True] * 2
+    assert torch.equal(our_options["noise_mask"], latent["noise_mask"])
+    assert (our_options["denoise"], our_options["seed"]) == (core_options["denoise"], core_options["seed"]) == (0.6, 3)
+
+
+def test_without_a_latent_clips_have_the_size_of_the_widgets(models):
+    m = silent(models["plain"])
+    assert sampler(m, clips=2, width=48, height=16)["samples"].shape == (2 * FRAMES, 4, 2, 6)
+    assert extend(silent(models["prediction"]), None, 6, width=48)[0]["samples"].shape == (6, 4, 2, 6)
+
+
+def test_as_many_windows_are_sampled_at_once_as_the_widget_says_and_each_counts_for_the_progress(models, monkeypatch):
+    shown, keys = [], frames_of(6)
+    monkeypatch.setattr(sampling.RolloutProgress, "show", lambda self, value, pictures: shown.append(value))
+    seen = noises(models["between"], lambda m: interpolate(m, keys, windows=2))
+    assert [len(batch) for batch in seen] == [10, 10, 5]
+    assert shown == sorted(shown) and shown[-1] == 5        # pairs, of one step each
+    shown.clear()
+    noises(models["between"], lambda m: interpolate(m, keys[:2], 2, steps=3))
+    assert shown == sorted(shown) and shown[-1] == 3 * (1 + 4)
+
+
+def test_one_key_frame_a_clip_is_refused_however_many_clips_there_are(models):
+    with pytest.raises(VideoLDMError, match="There is one key frame"):
+        interpolate(models["between"], None, latent={"samples": frames_of(3), "frame_rate": RATE, "clip_frames": 1})

@@ -189,8 +189,8 @@ def told_loss(positions, fps_width=0):
 
 def clips_with_text(count, text=TEXT, fps=None):
     generator = torch.Generator().manual_seed(3)
-    return Batch(torch.randn(count, FRAMES, 4, 6, 8, generator=generator), torch.randn(count, 3, text, generator=generator),
-                 fps)
+    latents = torch.randn(count, FRAMES, 4, 6, 8, generator=generator)
+    return Batch(latents, torch.randn(count, 3, text, generator=generator), fps)
 
 
 def test_prediction_layers_learn_from_no_one_and_two_first_frames_equally_often():

@@ -5,8 +5,8 @@ import torch
 
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.training.diffusion import Diffusion
-from video_ldm.temporal.upscaler import (TRAINED_LEVEL, check_level, cut, in_pieces, noise_augmented, spread_out, unfolded,
-                                         unnoised)
+from video_ldm.temporal.upscaler import (TRAINED_LEVEL, check_level, cut, in_pieces, noise_augmented, spread_out,
+                                         unfolded, unnoised)
 from video_ldm.tests.small import relative_error
 
 SCHEDULE = Diffusion(0.0001, 0.02)

@@ -103,7 +103,7 @@ def test_a_declared_rate_is_believed_within_1_percent():
     seconds = [1 / 24] * 48
     assert clock_of(seconds, Fraction(242, 10)).rate == as_rate(24.2)       # 0.8 % off
     assert clock_of(seconds, Fraction(245, 10)).rate == 24                  # 2 %
-    assert clock_of([0.04], Fraction(30)).rate == 30 and clock_of([0.04]).rate == 25    # of one frame nobody knows better
+    assert clock_of([0.04], Fraction(30)).rate == 30 and clock_of([0.04]).rate == 25    # of one frame, always
     assert clock_of([0.0]).rate == DEFAULT_RATE
 
 
