@@ -11,6 +11,7 @@ from video_ldm.temporal.conditioning import (context_input, context_mask, initia
                                              with_context)
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.formats import Base, Schedule, load_temporal, video_ldm
+from video_ldm.temporal.layers.position import timestep_sinusoid
 from video_ldm.temporal.stack import BOTH_ENDS, FIRST_FRAMES, CallSettings, TemporalStack, open_call, video_ldm_params
 from video_ldm.temporal.training.checkpointing import open_call_checkpointed
 from video_ldm.temporal.sites import unet_levels, unet_sites
@@ -182,6 +183,13 @@ def test_the_frame_rate_token_is_the_sinusoid_of_100_log2_of_the_rate(unet):
         hidden = hidden / (1 + (-hidden).exp())
         expected = weights[f"{last}.weight"] @ hidden + weights[f"{last}.bias"]
         assert ours.shape == (1, 768) and (ours[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_frame_numbers_are_embedded_as_cosines_then_sines_and_an_odd_width_ends_with_a_zero():
+    for width in (4, 5):
+        for number, row in zip((0, 3), timestep_sinusoid(torch.tensor([0, 3]), width)):
+            expected = [math.cos(number), math.cos(number / 100), math.sin(number), math.sin(number / 100), 0.0]
+            assert row.tolist() == pytest.approx(expected[:width], abs=1e-6)
 
 
 def test_known_frames_of_another_size_are_refused(unet):
