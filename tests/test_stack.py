@@ -292,6 +292,7 @@ def test_positions_beyond_the_sinusoid_are_computed_with_a_warning_and_a_learned
     assert motion_stack(unet).check_frames(32) is None
     with pytest.raises(VideoLDMError, match="learned table of 24 frame positions"):
         motion_stack(unet, table_length=24).check_frames(25)
+    assert motion_stack(unet, table_length=24).check_frames(24) is None
 
 
 def test_pooled_spatial_norms_see_the_whole_clip_and_one_frame_clips_stay_as_they_were(unet):
