@@ -1,5 +1,7 @@
 """Temporal layers on a MODEL: precision and place of their weights, motion LoRA, noise and schedule (statement 18)."""
 
+import copy
+
 import comfy.k_diffusion.sampling
 import comfy.lora
 import comfy.model_sampling
@@ -7,6 +9,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.modules import attention
 
 from video_ldm.nodes.host import sampling
 from video_ldm.nodes.host.attach import attach_layers
@@ -15,11 +18,13 @@ from video_ldm.nodes.host.noise_schedule import with_schedule
 from video_ldm.nodes.host.options import LayerSet, with_clip_options
 from video_ldm.nodes.load import AS_MODEL, AS_TRAINED
 from video_ldm.nodes.sample import VideoLDMSampler
+from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.tests import attach_help
-from video_ldm.tests.attach_help import load_model, motion_lora, noise_of, prediction, text, with_layers
+from video_ldm.tests.attach_help import (HEIGHT, WIDTH, load_model, motion_lora, noise_of, prediction, predictions,
+                                         text, with_layers)
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
-from video_ldm.tests.small import relative_error
+from video_ldm.tests.small import batch, relative_error
 
 folder, state, image = attach_help.folder, attach_help.state, attach_help.image     # fixtures
 
@@ -113,6 +118,46 @@ def test_a_motion_lora_stays_on_the_layers_it_was_given_to(image, folder):
     chained = prediction(with_layers(bare, "motion.safetensors", motion_lora=motion_lora(1.0)))
     reverse = prediction(with_layers(patched, "motion.safetensors"))
     assert relative_error(chained, reverse) > 1e-4      # the LoRA is on the second set alone, then on the first
+
+
+def test_layers_with_and_without_a_motion_lora_run_in_turn_in_one_sampling_each_as_it_is_alone(image, folder):
+    """Core patches the weights of a LoRA in place: layers of one file that shared them would all be patched."""
+    bare, weak, strong = (with_layers(image, "motion.safetensors", **({"motion_lora": motion_lora(s)} if s else {}))
+                          for s in (0, 0.3, 1.0))
+    alone = [prediction(model) for model in (strong, bare, weak)]
+    seen = predictions(strong, others=[bare, weak])
+    assert [relative_error(*pair) < 1e-5 for pair in zip(seen, (*alone, alone[0]))] == [True] * 4
+    assert min(relative_error(alone[0], alone[1]), relative_error(alone[2], alone[1])) > 1e-4
+
+
+def test_a_set_with_a_motion_lora_behind_the_same_set_without_is_that_set_and_a_merged_one(image, folder):
+    merged(folder / "merged1.safetensors", 1.0)
+    first = with_layers(image, "motion.safetensors", 0.5)
+    chained = prediction(with_layers(first, "motion.safetensors", motion_lora=motion_lora(1.0)))
+    assert relative_error(chained, prediction(with_layers(first, "merged1.safetensors"))) < 1e-5
+
+
+# The attention of the host
+
+@pytest.mark.parametrize("file, over_frames, to_text", [("motion.safetensors", 8, 0), ("video.safetensors", 4, 4)])
+def test_on_other_devices_than_a_cpu_layers_attend_as_the_host_was_told_to(image, folder, monkeypatch, file,
+                                                                           over_frames, to_text):
+    """Run on the meta device, which has shapes alone. In 4 places AnimateDiff attends to frames twice, Video LDM's
+    layers once and to text once. The band of convolution in time comes as numbers, on which core's attentions agree."""
+    asked = []
+
+    def chosen(q, k, v, heads, mask=None, **options):
+        asked.append((len(q), q.shape[1], k.shape[1], mask if mask is None else (mask.dtype, tuple(mask.shape))))
+        return q.new_empty(*q.shape[:2], v.shape[-1])
+    monkeypatch.setattr(attention, "optimized_attention", chosen)
+    stack = copy.deepcopy(with_layers(image, file).get_nested_additional_models()[0].model).to("meta")
+    unet, places = checkpoints.meta_unet(), HEIGHT // 8 * WIDTH // 8
+    x, timesteps, context = (part.to("meta") for part in batch(1, 9, height=HEIGHT // 8, width=WIDTH // 8))
+    with open_call(unet, [(stack, CallSettings(9, max_distance=3))], context):
+        unet(x, timesteps, context=context)
+    band = (torch.float32, (9, 9))
+    assert [one for one in asked if one[:2] == (places, 9)] == [(places, 9, 9, band)] * over_frames
+    assert [one for one in asked if one[:2] == (1, 9 * places)] == [(1, 9 * places, 7, None)] * to_text
 
 
 # Noise and schedule (statement 18)

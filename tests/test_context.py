@@ -1,9 +1,11 @@
 """Known frames of prediction and interpolation layers: papers.md D.1, statements 9, 11, 12."""
 
 import copy
+import math
 
 import pytest
 import torch
+
 from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.conditioning import (
     context_input,
@@ -16,6 +18,7 @@ from video_ldm.temporal.conditioning import (
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_temporal, video_ldm
 from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.layers.position import timestep_sinusoid
 from video_ldm.temporal.new_layers import video_ldm_params
 from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES
 from video_ldm.temporal.slots import unet_sites
@@ -177,6 +180,27 @@ def test_the_frame_rate_is_the_only_difference_between_two_steps(unet):
     assert (both[1] - fast[FRAMES:]).abs().max() < 1e-5 * fast.abs().max()
     with pytest.raises(VideoLDMError, match="are told the frame rate to make"):
         run(unet, stack, x, t, context)
+
+
+def test_the_frame_rate_token_is_the_sinusoid_of_100_log2_of_the_rate(unet):
+    """[cos | sin] of 100 log2(fps) at frequencies 10000^(-i / half), then two linear layers with SiLU between."""
+    token, rates, half = context_stack(unet, BOTH_ENDS, fps_width=768).fps_token, (1.875, 8.0, 30.0), 384
+    weights = {name: weight.detach().double() for name, weight in token.named_parameters()}
+    first, last = sorted({name.rsplit(".", 1)[0] for name in weights})
+    for rate, ours in zip(rates, token(torch.tensor(rates), torch.zeros(1)).detach()):
+        angles = [100 * math.log2(rate) * 10000 ** (-i / half) for i in range(half)]
+        wave = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles], dtype=torch.float64)
+        hidden = weights[f"{first}.weight"] @ wave + weights[f"{first}.bias"]
+        hidden = hidden / (1 + (-hidden).exp())
+        expected = weights[f"{last}.weight"] @ hidden + weights[f"{last}.bias"]
+        assert ours.shape == (1, 768) and (ours[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_frame_numbers_are_embedded_as_cosines_then_sines_and_an_odd_width_ends_with_a_zero():
+    for width in (4, 5):
+        for number, row in zip((0, 3), timestep_sinusoid(torch.tensor([0, 3]), width)):
+            expected = [math.cos(number), math.cos(number / 100), math.sin(number), math.sin(number / 100), 0.0]
+            assert row.tolist() == pytest.approx(expected[:width], abs=1e-6)
 
 
 def test_known_frames_of_another_size_are_refused(unet):

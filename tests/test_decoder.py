@@ -83,8 +83,14 @@ def test_clips_of_a_batch_do_not_see_each_other_and_frames_of_a_clip_do():
 
 def test_one_frame_and_any_size_are_decoded():
     decoder = temporal_decoder(small_params())
+    from comfy.ldm.modules.temporal_ae import VideoDecoder
+    core = VideoDecoder(**small_params().config(), video_kernel_size=list(small_params().kernel))
+    core.load_state_dict(decoder.state_dict())
     for frames, height, width in ((1, 4, 4), (2, 3, 5), (3, 1, 7)):
-        assert decoder(latents(frames, height, width)).shape == (frames, 3, 8 * height, 8 * width)
+        z = latents(frames, height, width)
+        pictures = decoder(z)
+        assert pictures.shape == (frames, 3, 8 * height, 8 * width)
+        assert relative_error(pictures, core(z).detach()) < 1e-5
 
 
 def test_a_decoder_of_another_kind_is_refused():
@@ -113,6 +119,9 @@ def test_windows_cover_a_clip_evenly_with_the_overlap_asked_for_or_more(length, 
 
 def test_the_outer_quarters_of_an_overlap_belong_to_one_side():
     assert ramp(8).tolist() == pytest.approx([0, 0, 0.2, 0.4, 0.6, 0.8, 1, 1])
+    assert ramp(7).tolist() == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])     # a quarter, rounded down
+    assert ramp(16).tolist() == pytest.approx([0] * 4 + [n / 9 for n in range(1, 9)] + [1] * 4)
+    assert ramp(3).tolist() == pytest.approx([1 / 4, 2 / 4, 3 / 4])
     assert ramp(4).tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1]) and ramp(1).tolist() == [0.5] and not len(ramp(0))
 
 
@@ -196,6 +205,13 @@ def test_frames_come_out_in_order_while_later_windows_are_still_to_be_decoded():
         if len(decoded) < 3:
             break
     assert len(decoded) < len(spread(24, 8, 4))
+
+
+def test_tiles_lie_in_rows_and_columns_that_are_spread_like_windows():
+    z, corners = torch.arange(29.0 * 29).reshape(1, 1, 29, 29), []
+    whole = in_tiles(lambda part: corners.append(part[0, 0, 0, 0].item()) or part, z, 16, 4)
+    assert torch.equal(whole, z)
+    assert corners == [29 * top + left for top in (0, 6, 13) for left in (0, 6, 13)]
 
 
 def test_tiles_that_hold_the_whole_picture_are_one_call():

@@ -72,6 +72,8 @@ def test_tau_is_uniform_over_all_steps():
     counts = torch.bincount(tau, minlength=1000).double()
     chi_square = ((counts - 200) ** 2 / 200).sum()
     assert len(counts) == 1000 and 800 < chi_square < 1200      # 999 +- 4.5 standard deviations of 45
+    assert counts.min() > 120       # 200 - 5.7 standard deviations of 14: no step is left out, neither 0 nor 999
+    assert set(Diffusion(*SD, steps=3).random_tau(100, torch.Generator().manual_seed(0)).tolist()) == {0, 1, 2}
 
 
 def test_ddim_with_eta_1_is_the_ancestral_sampler_of_core():

@@ -1,5 +1,6 @@
 """Scene layouts: boxes and labels become tokens, act on a frozen image LDM, are dropped, trained, written and read."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -77,7 +78,8 @@ def test_the_order_of_boxes_does_not_matter_and_absent_boxes_are_as_if_they_were
 def test_a_layout_without_boxes_or_with_nothing_said_runs(unet):
     network = scene()
     empty = layout(boxes=(), colours=())
-    assert output(unet, network, empty).isfinite().all()
+    absent = output(unet, network, layout(present=(False, False)))
+    assert relative_error(output(unet, network, empty), absent) < 1e-5
     assert relative_error(output(unet, network, nothing_said(PARAMS)), output(unet, network, empty)) > 1e-4
 
 
@@ -89,6 +91,34 @@ def test_images_with_a_layout_each_are_what_each_is_alone(unet):
         together = call_unet(unet, network, x, tau, context, both)
         alone = [call_unet(unet, network, x[k:k + 1], tau[k:k + 1], context[k:k + 1], both[k:k + 1]) for k in (0, 1)]
     assert relative_error(together, torch.cat(alone)) < 1e-5
+
+
+@torch.no_grad()
+def test_a_box_is_told_by_the_waves_of_its_corners_and_middle_and_its_colour():
+    """sin and cos of pi 2^k times each of x0, y0, x1, y1 and the middle, k from 0; then the layers' own weights."""
+    network = randomise(SceneLayout(replace(PARAMS, layers=0)), 3).conditioner
+    first = layout()
+    tokens, there = network(first)
+    assert tokens.shape == (1, 2 + 1 + 1, 16) and there.flatten().tolist() == [True] * 4
+    for box, colour, token in zip(first.boxes[0].tolist(), first.colours[0], tokens[0]):
+        x0, y0, x1, y1 = box
+        values = x0, y0, x1, y1, (x0 + x1) / 2, (y0 + y1) / 2
+        angles = [math.pi * 2 ** k * value for value in values for k in range(3)]
+        waves = torch.tensor([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles])
+        expected = network.norm(network.box(waves) + network.colour.weight[colour])
+        assert relative_error(token, expected) < 1e-5
+    assert relative_error(tokens[0, 2], network.norm(network.labels[0].weight[1])) < 1e-6      # light 1
+    assert relative_error(tokens[0, 3], network.norm(network.told.weight[1])) < 1e-6           # told
+
+
+@torch.no_grad()
+def test_each_place_of_an_even_picture_hears_a_layout_in_its_own_way():
+    """Queries know where they are: the same features in all places, and other answers in each."""
+    act = scene().conditioned(layout(), 4, 6)
+    x = torch.randn(64, generator=torch.Generator().manual_seed(2)).expand(1, 24, 64)
+    added = (act(x, 0) - x)[0]
+    assert torch.pdist(added).min() > 1e-4
+    assert torch.equal(act(x, 1), x)        # a block that has no attention of the layout
 
 
 def test_the_middles_of_a_feature_maps_places_are_in_reading_order():

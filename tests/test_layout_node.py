@@ -60,6 +60,8 @@ def test_lines_become_boxes_by_their_corners(content):
 def test_the_edge_of_the_picture_is_within_it_in_spite_of_rounding(content):
     ((x0, y0, x1, y1, _),) = parse_boxes("0.7 0.9 0.30000000000000004 0.1 red", content)
     assert (x1, y1) == (1.0, 1.0)
+    beyond, = parse_boxes("-0.0000005 -0.0000004 1.0000009 1.0000008 red", content)
+    assert beyond == (0.0, 0.0, 1.0, 1.0, "red")        # cut off at the edge
 
 
 @pytest.mark.parametrize("line, words", [
@@ -84,6 +86,39 @@ def test_labels_that_a_file_does_not_know_are_refused(scenes):
     write(scenes / "daylight.safetensors", params=replace(PARAMS, labels=(("light", ("day",)),)))
     with pytest.raises(VideoLDMError, match="daylight.safetensors knows no light 'night', only day"):
         run("daylight.safetensors", light="night")
+
+
+def scene_of(**widgets):
+    """The layout that the positive output carries to core, and that of the negative one."""
+    said, unsaid, _ = run(**widgets)
+    return said[0][1]["gligen"][2], unsaid[0][1]["gligen"]
+
+
+def test_the_positive_says_what_the_widgets_say_and_the_negative_nothing(scenes):
+    """Labels by their number from 1, 0 where left open; colours by theirs from 0."""
+    scene, unsaid = scene_of(boxes="0.5 0.25 0.25 0.5 blue\n0 0 1 1 red", light="night", crowdedness="any")
+    assert scene.boxes.tolist() == [[[0.5, 0.25, 0.75, 0.75], [0.0, 0.0, 1.0, 1.0]]]
+    assert scene.colours.tolist() == [[1, 0]] and scene.present.tolist() == [[True, True]]
+    assert scene.labels.tolist() == [[2, 0]] and scene.told.tolist() == [True]
+    assert unsaid[0] == "empty"
+    labels = [scene_of(light=light, crowdedness=crowd)[0].labels.tolist()[0]
+              for light, crowd in (("day", "empty"), ("any", "quiet"), ("night", "busy"))]
+    assert labels == [[1, 1], [0, 2], [2, 3]]
+
+
+def test_no_cars_and_no_word_about_cars_are_two_scenes(scenes):
+    for boxes, told in (("none", [True]), ("", [False]), ("# a comment", [False])):
+        scene, _ = scene_of(boxes=boxes)
+        assert (scene.told.tolist(), tuple(scene.boxes.shape)) == (told, (1, 0, 4))
+
+
+def test_of_two_boxes_in_the_preview_the_nearer_stands_in_front():
+    """The nearer car's box ends lower in the picture, whatever line it is on. The ground is that of the light."""
+    near, far = (0.25, 0.25, 0.75, 0.75, "red"), (0.0, 0.0, 0.5, 0.5, "blue")
+    for boxes in ([near, far], [far, near]):
+        assert preview(boxes, "day", 64, 64)[0, 160, 160].tolist() == [1, 0, 0]
+    grounds = [(preview([], light, 64, 64)[0, 5, 5] * 255).round().tolist() for light in ("day", "night", "any")]
+    assert grounds == [[128, 132, 128], [32, 34, 44], [80, 83, 86]]
 
 
 def test_the_preview_has_the_pictures_shape_and_the_boxes_colours():
@@ -120,7 +155,11 @@ def test_guidance_stands_on_the_negative_output_whose_layout_says_nothing(image,
 def test_without_texts_the_files_own_empty_prompt_is_used(image, scenes, content):
     said, unsaid, _ = run()
     assert torch.equal(said[0][0][0], content.null_text) and torch.equal(unsaid[0][0][0], content.null_text)
-    assert prediction(image, positive=said, negative=unsaid, cfg=2.0).isfinite().all()
+    empty = [[content.null_text[None], {}]]
+    with_texts = run(positive=empty, negative=empty)
+    pairs = (said, unsaid), with_texts[:2]
+    seen, same = (prediction(image, positive=positive, negative=negative, cfg=2.0) for positive, negative in pairs)
+    assert torch.equal(seen, same) and relative_error(seen, prediction(image, positive=run(positive=text())[0])) > 1e-4
 
 
 def test_a_text_of_another_width_is_refused(scenes):

@@ -44,6 +44,21 @@ def test_a_frozen_clip_has_no_motion_and_a_steady_one_its_step():
     assert motion_ratio(moving, moving) == 1
 
 
+def test_motion_is_the_mean_over_steps_places_and_clips_whichever_way_they_go():
+    greys = np.array([[100, 90, 93], [10, 250, 250]], np.uint8)         # steps of 10 down and 3 up; of 240 up and 0
+    clips = np.broadcast_to(greys[:, :, None, None, None], (2, 3, 4, 6, 3)).copy()
+    assert motion(clips[0]) == pytest.approx(6.5) and motion(clips) == pytest.approx((6.5 + 120) / 2)
+    assert motion(clips[None, :1].repeat(5, 0)) == pytest.approx(6.5)
+    clips[0, 1, :, :3] = 100                                            # half the picture stays, then falls by 7
+    assert motion(clips[0]) == pytest.approx((10 / 2 + (3 + 7) / 2) / 2)
+
+
+def test_the_ratio_of_motion_is_that_of_the_clips_to_the_real_ones():
+    still = np.full((5, 4, 6, 3), 100, np.uint8)
+    by = [still + (np.arange(5, dtype=np.uint8) * step).reshape(5, 1, 1, 1) for step in (6, 4)]
+    assert motion_ratio(by[0], by[1]) == pytest.approx(1.5) and motion_ratio(still, by[1]) == 0
+
+
 def test_motion_needs_frames_and_real_clips_that_move():
     with pytest.raises(VideoLDMError, match="2 frames or more"):
         motion(np.zeros((1, 4, 4, 3), np.uint8))

@@ -185,7 +185,11 @@ def test_a_fresh_motion_module_is_the_identity():
 @pytest.mark.parametrize("frames", [1, 3, 11])
 def test_scalar_mixes_run_any_number_of_frames(unet, stack, frames):
     x, timesteps, context = batch(1, frames)
-    assert call(unet, [(stack, CallSettings(frames))], x, timesteps, context).isfinite().all()
+    seen = call(unet, [(stack, CallSettings(frames))], x, timesteps, context)
+    assert relative_error(seen, call(unet, [], x, timesteps, context)) > 1e-3       # the layers act
+    both = batch(2, frames)
+    alone = call(unet, [(stack, CallSettings(frames))], *(part[:frames] for part in both))
+    assert relative_error(call(unet, [(stack, CallSettings(frames))], *both)[:frames], alone) < 1e-5
 
 
 # Statement 8
@@ -302,6 +306,7 @@ def test_positions_beyond_the_sinusoid_are_computed_with_a_warning_and_a_learned
     assert motion_stack(unet).check_frames(32) is None
     with pytest.raises(VideoLDMError, match="learned table of 24 frame positions"):
         motion_stack(unet, table_length=24).check_frames(25)
+    assert motion_stack(unet, table_length=24).check_frames(24) is None
 
 
 def test_pooled_spatial_norms_see_the_whole_clip_and_one_frame_clips_stay_as_they_were(unet):

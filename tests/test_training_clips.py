@@ -127,6 +127,22 @@ def test_files_that_are_not_clips_are_refused_in_a_sentence(tmp_path):
         open_videos(tmp_path / "a.mp4")
 
 
+def test_each_clip_is_told_the_frame_rate_of_its_video_at_its_stride():
+    rates = [10.0, 20.0, 30.0, 40.0, 50.0]
+    drawn = Clips(numbered_videos(), frames=3, batch=32, stride=4, fps=rates)(step())
+    numbers = drawn.latents[:, 0, 0, 0, 0].div(100, rounding_mode="floor").int().tolist()
+    assert drawn.fps.tolist() == [rates[number] / 4 for number in numbers] and len(set(numbers)) == N
+    assert Clips(numbered_videos(), frames=3, batch=2)(step()).fps is None
+    for wrong in ([10.0] * 4, [10.0] * 4 + [0.0]):
+        with pytest.raises(VideoLDMError, match=f"5 videos came with {len(wrong)} frame rates"):
+            Clips(numbered_videos(), 3, 1, fps=wrong)
+
+
+def test_every_window_of_a_video_can_be_drawn_and_none_beyond():
+    drawn = Clips(numbered_videos(), frames=4, batch=400, stride=3)(step()).latents[:, :, 0, 0, 0] % 100
+    assert set(drawn[:, 0].tolist()) == {0, 1, 2} and set(drawn[:, -1].tolist()) == {9, 10, 11}
+
+
 def test_weights_are_those_of_the_frames_drawn():
     clips = Clips(numbered_videos(), frames=4, batch=16, stride=2, weights=numbered_videos()[:, :, :1] + 0.5)
     drawn = clips(step())

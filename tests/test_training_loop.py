@@ -197,6 +197,22 @@ def test_the_average_follows_its_formula_and_is_what_ema_state_returns(uninterru
     assert torch.equal(state["frozen.weight"], uninterrupted.modules["net"].frozen.weight)
 
 
+def test_the_checkpoint_holds_the_live_weights_and_the_average_under_their_own_names(uninterrupted):
+    stored = load_file(uninterrupted.checkpoint)
+    for name, weight in uninterrupted.parameters.items():
+        assert torch.equal(stored[f"model.{name}"], weight)
+        assert torch.equal(stored[f"ema.{name}"], uninterrupted.ema.average[name])
+        assert not torch.equal(stored[f"model.{name}"], stored[f"ema.{name}"])
+
+
+def test_what_is_handed_on_after_training_is_the_average_and_not_the_last_weights(uninterrupted):
+    state, live = uninterrupted.ema_state("net"), uninterrupted.modules["net"].state_dict()
+    for name, average in uninterrupted.ema.average.items():
+        assert torch.equal(state[name.removeprefix("net.")], average)
+        assert not torch.equal(state[name.removeprefix("net.")], live[name.removeprefix("net.")])
+    assert torch.equal(state["norm.running_mean"], live["norm.running_mean"])       # buffers have no average
+
+
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(tmp_path):
     loop = make_loop(tmp_path, steps=100, warmup=10, lr=1.0)
     assert [loop.lr_at(step) for step in (0, 4, 9, 50, 99)] == pytest.approx([0.1, 0.5, 1, 1, 1])

@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
 from video_ldm.temporal.call import CallSettings, open_call
+from video_ldm.temporal.conditioning import with_context
+from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.layers import MotionParams
-from video_ldm.temporal.params import StackParams
+from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES, StackParams
 from video_ldm.temporal.slots import unet_sites
 from video_ldm.temporal.spatial_changes import POOLED_NORMS
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.batch import Batch
 from video_ldm.temporal.training.checkpointing import open_call_checkpointed
 from video_ldm.temporal.training.clips import Clips
-from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.training.image import ImageLoss
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.temporal import TemporalLoss
@@ -176,6 +178,64 @@ def test_a_text_per_frame_where_one_per_clip_belongs_is_refused():
     loss = temporal_loss(2)
     with pytest.raises(VideoLDMError, match="2 clips came with 8 texts"):
         loss.draw_clips(Batch(torch.zeros(2, FRAMES, 4, 6, 8), torch.zeros(8, 3, TEXT)), None)
+
+
+# Known frames and the frame rate
+
+def told_loss(positions, fps_width=0):
+    """A loss whose layers take known frames, and hear a frame rate where fps_width is not 0."""
+    unet = small_unet(5) if fps_width else tiny_unet()
+    plain = small_stack(unet, FRAMES).params if fps_width else tiny_stack(unet).params
+    stack = randomise(TemporalStack(with_context(plain, 2 if fps_width else 1, positions, channels=8,
+                                                 fps_width=fps_width)), 6)
+    return TemporalLoss(unet, stack, DIFFUSION, None)
+
+
+def clips_with_text(count, text=TEXT, fps=None):
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(count, FRAMES, 4, 6, 8, generator=generator)
+    return Batch(latents, torch.randn(count, 3, text, generator=generator), fps)
+
+
+def test_prediction_layers_learn_from_no_one_and_two_first_frames_equally_often():
+    batch = clips_with_text(900)
+    known = told_loss(FIRST_FRAMES).draw_clips(batch, step().generator).known.unflatten(0, (900, FRAMES))
+    mask = known[:, :, 4]
+    assert torch.equal(mask, mask[:, :, :1, :1].expand_as(mask))
+    sets = ["".join(map(str, row)) for row in mask[:, :, 0, 0].int().tolist()]
+    assert {row: abs(sets.count(row) - 300) < 75 for row in set(sets)} == dict.fromkeys(("0000", "1000", "1100"), True)
+    assert torch.equal(known[:, :, :4], batch.latents * mask[:, :, None])       # of the clean clips
+
+
+def test_interpolation_layers_learn_from_the_two_ends_of_every_clip():
+    batch = clips_with_text(20)
+    known = told_loss(BOTH_ENDS).draw_clips(batch, step().generator).known.unflatten(0, (20, FRAMES))
+    assert known[:, :, 4].unique(dim=0).tolist() == [[[[float(n in (0, 3))] * 8] * 6 for n in range(FRAMES)]]
+    assert torch.equal(known[:, [0, 3], :4], batch.latents[:, [0, 3]])
+
+
+def test_the_known_frames_that_were_drawn_reach_the_layers():
+    """The loss is that of a call which is given them, and another than without."""
+    loss = told_loss(BOTH_ENDS)
+    drawn = loss.draw_clips(clips_with_text(2), step().generator)
+    assert torch.equal(loss.compute(drawn)["loss"], by_open_call(loss, drawn, known=drawn.context_frames))
+    assert loss.compute(drawn)["loss"].item() != pytest.approx(by_open_call(loss, drawn).item(), rel=1e-4)
+
+
+def test_the_frame_rate_of_each_clip_reaches_the_layers():
+    loss, rates = told_loss(BOTH_ENDS, fps_width=768), torch.tensor([2.0, 30.0])
+    drawn = loss.draw_clips(clips_with_text(2, 768, rates), step().generator)
+    assert torch.equal(loss.compute(drawn)["loss"], by_open_call(loss, drawn, known=drawn.context_frames, fps=rates))
+    swapped = by_open_call(loss, drawn, known=drawn.context_frames, fps=rates.flip(0))
+    assert loss.compute(drawn)["loss"].item() != pytest.approx(swapped.item(), rel=1e-6)
+
+
+def by_open_call(loss, drawn, **told):
+    """The denoising loss of what was drawn, in a call of the network that is told so."""
+    x, tau, noise, context = drawn.clips[:4]
+    with open_call(loss.backbone, [(loss.stack, CallSettings(FRAMES, **told))], context):
+        output = loss.backbone(DIFFUSION.add_noise(x, tau, noise), tau, context=context)
+    return (output - DIFFUSION.target(x, noise, tau)).square().mean()
 
 
 # Gradient checkpointing

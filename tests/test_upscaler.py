@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.diffusion import Diffusion
-from video_ldm.temporal.upscaler import TRAINED_LEVEL, check_level, cut, in_pieces, noise_augmented
+from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.upscaler import (
+    TRAINED_LEVEL,
+    check_level,
+    cut,
+    in_pieces,
+    noise_augmented,
+    spread_out,
+    unfolded,
+    unnoised,
+)
 from video_ldm.tests.small import relative_error
 
 SCHEDULE = Diffusion(0.0001, 0.02)
@@ -67,6 +76,25 @@ def test_pieces_are_of_one_size_and_never_larger_than_the_video():
             assert {span.stop - span.start for span in spans} == {size} and spans[0].start == 0
             assert all(after.start <= before.stop for before, after in zip(spans, spans[1:]))
         assert all(after.start <= before.stop - overlap for before, after in zip(cuts.frames, cuts.frames[1:]))
+
+
+def test_tiles_share_a_quarter_and_are_the_fewest_that_do():
+    """Tiles of 16 that share 4: two reach over 28 places, and 29 take a third."""
+    for size, starts in ((28, [0, 12]), (29, [0, 6, 13]), (40, [0, 12, 24]), (41, [0, 8, 17, 25])):
+        cuts = cut(1, size, size, 8, 2, 16)
+        assert [span.start for span in cuts.rows] == [span.start for span in cuts.columns] == starts
+        assert cuts.pieces == len(starts) ** 2
+
+
+def test_small_frames_are_spread_over_their_pixels_and_freed_of_the_weight_of_their_noise():
+    """c_gamma / alpha_gamma stands for x_low; at level 0 nothing was weighted."""
+    x = noise(2, 3, 2, 3)
+    for level in (0, 30, 250):
+        levels = torch.tensor([level, 0])
+        scale = torch.tensor([SCHEDULE.alpha[level].item() if level else 1.0, 1.0])[:, None, None, None]
+        assert relative_error(unnoised(x, levels, SCHEDULE), x / scale) < 1e-6
+    large = unfolded(spread_out(x))
+    assert torch.equal(large, x.repeat_interleave(4, 2).repeat_interleave(4, 3))
 
 
 def test_windows_that_do_not_advance_are_refused():

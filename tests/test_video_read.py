@@ -11,7 +11,7 @@ from PIL import Image
 
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import open_video, write_video
-from video_ldm.temporal.video.timing import even_clock
+from video_ldm.temporal.video.timing import DEFAULT_RATE, as_rate, even_clock
 from video_ldm.tests.video_help import clip, numbered, numbers
 
 
@@ -85,6 +85,57 @@ def test_even_times_stay_as_they_are_with_the_declared_rate():
 def test_held_frames_are_repeated():
     clock = even_clock(np.array([0, 0.1, 0.4, 0.5]), 0.2)
     assert clock.shown.tolist() == [0, 1, 1, 1, 2, 3, 3] and clock.rate == 10 and "3 held frames" in clock.change
+
+
+def clock_of(durations, declared=None, quantum=0.001, first=0.0):
+    """The clock of frames that stay for these times."""
+    starts = first + np.cumsum([0, *durations[:-1]])
+    return even_clock(starts, durations[-1], declared, quantum)
+
+
+def test_a_quarter_of_a_frames_time_is_even_and_more_is_not():
+    even = clock_of([0.1, 0.12, 0.08, 0.1, 0.1])
+    assert (even.shown.tolist(), even.rate, even.change) == ([0, 1, 2, 3, 4], 10, "")
+    assert "varies" in clock_of([0.1, 0.13, 0.07, 0.1, 0.1]).change
+
+
+def test_a_declared_rate_is_believed_within_1_percent():
+    seconds = [1 / 24] * 48
+    assert clock_of(seconds, Fraction(242, 10)).rate == as_rate(24.2)       # 0.8 % off
+    assert clock_of(seconds, Fraction(245, 10)).rate == 24                  # 2 %
+    assert clock_of([0.04], Fraction(30)).rate == 30 and clock_of([0.04]).rate == 25    # of one frame, always
+    assert clock_of([0.0]).rate == DEFAULT_RATE
+
+
+def test_the_last_frame_may_be_held_too():
+    clock = clock_of([0.1, 0.1, 0.3])
+    assert (clock.shown.tolist(), clock.rate) == ([0, 1, 2, 2, 2], 10) and "2 held frames" in clock.change
+
+
+def test_a_file_grows_by_held_frames_to_four_times_its_length_at_most():
+    held, averaged = clock_of([0.1, 0.1, 0.1, 1.3]), clock_of([0.1, 0.1, 0.1, 1.4])
+    assert len(held.shown) == 16 and "12 held frames" in held.change
+    assert len(averaged.shown) == 4 and "varies" in averaged.change
+
+
+def test_held_frames_are_not_repeated_beyond_240_a_second():
+    assert clock_of([0.005, 0.005, 0.01], quantum=1e-6).rate == 200
+    assert "varies" in clock_of([0.004, 0.004, 0.008], quantum=1e-6).change
+
+
+@pytest.mark.parametrize("first", [0.0, 5.0])
+def test_an_uneven_file_shows_at_each_step_what_it_shows_at_the_middle_of_the_step(first):
+    """Frames at 0, 0.1, 0.13 and 0.5 of 0.6 seconds: the steps' middles are 0.075, 0.225, 0.375 and 0.525."""
+    clock = clock_of([0.1, 0.03, 0.37, 0.1], first=first)
+    assert (clock.shown.tolist(), clock.rate) == ([0, 2, 2, 3], Fraction(20, 3))
+    assert "repeating 1 and dropping 1" in clock.change
+
+
+@pytest.mark.parametrize("count, seconds", [(5, 0.417), (30, 1.002), (7, 0.2917), (100, 4.171)])
+def test_a_measured_rate_gives_the_length_of_the_file_to_a_rounding(count, seconds):
+    rate = clock_of([seconds / count] * count).rate
+    assert abs(count / rate - seconds) <= 0.001
+    assert count != 5 or rate == 12         # the simplest such, not 5000/417
 
 
 def test_a_varying_rate_becomes_its_average_and_motion_keeps_its_speed():

@@ -271,6 +271,31 @@ def test_attention_mixes_neither_places_nor_clips_and_keeps_to_its_band():
     assert (banded > 0).nonzero().tolist() == [[frame, 3] for frame in range(6, 9)]
 
 
+def small_variance(*shape):
+    """Values whose variance is that of the epsilons, so that these decide what a norm makes of them."""
+    return 1e-3 * torch.randn(shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["resblock_temporal", "resblocks_3d_t", "resblocks_3d_s"])
+@pytest.mark.parametrize("norm", ["norm1", "norm2"])
+def test_the_norms_of_the_convolutions_have_an_epsilon_of_1e_6(part, norm):
+    brick = ResidualConv(ResidualConvParams(64)) if part == "resblock_temporal" else LevelModule(LevelParams(64, 32))
+    x = small_variance(2, 64, 3, 4, 5)
+    groups = x.unflatten(1, (32, 2))
+    dims = (2, 3, 4, 5)
+    expected = (groups - groups.mean(dims, True)) / (groups.var(dims, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    ours = getattr(getattr(brick, part), norm).double()(x)
+    assert relative_error(ours, expected.flatten(1, 2)) < 1e-6
+
+
+@torch.no_grad()
+def test_the_norm_before_attention_over_time_has_an_epsilon_of_1e_5():
+    x = small_variance(3, 7, 64)
+    expected = (x - x.mean(-1, True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    assert relative_error(RotaryTransformer(RotaryParams(64, 2)).norm_temporal.double()(x), expected) < 1e-6
+
+
 def test_heads_narrower_than_the_rotation_are_refused():
     with pytest.raises(ValueError, match="64 channels in 4 heads are fewer than the 32"):
         RotaryTransformer(RotaryParams(64, 4))

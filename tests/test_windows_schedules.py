@@ -94,3 +94,43 @@ def test_two_windows_fade_into_one_another(fuse, expected):
     first = shares_of("static", fuse, 12, 8, 4)[:, 0]
     assert torch.equal(first[:4], torch.ones(4)) and torch.equal(first[8:], torch.zeros(4))
     assert (first[4:8] - torch.tensor(expected)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("fuse, window, overlap, expected", [
+    # pyramid: 1 at the edges, one more each frame inwards, wherever in the clip, whatever the overlap
+    ("pyramid", range(0, 5), 2, [1, 2, 3, 2, 1]),
+    ("pyramid", range(4, 10), 1, [1, 2, 3, 3, 2, 1]),
+    ("pyramid", [8, 9, 0, 1], 3, [1, 2, 2, 1]),
+    # ramp: n + 1 of overlap + 1 parts, at the ends that have a neighbour
+    ("ramp", range(3, 9), 2, [1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3]),
+    ("ramp", range(0, 6), 2, [1, 1, 1, 1, 2 / 3, 1 / 3]),
+    ("ramp", range(4, 10), 2, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+    ("ramp", range(0, 10), 2, [1] * 10),
+    ("ramp", range(3, 7), 3, [1 / 4, 1 / 2, 1 / 2, 1 / 4]),     # fades that cross: the lower of the two
+    ("ramp", range(3, 7), 0, [1] * 4),
+    ("ramp", [8, 9, 0, 1], 1, [1 / 2, 1, 1, 1 / 2]),            # a loop has no ends, here and where it begins at 0
+    ("ramp", [9, 0, 1, 2], 1, [1 / 2, 1, 1, 1 / 2]),
+    ("flat", range(3, 7), 2, [1] * 4),
+])
+def test_the_weights_of_a_window_in_a_clip_of_10_frames(fuse, window, overlap, expected):
+    assert FUSES[fuse](list(window), 10, overlap) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule, step, starts", [
+    ("static", 0, [0, 3, 6, 9]), ("static", 3, [0, 3, 6, 9]),
+    ("shifting", 0, [0, 3, 6, 9]), ("shifting", 1, [0, 1, 4, 7, 9]), ("shifting", 3, [0, 2, 5, 8, 9]),
+    ("looped", 0, [0, 2, 5, 7, 10]), ("looped", 1, [1, 3, 6, 8, 11])])
+def test_windows_of_4_frames_that_share_1_begin_here_in_a_clip_of_13(schedule, step, starts):
+    assert [window[0] for window in SCHEDULES[schedule](13, 4, 1, step)] == starts
+
+
+def test_three_windows_are_joined_by_their_shares_of_the_weights():
+    """In 6 frames, windows of 4 that begin at 0, 1 and 2; by the pyramid a window counts 1, 2, 2, 1."""
+    expected = torch.tensor([[1, 0, 0], [2 / 3, 1 / 3, 0], [2 / 5, 2 / 5, 1 / 5], [1 / 5, 2 / 5, 2 / 5],
+                             [0, 1 / 3, 2 / 3], [0, 0, 1]])
+    assert (shares_of("static", "pyramid", 6, 4, 3) - expected).abs().max() < 1e-6
+
+
+def test_static_windows_that_do_not_fit_evenly_are_spread_with_no_gap_more_than_one_longer():
+    """5 windows of 4 frames that share 1 or more, over 14: 10 frames to go in 4 steps."""
+    assert [window[0] for window in SCHEDULES["static"](14, 4, 1)] == [0, 2, 5, 8, 10]
