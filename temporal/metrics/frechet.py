@@ -1,15 +1,16 @@
-"""The Frechet distance between two sets of features: FID's and FVD's formula, for whatever network made them."""
+"""The Frechet distance between two sets of features: the formula of FID and FVD, for features of any network."""
 
 import numpy as np
 
 from ..errors import VideoLDMError
 
 
-def frechet_distance(a, b):
-    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of features a (n, d) and b (m, d); the squared distance.
+def frechet_distance(a, b) -> float:
+    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of features a (n, d) and b (m, d): the squared distance.
 
-    tr (C_a C_b)^(1/2) is taken as the sum of the singular values of C_a^(1/2) C_b^(1/2), the roots from symmetric
-    eigen-decompositions: real and never negative, also for covariances of few samples, which have no full rank.
+    tr (C_a C_b)^(1/2) is the sum of the singular values of C_a^(1/2) C_b^(1/2). The roots come from symmetric
+    eigen-decompositions, so they are real and never negative, also where few samples leave a covariance without full
+    rank.
     """
     a, b = (np.asarray(features, np.float64) for features in (a, b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
@@ -23,7 +24,7 @@ def frechet_distance(a, b):
     return float(max(shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * overlap, 0.0))
 
 
-def root(covariance):
-    """The symmetric square root of a covariance; what rounding made negative counts as zero."""
+def root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a covariance. Eigenvalues that rounding made negative count as zero."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T

@@ -5,7 +5,7 @@ import numpy as np
 from ..errors import VideoLDMError
 
 
-def motion(clips):
+def motion(clips) -> float:
     """Mean absolute difference of neighbouring frames, in grey levels 0..255, of uint8 clips (..., t h w 3)."""
     clips = np.asarray(clips)
     if clips.ndim < 4 or clips.shape[-4] < 2:
@@ -16,8 +16,8 @@ def motion(clips):
     return float(np.mean(steps))
 
 
-def motion_ratio(clips, real):
-    """Motion of clips as a ratio to that of real ones; 1 is best."""
+def motion_ratio(clips, real) -> float:
+    """Motion of clips as a ratio to that of real ones. 1 is best."""
     measured = motion(real)
     if measured == 0:
         raise VideoLDMError("The real clips do not move, so there is nothing to compare motion with.")

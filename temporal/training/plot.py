@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..atomic import write_atomically, write_text
 
 Point = tuple[float, float]
-Curves = dict[str, list[Point]]
+Curves = Mapping[str, Sequence[Point]]
 
 SIZE = (900, 420)
 LEFT, RIGHT, BOTTOM = 78, 24, 40    # margins, pixels
