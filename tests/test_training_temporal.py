@@ -199,7 +199,7 @@ def clips_with_text(count, text=TEXT, fps=None):
 
 def test_prediction_layers_learn_from_no_one_and_two_first_frames_equally_often():
     batch = clips_with_text(900)
-    known = told_loss(FIRST_FRAMES).draw_clips(batch, step().generator).known.unflatten(0, (900, FRAMES))
+    known = told_loss(FIRST_FRAMES).draw_clips(batch, step().generator).context_frames.unflatten(0, (900, FRAMES))
     mask = known[:, :, 4]
     assert torch.equal(mask, mask[:, :, :1, :1].expand_as(mask))
     sets = ["".join(map(str, row)) for row in mask[:, :, 0, 0].int().tolist()]
@@ -209,7 +209,7 @@ def test_prediction_layers_learn_from_no_one_and_two_first_frames_equally_often(
 
 def test_interpolation_layers_learn_from_the_two_ends_of_every_clip():
     batch = clips_with_text(20)
-    known = told_loss(BOTH_ENDS).draw_clips(batch, step().generator).known.unflatten(0, (20, FRAMES))
+    known = told_loss(BOTH_ENDS).draw_clips(batch, step().generator).context_frames.unflatten(0, (20, FRAMES))
     assert known[:, :, 4].unique(dim=0).tolist() == [[[[float(n in (0, 3))] * 8] * 6 for n in range(FRAMES)]]
     assert torch.equal(known[:, [0, 3], :4], batch.latents[:, [0, 3]])
 
