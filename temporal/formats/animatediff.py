@@ -139,12 +139,13 @@ def check_levels(file: TensorFile, resblocks: int):
     present = {match.group(1, 2, 3) for match in map(KEY.match, file.shapes) if match[1]}
     sides = {side: {int(level) for s, level, _ in present if s == side} for side in ("down", "up")}
     count = max(map(len, sides.values()))
-    missing = [f"{side}_blocks.{level}.motion_modules.{ordinal}"
-               for side, modules in (("down", resblocks), ("up", resblocks + 1))
-               for level in range(count) for ordinal in range(modules)
-               if (side, str(level), str(ordinal)) not in present]
+    # Not a list of all that are missing: a name with a large number in it would make one without end.
+    missing = next((f"{side}_blocks.{level}.motion_modules.{ordinal}"
+                    for side, modules in (("down", resblocks), ("up", resblocks + 1))
+                    for level in range(count) for ordinal in range(modules)
+                    if (side, str(level), str(ordinal)) not in present), None)
     if missing:
-        raise VideoLDMError(f"{file.name} looks like an AnimateDiff motion module, but lacks {missing[0]}. The file is "
+        raise VideoLDMError(f"{file.name} looks like an AnimateDiff motion module, but lacks {missing}. The file is "
                             "incomplete: download it again.")
 
 
