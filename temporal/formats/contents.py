@@ -26,6 +26,11 @@ class FileFault(VideoLDMError):
         self.fault = fault
 
 
+def fault_of(error: VideoLDMError) -> str:
+    """What is wrong, for a sentence that names the file and says what to do in words of its own."""
+    return getattr(error, "fault", str(error))
+
+
 @dataclass
 class Contents:
     """An open file: shapes by the file's own names, its metadata, and `read`, which gives the tensors asked for."""
@@ -34,6 +39,9 @@ class Contents:
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
     read: Callable[[Iterable[str]], dict[str, Tensor]]
+
+    def read_all(self) -> dict[str, Tensor]:
+        return self.read_finite(self.shapes)
 
     def read_finite(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Tensors without NaN or infinity, or a sentence that names the first one with."""

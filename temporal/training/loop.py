@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import VideoLDMError
 from . import distributed
-from .checkpoint import load_checkpoint, load_into, save_checkpoint, write_text
+from .checkpoint import load_checkpoint, load_into, optimizer_state, save_checkpoint, write_text
 from .drawn import DrawnLoss
 from .ema import EMA
 from .graph import RecordedStep
@@ -303,11 +303,9 @@ class Loop:
         """Through load_state_dict, which knows on which device AdamW wants its step counts."""
         names = {id(p): name for name, p in self.parameters.items()}
         order = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
-        states = {}
-        for index, name in enumerate(order):
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer.{name}.step" in tensors:
-                states[index] = {key: tensors[f"optimizer.{name}.{key}"] for key in keys}
+        states = {index: optimizer_state(tensors, name, self.parameters[name], self.checkpoint)
+                  for index, name in enumerate(order)}
+        states = {index: state for index, state in states.items() if state}
         self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     # construction
