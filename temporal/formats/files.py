@@ -57,14 +57,20 @@ def open_contents(path) -> Contents:
     """The same, by the names that the file itself uses."""
     path = Path(path)
     head = probe(path)
-    if safetensors_files.is_safetensors(head):
-        contents = safetensors_files.open_safetensors(path)
-    elif path.suffix.lower() in safetensors_files.ENDINGS:
-        raise wrong_safetensors(path, head)
-    else:
-        contents = torch_files.open_torch(path, head)
+    try:
+        contents = opened(path, head)
+    except OSError as error:            # of the disk, while it is read
+        raise unopened(path, error) from None
     check_names(path, contents.shapes)
     return contents
+
+
+def opened(path: Path, head: bytes) -> Contents:
+    if safetensors_files.is_safetensors(head):
+        return safetensors_files.open_safetensors(path)
+    if path.suffix.lower() in safetensors_files.ENDINGS:
+        raise wrong_safetensors(path, head)
+    return torch_files.open_torch(path, head)
 
 
 def check_regular(path: Path):

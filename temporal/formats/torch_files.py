@@ -104,9 +104,9 @@ def stored_bytes(path: Path, member: zipfile.ZipInfo) -> bytes:
     if member.file_size > LARGEST_PICKLE:
         raise too_many_names(path)
     with open(path, "rb") as file:
-        file.seek(member.header_offset)
+        file.seek(max(member.header_offset, 0))
         head = file.read(30)
-        if len(head) < 30:
+        if len(head) < 30 or member.header_offset < 0:
             raise damaged(path, "is an archive whose parts are not where it says")
         file.seek(sum(struct.unpack("<HH", head[26:30])), io.SEEK_CUR)
         return file.read(member.file_size)
