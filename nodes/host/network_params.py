@@ -132,7 +132,7 @@ def read_image_params(stored, held: int) -> ImageParams:
                           colour(latent["rgb_bias"]))
     if stored["prediction"] not in ("eps", "v"):
         raise ValueError("prediction is neither eps nor v")
-    return ImageParams(unet, latent, *betas_of(stored), stored["prediction"])
+    return ImageParams(unet, latent, *betas_of(stored, text=False), stored["prediction"])
 
 
 def read_autoencoder_params(stored) -> AutoencoderParams:

@@ -224,7 +224,7 @@ def trained_of(file: TensorFile) -> dict:
                             f"this pack reads version {VERSION}. Update the pack.")
     try:
         return {"latents": text_of(metadata["latents"], "latents"),
-                "frames": whole(metadata["frames"], "frames", 1, MOST_FRAMES), "fps": fps_of(metadata),
+                "frames": whole(metadata["frames"], "frames", 1, MOST_FRAMES, text=True), "fps": fps_of(metadata),
                 "licence": text_of(metadata.get("licence", ""), "licence")}
     except MetadataError as error:
         raise VideoLDMError(f"{name} is {TITLE} whose metadata cannot be read: {error}. Write it again with this "

@@ -58,7 +58,7 @@ def load(file: TensorFile) -> LayoutFile:
     try:
         params = parse_params(file.metadata["params"], len(file.shapes))
         base = Base(text_of(file.metadata["base_family"], "base_family"),
-                    whole(file.metadata["base_context_dim"], "base_context_dim", 1, LARGEST))
+                    whole(file.metadata["base_context_dim"], "base_context_dim", 1, LARGEST, text=True))
         licence = text_of(file.metadata.get("licence", ""), "licence")
         wanted = tensors_of(params)
     except (KeyError, ValueError, RuntimeError, ArithmeticError) as error:

@@ -52,21 +52,28 @@ def depth(value) -> int:
     return deepest
 
 
-def whole(value, what: str, least: int, most: int) -> int:
-    """A whole number within bounds, from JSON or from text in plain digits."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+def whole(value, what: str, least: int, most: int, text: bool = False) -> int:
+    """A whole number within bounds.
+
+    Args:
+        value: what the file says.
+        what: the entry's name, for the sentence.
+        least, most: the bounds, both allowed.
+        text: the entry is text, as all metadata are, and not a value within JSON.
+    """
+    if text and isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
         value = int(value)
     if type(value) is not int or not least <= value <= most:
         raise MetadataError(f"{what} is {shown(value)}, where a whole number from {least} to {most} is due")
     return value
 
 
-def number(value, what: str, above: float, below: float) -> float:
-    """A finite number between two bounds, neither of which it may be; from JSON or from text."""
+def number(value, what: str, above: float, below: float, text: bool = False) -> float:
+    """A finite number between two bounds, neither of which it may be. Args: as `whole` has them."""
     try:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        if isinstance(value, bool) or not isinstance(value, str if text else (int, float)):
             raise ValueError
-        result = float(value) if not isinstance(value, str) or value.isascii() else math.nan
+        result = float(value) if not text or value.isascii() else math.nan
     except (ValueError, OverflowError):
         result = math.nan
     if not above < result < below:
@@ -102,9 +109,10 @@ def entries_of(value, what: str, due: tuple[str, ...] = (), allowed: tuple[str, 
     return value
 
 
-def betas_of(metadata: Mapping, start: str = "linear_start", end: str = "linear_end") -> tuple[float, float]:
-    """First and last beta of a noise schedule: between 0 and 1, and not falling."""
-    first, last = (number(metadata[entry], entry, 0, 1) for entry in (start, end))
+def betas_of(metadata: Mapping, start: str = "linear_start", end: str = "linear_end",
+             text: bool = True) -> tuple[float, float]:
+    """First and last beta of a noise schedule: between 0 and 1, and not falling. text: not of a dictionary in JSON."""
+    first, last = (number(metadata[entry], entry, 0, 1, text) for entry in (start, end))
     if first > last:
         raise MetadataError(f"{start} is {first:g} and {end} is {last:g}, and noise must not fall")
     return first, last
@@ -112,4 +120,4 @@ def betas_of(metadata: Mapping, start: str = "linear_start", end: str = "linear_
 
 def fps_of(metadata: Mapping[str, str]) -> float | None:
     """The frame rate that a file states; None where it states none."""
-    return number(metadata["fps"], "fps", 0, MOST_FPS) if metadata.get("fps") else None
+    return number(metadata["fps"], "fps", 0, MOST_FPS, text=True) if metadata.get("fps") else None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import VideoLDMError
-from .contents import Contents, damaged, file_name, first_line
+from .contents import LONGEST_NAME, Contents, damaged, file_name, first_line
 from .metadata import shown
 
 ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
@@ -154,6 +154,8 @@ def check_tuples(path: Path, stream: io.BytesIO):
     for code, value, _ in pickletools.genops(stream):
         if code.name == "PROTO" and value not in (2, 3):
             raise needs_code(path, "")          # torch warns, and knows none of the newer instructions
+        if code.name in ("GLOBAL", "INST") and len(value) > LONGEST_NAME:
+            raise needs_code(path, f"GLOBAL {value}")       # torch looks through its own sentence for ever
         if code.name == "MARK":
             marks.append(len(stack))
         elif code.name in ("BINPUT", "LONG_BINPUT"):

@@ -95,12 +95,12 @@ def parse_params(metadata: Mapping[str, str]) -> UpscalerParams:
             for key, value in entries_of(parsed_json(metadata["unet"], "unet"), "unet").items()}
     if metadata["prediction"] not in PREDICTIONS:
         raise ValueError(f"prediction '{shown(metadata['prediction'])}'")
-    most, usual = (whole(metadata[entry], entry, 0, 10 ** 6) for entry in ("most_noise", "usual_noise"))
+    most, usual = (whole(metadata[entry], entry, 0, 10 ** 6, text=True) for entry in ("most_noise", "usual_noise"))
     if not usual <= most < 1000:
         raise ValueError(f"noise levels {usual} and {most}")
     return UpscalerParams(unet, *betas_of(metadata), metadata["prediction"],
                           *betas_of(metadata, "augmentation_start", "augmentation_end"), most, usual,
-                          number(metadata["details"], "details", 0, 1e6), text_of(metadata["title"], "title"),
+                          number(metadata["details"], "details", 0, 1e6, text=True), text_of(metadata["title"], "title"),
                           text_of(metadata.get("licence", ""), "licence"))
 
 

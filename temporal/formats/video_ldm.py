@@ -165,8 +165,9 @@ def rebuild(file: TensorFile) -> StackParams:
     try:
         heads = {module: whole(count, f"heads of {shown(module)}", 1, LARGEST)
                  for module, count in entries_of(parsed_json(metadata["heads"], "heads"), "heads").items()}
-        frames, mix_length = (whole(metadata[entry], entry, 0, MOST_FRAMES) for entry in ("frames", "mix_length"))
-        layers = whole(metadata["layers"], "layers", 0, LARGEST)
+        frames, mix_length = (whole(metadata[entry], entry, 0, MOST_FRAMES, text=True)
+                              for entry in ("frames", "mix_length"))
+        layers = whole(metadata["layers"], "layers", 0, LARGEST, text=True)
         positions = optional_whole(metadata, "positions")
         context_dim = optional_whole(metadata, "base_context_dim")
         for entry in ("family", "base_family", "licence"):
@@ -228,7 +229,7 @@ def context_of(file: TensorFile) -> tuple[ContextParams | SmallFramesParams | No
                                            f"takes {list(first)[1:2]}; both are 3")
         return SmallFramesParams(first[0], len(steps)), width
     try:
-        frames = whole(file.metadata["frames"], "frames", 1, MOST_FRAMES)
+        frames = whole(file.metadata["frames"], "frames", 1, MOST_FRAMES, text=True)
         positions = tuple(tuple(whole(p, "a known frame", -frames, frames - 1) for p in list_of(known, "a set", frames))
                           for known in list_of(parsed_json(told, "context_positions"), "context_positions", LARGEST))
         channels, inputs = first[:2]
@@ -253,7 +254,7 @@ def schedule_of(metadata: Mapping[str, str]) -> Schedule:
 
 
 def optional_whole(metadata: Mapping[str, str], entry: str) -> int | None:
-    return whole(metadata[entry], entry, 1, LARGEST) if metadata.get(entry) else None
+    return whole(metadata[entry], entry, 1, LARGEST, text=True) if metadata.get(entry) else None
 
 
 def notes_of(params: StackParams) -> list[str]:
