@@ -15,12 +15,12 @@ from typing import Callable
 
 import torch
 
-NASTY = ("", " ", "-1", "0", "1.5", "1e999", "-1e999", "nan", "inf", "true", "null", "None", "[", "{}", "[]", "[[1e999]]",
-         "[[]]", "[" * 1000, "[" * 1000 + "]" * 1000, '{"a":' * 300 + "1" + "}" * 300, "9" * 30, "9" * 5000, "1000000000",
-         "2147483648", "-9223372036854775809", "\u0661\u0662", "\x00", "line\nline", "\ud7ff\u202e", "x" * 100_000,
-         "[NaN]", '{"a": [true]}', '"8"')
-VALUES = (None, True, False, -1, 0, 1, 3, 1.5, 1e308, float("inf"), float("nan"), 10 ** 9, 10 ** 30, -(10 ** 18), "", "8",
-          "x" * 10_000, [], [[]], {}, [1] * 100_000, [0], [-1], [10 ** 9], [[1, 2, 3]], {"a": 1}, [[[[[[[[[1]]]]]]]]])
+NASTY = ("", " ", "-1", "0", "1.5", "1e999", "-1e999", "nan", "inf", "true", "null", "None", "[", "{}", "[]",
+         "[[1e999]]", "[[]]", "[" * 1000, "[" * 1000 + "]" * 1000, '{"a":' * 300 + "1" + "}" * 300, "9" * 30, "9" * 5000,
+         "1000000000", "2147483648", "-9223372036854775809", "\u0661\u0662", "\x00", "line\nline", "\ud7ff\u202e",
+         "x" * 100_000, "[NaN]", '{"a": [true]}', '"8"')
+VALUES = (None, True, False, -1, 0, 1, 3, 1.5, 1e308, float("inf"), float("nan"), 10 ** 9, 10 ** 30, -(10 ** 18), "",
+          "8", "x" * 10_000, [], [[]], {}, [1] * 100_000, [0], [-1], [10 ** 9], [[1, 2, 3]], {"a": 1}, [[[[[[[[[1]]]]]]]]])
 TYPES = ("F32", "F16", "BF16", "F64", "I8", "I64", "BOOL", "F8_E4M3", "F8_E8M0", "C64", "U4", "", "f32")
 NUMBERS = (-1, 0, 1, 3, 2 ** 31, 2 ** 40, 2 ** 63, 10 ** 30, 1.0, None, "4")
 
@@ -225,7 +225,8 @@ def state_changed(data: bytes, draw: random.Random) -> bytes:
     key = draw.choice(list(tensors))
     tensor = tensors[key]
     change = draw.choice((
-        lambda: in_itself(tensors), lambda: nested(tensors, 3), lambda: nested(tensors, 400), lambda: list(tensors.values()),
+        lambda: in_itself(tensors), lambda: nested(tensors, 3), lambda: nested(tensors, 400),
+        lambda: list(tensors.values()),
         lambda: {**tensors, 7: tensor, (1, 2): tensor, None: 3}, lambda: changed(tensors, "k" * 1_000_000, tensor),
         lambda: changed(tensors, key, repeated(tensor, 10 ** 6)), lambda: changed(tensors, key, tensor.to_sparse()),
         lambda: changed(tensors, key, tensor.to("meta")), lambda: changed(tensors, key, tensor.to(torch.complex64)),
@@ -235,7 +236,8 @@ def state_changed(data: bytes, draw: random.Random) -> bytes:
         lambda: changed(tensors, key, torch.full_like(tensor, draw.choice((float("nan"), float("inf"))))),
         lambda: changed(tensors, key, tensor.to(torch.float8_e4m3fn)), lambda: changed(tensors, key, str(key)),
         lambda: changed(tensors, key, tensor.t() if tensor.ndim == 2 else tensor[None]),
-        lambda: changed(tensors, key.replace("0", "99999999"), tensor), lambda: {k: v for k, v in tensors.items() if k != key},
+        lambda: changed(tensors, key.replace("0", "99999999"), tensor),
+        lambda: {k: v for k, v in tensors.items() if k != key},
         lambda: {name: tensors[key] for name in tensors}, lambda: changed(tensors, "a\nb", tensor),
         lambda: changed(tensors, key, torch.nested.as_nested_tensor([torch.zeros(2, 3), torch.zeros(3, 3)])),
     ))
@@ -280,7 +282,9 @@ def pickle_changed(data: bytes, draw: random.Random) -> bytes:
             return content[:places[first]] + content[places[first]:places[last]] + content[places[first]:]
         return cut(content, draw)
     if not data.startswith(b"PK"):
-        return change(data[:20_000].rpartition(b".")[0] + b".") if draw.random() < 0.2 else flipped(data, draw, 0, 20_000)
+        if draw.random() < 0.2:
+            return change(data[:20_000].rpartition(b".")[0] + b".")
+        return flipped(data, draw, 0, 20_000)
     return rewritten(data, lambda name, content: change(content) if name.endswith("data.pkl") else content)
 
 

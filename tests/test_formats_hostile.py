@@ -87,7 +87,8 @@ def test_large_finite_numbers_whose_sum_is_infinite_are_taken(tensors, tmp_path)
 
 # Metadata
 
-LAYERS, UPSCALER, DECODER, SCENE = "layers_2.safetensors", "upscaler.safetensors", "decoder.safetensors", "scene.safetensors"
+LAYERS, UPSCALER = "layers_2.safetensors", "upscaler.safetensors"
+DECODER, SCENE = "decoder.safetensors", "scene.safetensors"
 TEXT, IMAGE, VAE, TRAINING = "text.safetensors", "image.safetensors", "autoencoder.safetensors", "last.safetensors"
 DEEP = "[" * 1000 + "]" * 1000
 ENTRIES = [
@@ -125,14 +126,16 @@ VALUES = [      # of one place within an entry of JSON
     (UPSCALER, "unet", "self_attention", 1, "self_attention"),
     *((SCENE, "params", name, value, name) for name in ("layers", "width", "heads", "frequencies")
       for value in (-1, 10 ** 9, True, 2.5, "3", None)),
-    (SCENE, "params", "heads", 3, "16 does not divide into 3 heads"), (SCENE, "params", "sites", [[0, 32]] * 10 ** 5, "sites"),
+    (SCENE, "params", "heads", 3, "16 does not divide into 3 heads"),
+    (SCENE, "params", "sites", [[0, 32]] * 10 ** 5, "sites"),
     *((SCENE, "params", "sites", value, "site") for value in ([[0]], [[0, 32], [0, 32]], 7, [["a", 32]])),
     *((SCENE, "params", "labels", value, "label") for value in ([["light", 7]], [[1, ["day"]]], [["light"]], {})),
     *((SCENE, "params", "colours", value, "colours") for value in ([1, 2], "red", None)),
     *((TEXT, "params", name, value, name) for name in ("width", "layers", "heads")
       for value in (-1, 0, 10 ** 9, True, 1.5, "2", None)),
     *((TEXT, "params", "tokens", value, "token") for value in (
-        [5, 7, 49406, 49408], [-1, 5, 7, 9], [5, 5, 7, 9], [1e999, 5, 7, 9], list(range(49409)), 7, None, [True, 5, 7, 9])),
+        [5, 7, 49406, 49408], [-1, 5, 7, 9], [5, 5, 7, 9], [1e999, 5, 7, 9], list(range(49409)), 7, None,
+        [True, 5, 7, 9])),
     *((IMAGE, "params", name, value, name) for name in ("linear_start", "linear_end")
       for value in (-0.1, 0, 1, float("nan"), float("inf"), True, None, [1])),
     (IMAGE, "params", "prediction", "x", "prediction"), (IMAGE, "params", "latent", {}, "latent lacks"),
@@ -175,8 +178,8 @@ def test_numbers_are_read_as_they_are_written():
     assert [metadata.number(value, "it", 0, 1, text=True) for value in ("0.5", "5e-1")] == [0.5] * 2
     assert metadata.betas_of({"linear_start": "0.00085", "linear_end": "0.012"}) == (0.00085, 0.012)
     assert metadata.fps_of({"fps": "23.976"}) == 23.976 and metadata.fps_of({}) is None
-    for value, text in ((True, False), (1.0, False), ("1.0", True), ("", True), (" 1", True), (None, False), (21, False),
-                        ("21", True), ("\uff11", True), (10 ** 5000, False), ([1], False), ("7", False)):
+    for value, text in ((True, False), (1.0, False), ("1.0", True), ("", True), (" 1", True), (None, False),
+                        (21, False), ("21", True), ("\uff11", True), (10 ** 5000, False), ([1], False), ("7", False)):
         with pytest.raises(metadata.MetadataError, match="^it is .*a whole number from -5 to 20 is due$"):
             metadata.whole(value, "it", -5, 20, text)
     for value, text in ((True, False), ("", True), ("x", True), (0, False), (1, False), ("nan", True), ("0.5", False),
@@ -234,6 +237,11 @@ def test_a_file_that_may_not_be_read_is_refused(files, tmp_path):
 
 # Dictionaries of a torch file
 
+def with_pickle(data: bytes, content: bytes) -> bytes:
+    """A torch archive whose pickle is another one."""
+    return fuzz_files.rewritten(data, lambda name, old: content if name.endswith("data.pkl") else old)
+
+
 def test_a_dictionary_that_holds_itself_is_refused(tensors, tmp_path):
     for name in ("state_dict", "model", "ema"):
         content = dict(tensors)
@@ -248,13 +256,13 @@ def test_dictionaries_nested_without_end_are_refused(tensors, tmp_path, times):
     path = saved(tmp_path, "deep.ckpt", fuzz_files.nested(tensors, 1))
     key = pickle.dumps("model", 2)[2:-3]       # without its own memo
     deep = b"\x80\x02" + (b"}" + key) * times + b"}" + b"s" * times + b"."
-    path.write_bytes(fuzz_files.rewritten(path.read_bytes(), lambda name, old: deep if name.endswith("data.pkl") else old))
+    path.write_bytes(with_pickle(path.read_bytes(), deep))
     assert "damaged" in refused(load_temporal, path) or "holds no named tensors" in refused(load_temporal, path)
 
 
 def test_what_has_no_name_of_text_is_no_tensor_of_the_file(tensors, tmp_path):
-    torch.save({**tensors, 7: torch.zeros(1), (1, 2): torch.zeros(1), None: torch.zeros(1), b"x": {"a": torch.zeros(1)}},
-               tmp_path / "odd.ckpt")
+    more = torch.zeros(1)
+    torch.save({**tensors, 7: more, (1, 2): more, None: more, b"x": {"a": more}}, tmp_path / "odd.ckpt")
     assert len(load_temporal(tmp_path / "odd.ckpt").tensors) == len(load_temporal(
         saved(tmp_path, "plain.ckpt", tensors)).tensors)
 
@@ -272,7 +280,7 @@ def test_a_key_that_takes_for_ever_to_hash_is_refused(tensors, tmp_path):
     path = saved(tmp_path, "hash.ckpt", tensors)
     twice = b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60))
     content = b"\x80\x02})" + twice + b"K\x01s."
-    path.write_bytes(fuzz_files.rewritten(path.read_bytes(), lambda name, old: content if name.endswith("data.pkl") else old))
+    path.write_bytes(with_pickle(path.read_bytes(), content))
     assert "holds tuples nested more than 8 deep" in refused(load_temporal, path)
     path.write_bytes(content)
     assert "holds tuples nested more than 8 deep" in refused(load_temporal, path)

@@ -84,7 +84,7 @@ def fault_of(load, path) -> str | None:
     before, peak_before, start = resident(), peak(), time.process_time()
     try:
         with alarm(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # of the host's own networks; those of torch.load have a test of their own
+            warnings.simplefilter("ignore")     # of the host's networks; torch.load's have a test of their own
             loaded = load(path)
         bad = [tensor for tensor in small_files.tensors_of(loaded)
                if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()]

@@ -109,7 +109,7 @@ def read_unet_params(stored, held: int) -> UNetParams:
     if len(set(map(len, lists.values()))) > 1:
         raise ValueError("channel_mult, num_res_blocks and transformer_depth are not of one length")
     if min(lists["channel_mult"]) < 1 or min(lists["num_res_blocks"]) < 1 or sum(lists["num_res_blocks"]) > held:
-        raise ValueError(f"levels of {lists['channel_mult']} times the channels and {lists['num_res_blocks']} ResBlocks")
+        raise ValueError(f"channel_mult is {lists['channel_mult']} and num_res_blocks is {lists['num_res_blocks']}")
     numbers = {name: whole(stored[name], name, 1, LARGEST)
                for name in ("latent_channels", "model_channels", "head_channels", "context_dim")}
     numbers |= {name: whole(stored.get(name, 0), name, 0, LARGEST) for name in ("concat_channels", "noise_levels")}

@@ -63,7 +63,8 @@ def first_line(error) -> str:
 
 
 def damaged(path: Path, why: str) -> FileFault:
-    return FileFault(f"{file_name(path)} is damaged or only partly downloaded: it {why}. Download it again.", f"it {why}")
+    fault = f"it {why}"
+    return FileFault(f"{file_name(path)} is damaged or only partly downloaded: {fault}. Download it again.", fault)
 
 
 def not_finite(path: Path, key: str) -> FileFault:

@@ -213,15 +213,15 @@ def load(file: TensorFile, found: Identified) -> DecoderFile:
 
 
 def trained_of(file: TensorFile) -> dict:
-    """What a file of this pack says of the clips that its decoder was trained on; a sentence where it says it wrongly."""
+    """What a file of this pack says of the clips that its decoder was trained on; a sentence where it cannot be."""
     metadata, name = file.metadata, file.name
     missing = [entry for entry in REQUIRED if entry not in metadata]
     if missing:
         raise VideoLDMError(f"{name} is {TITLE} whose metadata lacks {', '.join(missing)}. Write it again with this "
                             "pack.")
     if metadata["version"] != str(VERSION):
-        raise VideoLDMError(f"{name} is written in version {shown(metadata['version'])} of the format of temporal decoders; "
-                            f"this pack reads version {VERSION}. Update the pack.")
+        raise VideoLDMError(f"{name} is written in version {shown(metadata['version'])} of the format of temporal "
+                            f"decoders; this pack reads version {VERSION}. Update the pack.")
     try:
         return {"latents": text_of(metadata["latents"], "latents"),
                 "frames": whole(metadata["frames"], "frames", 1, MOST_FRAMES, text=True), "fps": fps_of(metadata),

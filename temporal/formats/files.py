@@ -92,7 +92,8 @@ def check_regular(path: Path):
 
 def unopened(path: Path, error: Exception) -> VideoLDMError:
     reason = getattr(error, "strerror", None) or first_line(error)
-    return VideoLDMError(f"{file_name(path)} cannot be opened ({reason}). Check its name, and that ComfyUI may read it.")
+    return VideoLDMError(f"{file_name(path)} cannot be opened ({reason}). Check its name, and that ComfyUI may "
+                        "read it.")
 
 
 def probe(path: Path) -> bytes:

@@ -1,7 +1,7 @@
 """Reading a file's metadata safely: anyone may have written it, so every value has a type and bounds.
 
-A value that does not fit raises MetadataError. Its text says which entry is wrong and what is due; the format that reads
-the entry says which file it is and what to do.
+A value that does not fit raises MetadataError. Its text says which entry is wrong and what is due. The format that
+reads the entry says which file it is and what to do.
 """
 
 import json
@@ -97,7 +97,7 @@ def list_of(value, what: str, most: int, least: int = 0) -> list:
 
 
 def entries_of(value, what: str, due: tuple[str, ...] = (), allowed: tuple[str, ...] = ()) -> dict:
-    """A dictionary with these entries: all that are due, and none but those and the allowed ones. Without either, any."""
+    """A dictionary with all entries that are due, and none but those and the allowed ones. Where none is due: any."""
     if not isinstance(value, dict):
         raise MetadataError(f"{what} is {shown(value)}, where a dictionary is due")
     missing = [entry for entry in due if entry not in value]

@@ -122,8 +122,8 @@ def require_version(name: str, title: str, metadata: Mapping[str, str], known: i
     """Refuse a file of another version of its format."""
     version = metadata.get("version")
     if version != str(known):
-        raise VideoLDMError(f"{name} is {title} of version {shown(version)}, and this pack reads version {known}. Update the "
-                            "pack.")
+        raise VideoLDMError(f"{name} is {title} of version {shown(version)}, and this pack reads version {known}. "
+                            "Update the pack.")
 
 
 def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):

@@ -100,8 +100,8 @@ def parse_params(metadata: Mapping[str, str]) -> UpscalerParams:
         raise ValueError(f"noise levels {usual} and {most}")
     return UpscalerParams(unet, *betas_of(metadata), metadata["prediction"],
                           *betas_of(metadata, "augmentation_start", "augmentation_end"), most, usual,
-                          number(metadata["details"], "details", 0, 1e6, text=True), text_of(metadata["title"], "title"),
-                          text_of(metadata.get("licence", ""), "licence"))
+                          number(metadata["details"], "details", 0, 1e6, text=True),
+                          text_of(metadata["title"], "title"), text_of(metadata.get("licence", ""), "licence"))
 
 
 def write(path, tensors: Mapping[str, Tensor], params: UpscalerParams, metadata: Mapping[str, str] = {}):

@@ -148,8 +148,8 @@ def load(file: TensorFile) -> TemporalFile:
 def check_metadata(file: TensorFile):
     version = file.metadata.get("version", str(VERSION))
     if version not in VERSIONS:
-        raise VideoLDMError(f"{file.name} is written in version {shown(version)} of the Video LDM layers format; this pack "
-                            f"reads versions {', '.join(VERSIONS)}. Update the pack.")
+        raise VideoLDMError(f"{file.name} is written in version {shown(version)} of the Video LDM layers format; this "
+                            f"pack reads versions {', '.join(VERSIONS)}. Update the pack.")
     missing = [entry for entry in REQUIRED if entry not in file.metadata]
     if missing:
         raise VideoLDMError(f"{file.name} is {TITLE} whose metadata lacks {', '.join(missing)}, without which the "
