@@ -128,9 +128,9 @@ def require_version(name: str, title: str, metadata: Mapping[str, str], known: i
 
 def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):
     """Refuse a set of tensors that is not exactly the stack's: a layer missing, a tensor too many, a wrong shape."""
-    # Each attention of each block has tensors of its own. Without that bound, a name with a large number in it would
+    # Each block, and each attention in it, has tensors of its own. Without that bound, a name with a large number in it would
     # build modules for ever.
-    parts = sum(getattr(brick, "blocks", 1) * getattr(brick, "attentions", 1) for _, brick in params.bricks)
+    parts = sum(getattr(brick, "blocks", 1) * max(getattr(brick, "attentions", 1), 1) for _, brick in params.bricks)
     if parts > len(tensors):
         raise VideoLDMError(f"{name} looks like {title}, but its names number {shown(parts)} layers, and it holds "
                             f"{len(tensors)} tensors. The file is incomplete: download or write it again.")
