@@ -152,8 +152,9 @@ def test_a_file_that_is_not_whole_is_refused_with_the_first_fault(tmp_path, stat
 
 @pytest.mark.parametrize("entry, value, sentence", [
     ("version", "2", "version 2 of the format of temporal decoders; this pack reads version 1. Update"),
-    ("latents", None, "whose metadata lacks latents"), ("frames", "six", "cannot be read: it says six frames"),
-    ("fps", "-1", "at -1 fps")])
+    ("latents", None, "whose metadata lacks latents"),
+    ("frames", "six", "cannot be read: frames is six, where a whole"),
+    ("fps", "-1", "cannot be read: fps is -1, where a number between 0 and 10000")])
 def test_metadata_that_cannot_be_is_refused(tmp_path, entry, value, sentence):
     path = write_decoder(tmp_path / "mine.safetensors")
     from safetensors import safe_open

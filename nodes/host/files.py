@@ -11,9 +11,11 @@ import torch
 from comfy.cli_args import args
 
 from ...temporal.errors import VideoLDMError
+from ...temporal.formats.files import check_regular
 from .api import io, ui
 
 LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, and ComfyUI's names of them
+DECODER_KINDS = (LAYERS, "vae", "checkpoints")                  # where a decoder may lie, in this order
 DEMO_FOLDER = Path(__file__).resolve().parents[2] / "models" / "demo"
 DEMO_LAYERS = "video_ldm_"      # how the demo's temporal files begin; its other files are loaded by Load Demo Models
 # Folders of other packs in which an artist may already have files of a kind.
@@ -46,10 +48,19 @@ def resolve(name, kind=LAYERS):
     register_folders(kind)
     path = folder_paths.get_full_path(kind, name)
     if path is None:
+        _refuse_other_than_files(kind, name)
         folders = ", ".join(folder_paths.get_folder_paths(kind))
         raise VideoLDMError(f"There is no file {name} in {folders}. Put it into the first of these and refresh the "
                             "page (R), or choose another file.")
     return path
+
+
+def _refuse_other_than_files(kind, name):
+    """A sentence for a folder, a named pipe or a device of that name, all of which ComfyUI passes over."""
+    for folder in folder_paths.get_folder_paths(kind):
+        path = Path(folder) / os.path.relpath(os.path.join("/", name), "/")
+        if os.path.exists(path):
+            check_regular(path)
 
 
 def fingerprint(name, kind=LAYERS):
@@ -59,8 +70,13 @@ def fingerprint(name, kind=LAYERS):
 
 def path_fingerprint(path):
     """The same of a full path."""
-    # By time and size: hashing a large file would cost more than reading it again.
-    status = os.stat(path)
+    # By time and size: hashing a large file would cost more than reading it again. Nothing is opened, so that a pipe
+    # cannot make it wait.
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise VideoLDMError(f"{Path(path).name} cannot be read ({error.strerror}). Refresh the page (R), or choose "
+                            "another file.") from error
     return status.st_mtime_ns, status.st_size
 
 
@@ -79,10 +95,12 @@ def list_decoders():
 def resolve_decoder(name):
     """Full path of a name from `list_decoders`; a sentence if the file has gone."""
     register_folders()
-    for kind in (LAYERS, "vae", "checkpoints"):
+    for kind in DECODER_KINDS:
         path = folder_paths.get_full_path(kind, name)
         if path is not None:
             return path
+    for kind in DECODER_KINDS:
+        _refuse_other_than_files(kind, name)
     raise VideoLDMError(f"There is no file {name} in models/video_ldm, models/vae or models/checkpoints. Put it into "
                         "the first of these and refresh the page (R), or choose another file.")
 

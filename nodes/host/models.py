@@ -5,7 +5,8 @@ safetensors whose metadata carries everything that rebuilds its network: `format
 """
 
 import json
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import comfy.latent_formats
@@ -20,100 +21,20 @@ import comfy.utils
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ...temporal.errors import VideoLDMError
+from ...temporal.formats.contents import fault_of, first_line
+from ...temporal.formats.files import open_contents
+from ...temporal.formats.metadata import parsed_json
+from ...temporal.formats.temporal_file import require_one_dtype
+from .network_params import (  # noqa: F401  whoever builds a network finds its params beside it
+    END, START, VOCABULARY, AutoencoderParams, ImageParams, LatentParams, TextParams, UNetParams,
+    read_autoencoder_params, read_image_params, read_text_params)
 
 FORMATS = {"image": "video_ldm_demo_image", "text": "video_ldm_demo_text", "autoencoder": "video_ldm_demo_autoencoder"}
 UNET_PREFIX = "model.diffusion_model."
 TOKEN_ROWS = "text_model.embeddings.token_embedding.weight"
-START, END = 49406, 49407               # of CLIP's vocabulary; the end token also pads
-VOCABULARY, LENGTH = 49408, 77
-
-
-@dataclass(frozen=True)
-class UNetParams:
-    """An LDM UNet. Per level: channels as multiples of `model_channels`, ResBlocks, transformer blocks after each."""
-    latent_channels: int
-    model_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: tuple[int, ...]
-    transformer_depth: tuple[int, ...]
-    head_channels: int
-    context_dim: int
-    concat_channels: int = 0        # of pictures beside the latents at its input
-    noise_levels: int = 0           # that it can be told, as a class; 0: it is told none
-    self_attention: bool = True
-
-    @property
-    def emb_dim(self):
-        return 4 * self.model_channels
-
-    def config(self):
-        """What ComfyUI's UNetModel is called with, in the words of its own model detection."""
-        pairs = list(zip(self.transformer_depth, self.num_res_blocks, strict=True))
-        return {
-            "image_size": 32, "in_channels": self.latent_channels + self.concat_channels,
-            "out_channels": self.latent_channels, "num_classes": self.noise_levels or None,
-            "disable_self_attentions": [not self.self_attention] * len(self.channel_mult),
-            "disable_middle_self_attn": not self.self_attention,
-            "model_channels": self.model_channels, "channel_mult": list(self.channel_mult),
-            "num_res_blocks": list(self.num_res_blocks),
-            "transformer_depth": [depth for depth, blocks in pairs for _ in range(blocks)],
-            "transformer_depth_output": [depth for depth, blocks in pairs for _ in range(blocks + 1)],
-            "transformer_depth_middle": self.transformer_depth[-1], "context_dim": self.context_dim,
-            "num_heads": -1, "num_head_channels": self.head_channels, "use_spatial_transformer": True,
-            "use_linear_in_transformer": False, "use_checkpoint": False, "legacy": False,
-            "use_temporal_attention": False, "use_temporal_resblock": False,
-        }
-
-
-@dataclass(frozen=True)
-class LatentParams:
-    """Latents of the image LDM: what they are multiplied with, and the linear map to a preview's RGB."""
-    scale_factor: float
-    rgb_factors: tuple[tuple[float, ...], ...]
-    rgb_bias: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ImageParams:
-    """The image LDM: network, latents, noise schedule (ComfyUI's "linear": even in sqrt(beta)) and "eps" or "v"."""
-    unet: UNetParams
-    latent: LatentParams
-    linear_start: float
-    linear_end: float
-    prediction: str
-
-
-@dataclass(frozen=True)
-class AutoencoderParams:
-    """LDM's KL autoencoder; its factor is 2 ** (levels - 1)."""
-    latent_channels: int
-    channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-
-    def config(self):
-        ddconfig = {"double_z": True, "z_channels": self.latent_channels, "resolution": 256, "in_channels": 3,
-                    "out_ch": 3, "ch": self.channels, "ch_mult": list(self.channel_mult),
-                    "num_res_blocks": self.num_res_blocks, "attn_resolutions": [], "dropout": 0.0}
-        return {"ddconfig": ddconfig, "embed_dim": self.latent_channels}
-
-
-@dataclass(frozen=True)
-class TextParams:
-    """A CLIP text model. tokens: the ids that have an embedding of their own; all others share the unknown one."""
-    width: int
-    layers: int
-    heads: int
-    tokens: tuple[int, ...]
-
-    def config(self):
-        return {"hidden_size": self.width, "intermediate_size": 4 * self.width, "num_hidden_layers": self.layers,
-                "num_attention_heads": self.heads, "max_position_embeddings": LENGTH, "vocab_size": VOCABULARY,
-                "eos_token_id": END, "hidden_act": "quick_gelu"}
 
 
 # Networks to train
@@ -222,8 +143,10 @@ def load_demo(folder):
 def load_image_model(path):
     """A MODEL: ComfyUI's BaseModel and ModelPatcher, with the file's schedule and latent format."""
     tensors, stored = read_part(path, "image")
-    params = image_params(stored)
-    check_keys(path, {UNET_PREFIX + key for key in shapes_of_unet(params.unet)}, tensors)
+    with sizes_of(path):
+        params = read_image_params(stored, len(tensors))
+        wanted = {UNET_PREFIX + key: shape for key, shape in shapes_of_unet(params.unet).items()}
+    check_tensors(path, wanted, tensors)
     return patcher_of_model(model_config(params), tensors, UNET_PREFIX)
 
 
@@ -265,11 +188,14 @@ def model_config(params: ImageParams):
 def load_text(path):
     """A CLIP for the stock CLIP Text Encode."""
     tensors, stored = read_part(path, "text")
-    params = TextParams(stored["width"], stored["layers"], stored["heads"], tuple(stored["tokens"]))
+    with sizes_of(path):
+        params = read_text_params(stored, len(tensors))
+        network = text_class(params)(device="meta", dtype=torch.float32).clip_l.transformer
+        wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    check_tensors(path, wanted | {TOKEN_ROWS: (1 + len(params.tokens), params.width)}, tensors)
     target = comfy.supported_models_base.ClipTarget(tokenizer_class(params.width), text_class(params))
     clip = comfy.sd.CLIP(target, embedding_directory=embedding_folders(),
                          parameters=sum(tensor.numel() for tensor in tensors.values()))
-    check_keys(path, set(clip.cond_stage_model.clip_l.transformer.state_dict()), tensors)
     clip.load_sd(scatter_tokens(tensors, params))
     return clip
 
@@ -282,22 +208,18 @@ def embedding_folders():
 def load_autoencoder(path):
     """A VAE."""
     tensors, stored = read_part(path, "autoencoder")
-    params = AutoencoderParams(**stored)
-    check_keys(path, set(AutoencoderKL(**params.config()).state_dict()), tensors)
+    with sizes_of(path):
+        params = read_autoencoder_params(stored)
+        with torch.device("meta"):
+            network = AutoencoderKL(**params.config())
+        wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    check_tensors(path, wanted, tensors)
     return vae_of(tensors, params)
 
 
 def vae_of(tensors: dict, params: AutoencoderParams):
     """A VAE of ComfyUI's with these weights."""
     return comfy.sd.VAE(sd=tensors, config={"params": params.config()})
-
-
-def image_params(stored: dict) -> ImageParams:
-    unet, latent = stored["unet"], stored["latent"]
-    return ImageParams(
-        UNetParams(**{key: tuple(value) if isinstance(value, list) else value for key, value in unet.items()}),
-        LatentParams(latent["scale_factor"], tuple(map(tuple, latent["rgb_factors"])), tuple(latent["rgb_bias"])),
-        stored["linear_start"], stored["linear_end"], stored["prediction"])
 
 
 def part_metadata(part: str, params, notes: dict) -> dict:
@@ -312,18 +234,36 @@ def read_part(path, part: str):
         raise VideoLDMError(f"The demo file {path.name} is missing in '{path.parent}'. Install the pack again, or "
                             "train the demo models with: python run.py train-demo")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise VideoLDMError(f"The demo file '{path}' is damaged ({error}). Install the pack again.") from error
-    if metadata.get("format") != FORMATS[part]:
-        raise VideoLDMError(f"'{path}' is not the demo's {part} model. Install the pack again.")
-    return tensors, json.loads(metadata["params"])
+        contents = open_contents(path)
+        if contents.metadata.get("format") != FORMATS[part]:
+            raise VideoLDMError(f"'{path}' is not the demo's {part} model. Install the pack again.")
+        tensors, stored = contents.read_all(), parsed_json(contents.metadata.get("params", ""), "params")
+    except ValueError as error:
+        if "Install the pack again" in str(error):
+            raise
+        raise damaged(path, fault_of(error)) from None
+    require_one_dtype(path.name, tensors)
+    return tensors, stored
 
 
-def check_keys(path, expected: set, tensors: dict):
+def damaged(path, fault: str) -> VideoLDMError:
+    return VideoLDMError(f"The demo file '{path}' is damaged ({fault}). Install the pack again.")
+
+
+@contextmanager
+def sizes_of(path):
+    """A sentence for a file whose metadata make no network."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
+        raise damaged(path, f"no network has its sizes: {first_line(error)}") from None
+
+
+def check_tensors(path, wanted: dict[str, tuple], tensors: dict):
     """Refuse a file that does not hold exactly the network its metadata tells."""
-    for key in sorted(expected ^ tensors.keys()):
-        fault = "lacks" if key in expected else "has the unknown tensor"
+    for key in sorted(wanted.keys() ^ tensors.keys()):
+        fault = "lacks" if key in wanted else "has the unknown tensor"
         raise VideoLDMError(f"The demo file '{path}' {fault} '{key}'. Install the pack again.")
+    for key, shape in wanted.items():
+        if tuple(tensors[key].shape) != shape:
+            raise damaged(path, f"'{key}' has shape {list(tensors[key].shape)} where {list(shape)} is due")

@@ -5,9 +5,11 @@ import comfy.model_base
 import comfy.supported_models_base
 from comfy.ldm.modules.diffusionmodules.upscaling import ImageConcatWithNoiseAugmentation
 
+from ...temporal.formats.contents import first_line
 from ...temporal.formats.pixel_upscaler import PREFIX, UpscalerFile, UpscalerParams, damaged
 from ...temporal.upscaler import FACTOR, PIXEL_CHANNELS
-from .models import UNetParams, patcher_of_model, shapes_of_unet
+from .models import patcher_of_model, shapes_of_unet
+from .network_params import UNetParams, read_unet_params
 from .noise_schedule import schedule_of
 
 
@@ -40,10 +42,10 @@ def load_upscaler(file: UpscalerFile):
 def unet_params(file: UpscalerFile) -> UNetParams:
     """The network's sizes; refused where the tensors are not exactly that network's."""
     try:
-        unet = UNetParams(**file.params.unet)
+        unet = read_unet_params(file.params.unet, len(file.tensors))
         wanted = shapes_of_unet(unet)
-    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
-        raise damaged(file.name, f"no network has its sizes: {error}") from None
+    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
+        raise damaged(file.name, f"no network has its sizes: {first_line(error)}") from None
     given = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
     for key in sorted(given.keys() | wanted.keys()):
         if given.get(key) != wanted.get(key):

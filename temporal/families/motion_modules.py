@@ -98,12 +98,13 @@ def check_levels(name: str, modules: Iterable[ModuleKey], resblocks: int, layout
     present = {(module.side, module.level, module.module) for module in modules if module.side}
     levels = max(len({level for side, level, _ in present if side == wanted}) for wanted in ("down", "up"))
     kind = "motion_modules" if layout is ANIMATEDIFF else "temporal_attentions"
-    missing = [f"{side}_blocks.{level}.{kind}.{number}"
-               for side, count in (("down", resblocks), ("up", resblocks + 1))
-               for level in range(levels) for number in range(count) if (side, level, number) not in present]
+    # Not a list of all that are missing: a name with a large number in it would make one without end.
+    missing = next((f"{side}_blocks.{level}.{kind}.{number}"
+                    for side, count in (("down", resblocks), ("up", resblocks + 1))
+                    for level in range(levels) for number in range(count) if (side, level, number) not in present), None)
     if missing:
         what = "an AnimateDiff motion module" if layout is ANIMATEDIFF else "a Hotshot-XL file"
-        raise VideoLDMError(f"{name} looks like {what}, but lacks {missing[0]}. The file is incomplete: download it "
+        raise VideoLDMError(f"{name} looks like {what}, but lacks {missing}. The file is incomplete: download it "
                             "again.")
 
 

@@ -30,7 +30,9 @@ from torch import Tensor, nn
 
 from ..atomic import write_atomically
 from ..errors import VideoLDMError
+from ..formats.contents import first_line
 from ..formats.files import TensorFile
+from ..formats.metadata import MOST_FRAMES, betas_of, entries_of, fps_of, list_of, parsed_json, shown, text_of, whole
 from ..formats.temporal_file import (
     PREDICTIONS,
     Base,
@@ -57,6 +59,7 @@ RESERVED = ("format", "version", "family", "layers", "base_family", "base_contex
             "mix_length", "pool_spatial_norms", "context_positions", "small_frames", "shared_noise")
 REQUIRED = ("version", "family", "layers", "base_family", "frames", "beta_schedule", "linear_start", "linear_end",
             "position_encoding", "heads", "mix_length", "pool_spatial_norms")
+LARGEST = 1_000_000     # of any number beside the tensors
 EXTRAS = ("context_downsampler.", "fps_token.")     # modules of the whole set, not of a site
 KEY = re.compile(r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)\.(?P<sub>[01])|middle_block\.(?P<mid>[012]))"
                  r"(?:\.transformer_blocks\.(?P<block>\d+))?\.(?P<suffix>time_(?:stack|pos_embed|mixer)\..+)")
@@ -138,15 +141,13 @@ def load(file: TensorFile, found: Identified | None = None) -> TemporalFile:
         raise contradiction(file.name, f"{surplus[0]} is no temporal layer's")
     params = rebuild(file)
     names = stack_keys(file.shapes)
-    found = file.read(names.values())
-    tensors = {key: found[name] for key, name in names.items()}
+    stored = file.read(names.values())
+    tensors = {key: stored[name] for key, name in names.items()}
     require_complete(file.name, TITLE, params, tensors)
     require_one_dtype(file.name, tensors)
-    number = metadata.get("base_context_dim")
     return TemporalFile(
         file.name, "video_ldm", TITLE, params, tensors, schedule_of(metadata),
-        Base(metadata["base_family"], int(number) if number else None),
-        fps=float(metadata["fps"]) if metadata.get("fps") else None,
+        Base(metadata["base_family"], optional_whole(metadata, "base_context_dim")), fps=fps_of(metadata),
         licence=metadata.get("licence", ""), metadata=dict(metadata),
         notes=notes_of(params))
 
@@ -154,34 +155,39 @@ def load(file: TensorFile, found: Identified | None = None) -> TemporalFile:
 def check_metadata(file: TensorFile):
     version = file.metadata.get("version", str(VERSION))
     if version not in VERSIONS:
-        raise VideoLDMError(f"{file.name} is written in version {version} of the Video LDM layers format; this pack "
-                            f"reads versions {', '.join(VERSIONS)}. Update the pack.")
+        raise VideoLDMError(f"{file.name} is written in version {shown(version)} of the Video LDM layers format; this "
+                            f"pack reads versions {', '.join(VERSIONS)}. Update the pack.")
     missing = [entry for entry in REQUIRED if entry not in file.metadata]
     if missing:
         raise VideoLDMError(f"{file.name} is {TITLE} whose metadata lacks {', '.join(missing)}, without which the "
                             "layers cannot be rebuilt. Write it again with this pack.")
     if file.metadata["position_encoding"] != POSITION_ENCODING:
-        raise VideoLDMError(f"{file.name} encodes frame positions as '{file.metadata['position_encoding']}', which "
-                            f"this pack does not know; it knows '{POSITION_ENCODING}'. Update the pack.")
+        raise VideoLDMError(f"{file.name} encodes frame positions as '{shown(file.metadata['position_encoding'])}', "
+                            f"which this pack does not know; it knows '{POSITION_ENCODING}'. Update the pack.")
 
 
 def rebuild(file: TensorFile) -> StackParams:
     """Params from shapes and metadata; refuses the two where they contradict each other."""
     metadata, name = file.metadata, file.name
     try:
-        heads = {module: int(count) for module, count in json.loads(metadata["heads"]).items()}
-        frames, layers, mix_length = (int(metadata[entry]) for entry in ("frames", "layers", "mix_length"))
-        positions = int(metadata["positions"]) if metadata.get("positions") else None
-        context_dim = int(metadata["base_context_dim"]) if metadata.get("base_context_dim") else None
+        heads = {module: whole(count, f"heads of {shown(module)}", 1, LARGEST)
+                 for module, count in entries_of(parsed_json(metadata["heads"], "heads"), "heads").items()}
+        frames, mix_length = (whole(metadata[entry], entry, 0, MOST_FRAMES, text=True)
+                              for entry in ("frames", "mix_length"))
+        layers = whole(metadata["layers"], "layers", 0, LARGEST, text=True)
+        positions = optional_whole(metadata, "positions")
+        context_dim = optional_whole(metadata, "base_context_dim")
+        for entry in ("family", "base_family", "licence"):
+            text_of(metadata.get(entry, ""), entry)
         schedule_of(metadata)
-        float(metadata.get("fps") or 0)
-    except (ValueError, AttributeError, TypeError) as error:
+        fps_of(metadata)
+    except ValueError as error:
         raise VideoLDMError(f"{name} is {TITLE} whose metadata cannot be read ({error}). Write it again with this "
                             "pack.") from None
     try:
         bricks = bricks_of(file.shapes, heads)
     except (KeyError, ValueError, IndexError) as error:
-        raise contradiction(name, f"a layer lacks {error}") from None
+        raise contradiction(name, f"a layer lacks {first_line(error)}") from None
     context, fps_width = context_of(file)
     if len(bricks) != layers:
         raise contradiction(name, f"it says {layers} layers and holds {len(bricks)}")
@@ -210,8 +216,8 @@ def shared_noise_of(file: TensorFile) -> bool:
     """Whether the layers were trained on one noise for all frames; refused where version and entry differ on it."""
     version, told = file.metadata["version"], file.metadata.get("shared_noise")
     if told not in (None, "true") or (told == "true") != (version == str(SHARED_NOISE_VERSION)):
-        raise contradiction(file.name, f"it is version {version} and says shared noise {told!r}, and in version "
-                                       f"{SHARED_NOISE_VERSION} alone that is 'true'")
+        raise contradiction(file.name, f"it is version {version} and says shared noise {shown(repr(told))}, and in "
+                                       f"version {SHARED_NOISE_VERSION} alone that is 'true'")
     return told == "true"
 
 
@@ -227,15 +233,17 @@ def context_of(file: TensorFile) -> tuple[ContextParams | SmallFramesParams | No
     first = steps.get("context_downsampler.steps.0.weight", ())
     if small is not None:
         if first[1:2] != (3,) or small != "3":
-            raise contradiction(file.name, f"it says small frames of {small} channels, and its downsampler takes "
-                                           f"{list(first)[1:2]}; both are 3")
+            raise contradiction(file.name, f"it says small frames of {shown(small)} channels, and its downsampler "
+                                           f"takes {list(first)[1:2]}; both are 3")
         return SmallFramesParams(first[0], len(steps)), width
     try:
-        positions = tuple(tuple(int(p) for p in known) for known in json.loads(told))
+        frames = whole(file.metadata["frames"], "frames", 1, MOST_FRAMES, text=True)
+        positions = tuple(tuple(whole(p, "a known frame", -frames, frames - 1) for p in list_of(known, "a set", frames))
+                          for known in list_of(parsed_json(told, "context_positions"), "context_positions", LARGEST))
         channels, inputs = first[:2]
-    except (ValueError, TypeError):
-        raise contradiction(file.name, f"its context positions '{told}' are no list of lists of frame numbers, or the "
-                                       "downsampler is incomplete") from None
+    except ValueError:
+        raise contradiction(file.name, f"its context positions '{shown(told)}' are no list of lists of the frame "
+                                       "numbers of a clip, or the downsampler is incomplete") from None
     if not positions:
         raise contradiction(file.name, "it was trained for no set of context frames at all")
     return ContextParams(channels, inputs - 1, len(steps), positions), width
@@ -249,8 +257,12 @@ def contradiction(name: str, what: str) -> VideoLDMError:
 def schedule_of(metadata: Mapping[str, str]) -> Schedule:
     kind, prediction = metadata["beta_schedule"], metadata.get("prediction") or None
     if kind not in ("linear", "sqrt_linear") or prediction not in (None, *PREDICTIONS):
-        raise ValueError(f"noise schedule '{kind}' with prediction '{prediction}'")
-    return Schedule(kind, float(metadata["linear_start"]), float(metadata["linear_end"]), prediction)
+        raise ValueError(f"noise schedule '{shown(kind)}' with prediction '{shown(prediction)}'")
+    return Schedule(kind, *betas_of(metadata), prediction)
+
+
+def optional_whole(metadata: Mapping[str, str], entry: str) -> int | None:
+    return whole(metadata[entry], entry, 1, LARGEST, text=True) if metadata.get(entry) else None
 
 
 def notes_of(params: StackParams) -> list[str]:

@@ -29,6 +29,7 @@ from .family import Facts, Family
 
 BASE = Base("Stable Diffusion x4 upscaler", 1024)
 FRAMES = 8
+MOST_PARTS = 64         # levels of a UNet, and ResBlocks of a level: more than any has
 INSIDE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\."
                     r"(?:(resblock_temporal\..+)|transformer_blocks\.(\d+)\.((?:norm|attn)_temporal\..+))")
 LEVEL = re.compile(r"(?:(down|up)_temp(?:oral)?_blocks\.(\d+)|mid_temp(?:oral)?_block)\.(.+)")
@@ -112,7 +113,10 @@ def names_of(file: TensorFile, title: str, layers: set[LayerName]) -> UNetNames:
     found = [match for match in map(TRANSFORMER.match, file.shapes) if match]
     transformers = {(match[1], int(match[2] or 0), int(match[3])) for match in found} | {(None, 0, 0)}
     resblocks = resblocks_per_level((side, module) for side, _, module in transformers)
-    levels = 1 + max(layer.level for layer in layers)
+    levels = 1 + max((layer.level for layer in layers), default=0)
+    if max(resblocks, levels) > MOST_PARTS:     # a name with a large number in it would make lists without end
+        raise VideoLDMError(f"{file.name} looks like {title}, but its names number more than {MOST_PARTS} modules. The "
+                            "file is damaged or from an unknown variant.")
     due = [LayerName(None, 0, "post_level")]
     due += [LayerName(side, level, "post_level") for side in ("down", "up") for level in range(levels)]
     for level in {level if side == "down" else levels - 1 - level for side, level, _ in transformers if side}:

@@ -25,7 +25,9 @@ from torch import Tensor
 from ..atomic import write_atomically
 from ..decoder import GROUPS, KERNELS, DecoderParams
 from ..errors import VideoLDMError
+from .contents import first_line
 from .files import TensorFile
+from .metadata import MOST_FRAMES, MetadataError, fps_of, shown, text_of, whole
 from .temporal_file import Identified, require_one_dtype
 from .tensor_names import Keys
 
@@ -140,12 +142,12 @@ def params_of(name: str, title: str, shapes: Mapping[str, tuple]) -> DecoderPara
         kernel = tuple(shapes["mid.block_1.time_stack.in_layers.2.weight"][2:])
         latent_channels, channels = shapes["conv_in.weight"][1], math.gcd(*widths)
     except (KeyError, ValueError, IndexError) as error:
-        raise VideoLDMError(f"{name} looks like {title}, but lacks {error}. The file is incomplete: download or write "
-                            "it again.") from None
+        raise VideoLDMError(f"{name} looks like {title}, but lacks {first_line(error)}. The file is incomplete: "
+                            "download or write it again.") from None
     if kernel not in KERNELS:
         raise VideoLDMError(f"{name} looks like {title}, but its kernel over time is {kernel}; this pack knows "
                             f"{' and '.join(map(str, KERNELS))}.")
-    if any(width % GROUPS for width in widths):
+    if any(not width or width % GROUPS for width in widths):
         raise VideoLDMError(f"{name} looks like {title}, but its levels have {widths} channels, which do not divide "
                             f"into {GROUPS} groups. The file is damaged or from an unknown variant.")
     return DecoderParams(latent_channels, channels, tuple(width // channels for width in widths), blocks - 1, kernel)
@@ -194,8 +196,7 @@ def shapes_of(params: DecoderParams) -> dict[str, tuple]:
 def load(file: TensorFile, found: Identified) -> DecoderFile:
     """The decoder of a file in which `detect` has found one."""
     own = found.kind == "video_ldm_decoder"
-    if own:
-        check_metadata(file)
+    trained = trained_of(file) if own else {"latents": SVD_LATENTS, "frames": SVD_FRAMES, "licence": SVD_LICENCE}
     names, quant = names_of(file.shapes)
     params = params_of(file.name, found.title, {name: file.shapes[key] for name, key in names.items()})
     read = file.read([*names.values(), *quant.values()])
@@ -207,31 +208,27 @@ def load(file: TensorFile, found: Identified) -> DecoderFile:
         raise VideoLDMError(f"{file.name} looks like {found.title}, but its post_quant_conv does not fit its latents "
                             f"of {channels} channels. The file is damaged: download or write it again.")
     require_one_dtype(file.name, tensors | {f"post_quant_conv.{part}": value for part, value in post_quant.items()})
-    metadata = file.metadata
-    if not own:
-        return DecoderFile(file.name, found.kind, found.title, params, tensors, {}, SVD_LATENTS, SVD_FRAMES,
-                           licence=SVD_LICENCE, metadata=dict(metadata))
-    return DecoderFile(file.name, found.kind, found.title, params, tensors, post_quant, metadata["latents"],
-                       int(metadata["frames"]), float(metadata["fps"]) if metadata.get("fps") else None,
-                       metadata.get("licence", ""), dict(metadata))
+    return DecoderFile(file.name, found.kind, found.title, params, tensors, post_quant, metadata=dict(file.metadata),
+                       **trained)
 
 
-def check_metadata(file: TensorFile):
+def trained_of(file: TensorFile) -> dict:
+    """What a file of this pack says of the clips that its decoder was trained on; a sentence where it cannot be."""
     metadata, name = file.metadata, file.name
     missing = [entry for entry in REQUIRED if entry not in metadata]
     if missing:
         raise VideoLDMError(f"{name} is {TITLE} whose metadata lacks {', '.join(missing)}. Write it again with this "
                             "pack.")
     if metadata["version"] != str(VERSION):
-        raise VideoLDMError(f"{name} is written in version {metadata['version']} of the format of temporal decoders; "
-                            f"this pack reads version {VERSION}. Update the pack.")
+        raise VideoLDMError(f"{name} is written in version {shown(metadata['version'])} of the format of temporal "
+                            f"decoders; this pack reads version {VERSION}. Update the pack.")
     try:
-        readable = int(metadata["frames"]) >= 1 and float(metadata.get("fps") or 1) > 0
-    except ValueError:
-        readable = False
-    if not readable:
-        raise VideoLDMError(f"{name} is {TITLE} whose metadata cannot be read: it says {metadata['frames']} frames at "
-                            f"{metadata.get('fps') or 'no'} fps. Write it again with this pack.")
+        return {"latents": text_of(metadata["latents"], "latents"),
+                "frames": whole(metadata["frames"], "frames", 1, MOST_FRAMES, text=True), "fps": fps_of(metadata),
+                "licence": text_of(metadata.get("licence", ""), "licence")}
+    except MetadataError as error:
+        raise VideoLDMError(f"{name} is {TITLE} whose metadata cannot be read: {error}. Write it again with this "
+                            "pack.") from None
 
 
 def fitted(name: str, title: str, params: DecoderParams, tensors: dict) -> dict:

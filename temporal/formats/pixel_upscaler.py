@@ -22,7 +22,9 @@ from torch import Tensor
 
 from ..atomic import write_atomically
 from ..errors import VideoLDMError
+from .contents import first_line
 from .files import TensorFile
+from .metadata import betas_of, entries_of, number, parsed_json, shown, text_of, whole
 from .temporal_file import PREDICTIONS, Identified, require_one_dtype, require_version
 from .tensor_names import Keys
 
@@ -30,8 +32,8 @@ FORMAT = "video_ldm_upscaler"
 VERSION = 1
 TITLE = "a video upscaler in pixel space"
 PREFIX = "model.diffusion_model."
-NUMBERS = {"linear_start": float, "linear_end": float, "augmentation_start": float, "augmentation_end": float,
-           "most_noise": int, "usual_noise": int, "details": float}
+NUMBERS = ("linear_start", "linear_end", "augmentation_start", "augmentation_end", "most_noise", "usual_noise",
+           "details")
 RESERVED = ("format", "version", "unet", "prediction", "title", "licence", *NUMBERS)
 
 
@@ -73,8 +75,8 @@ def load(file: TensorFile, found: Identified | None = None) -> UpscalerFile:
     require_version(file.name, TITLE, file.metadata, VERSION)
     try:
         params = parse_params(file.metadata)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(file.name, f"its metadata cannot be read: {error}") from None
+    except (KeyError, ValueError) as error:
+        raise damaged(file.name, f"its metadata cannot be read: {first_line(error)}") from None
     foreign = [key for key in file.raw_shapes if not key.startswith(PREFIX)]
     if foreign or not file.shapes:
         raise damaged(file.name, f"{foreign[0] if foreign else 'nothing'} is in it, where a UNet is due")
@@ -90,14 +92,16 @@ def damaged(name: str, what: str) -> VideoLDMError:
 
 def parse_params(metadata: Mapping[str, str]) -> UpscalerParams:
     unet = {key: tuple(value) if isinstance(value, list) else value
-            for key, value in json.loads(metadata["unet"]).items()}
-    numbers = {entry: kind(metadata[entry]) for entry, kind in NUMBERS.items()}
+            for key, value in entries_of(parsed_json(metadata["unet"], "unet"), "unet").items()}
     if metadata["prediction"] not in PREDICTIONS:
-        raise ValueError(f"prediction '{metadata['prediction']}'")
-    if not 0 <= numbers["usual_noise"] <= numbers["most_noise"] < 1000:
-        raise ValueError(f"noise levels {numbers['usual_noise']} and {numbers['most_noise']}")
-    return UpscalerParams(unet, prediction=metadata["prediction"], title=metadata["title"],
-                          licence=metadata.get("licence", ""), **numbers)
+        raise ValueError(f"prediction '{shown(metadata['prediction'])}'")
+    most, usual = (whole(metadata[entry], entry, 0, 10 ** 6, text=True) for entry in ("most_noise", "usual_noise"))
+    if not usual <= most < 1000:
+        raise ValueError(f"noise levels {usual} and {most}")
+    return UpscalerParams(unet, *betas_of(metadata), metadata["prediction"],
+                          *betas_of(metadata, "augmentation_start", "augmentation_end"), most, usual,
+                          number(metadata["details"], "details", 0, 1e6, text=True),
+                          text_of(metadata["title"], "title"), text_of(metadata.get("licence", ""), "licence"))
 
 
 def write(path, tensors: Mapping[str, Tensor], params: UpscalerParams, metadata: Mapping[str, str] = {}):

@@ -20,7 +20,9 @@ from ..atomic import write_atomically
 from ..errors import VideoLDMError
 from ..layers import Factory
 from ..scene_layout import LayoutParams, SceneLayout
+from .contents import first_line
 from .files import TensorFile
+from .metadata import entries_of, list_of, parsed_json, text_of, whole
 from .temporal_file import Base, Identified, require_one_dtype, require_version
 from .tensor_names import Keys
 
@@ -29,6 +31,7 @@ VERSION = 1
 TITLE = "a scene layout file"
 NULL_TEXT = "null_text"
 RESERVED = ("format", "version", "params", "base_family", "base_context_dim", "licence")
+LARGEST = 100_000       # of any size
 
 
 @dataclass
@@ -54,25 +57,45 @@ def load(file: TensorFile, found: Identified | None = None) -> LayoutFile:
     """The content of an open file; raises VideoLDMError where its parts do not agree."""
     require_version(file.name, TITLE, file.metadata, VERSION)
     try:
-        params = parse_params(file.metadata["params"])
-        base = Base(file.metadata["base_family"], int(file.metadata["base_context_dim"]))
+        params = parse_params(file.metadata["params"], len(file.shapes))
+        base = Base(text_of(file.metadata["base_family"], "base_family"),
+                    whole(file.metadata["base_context_dim"], "base_context_dim", 1, LARGEST, text=True))
+        licence = text_of(file.metadata.get("licence", ""), "licence")
         wanted = tensors_of(params)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise VideoLDMError(f"{file.name} is {TITLE} whose metadata is damaged ({error}). Write or download it "
-                            "again.") from None
+    except (KeyError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise VideoLDMError(f"{file.name} is {TITLE} whose metadata is damaged ({first_line(error)}). Write or "
+                            "download it again.") from None
     check_tensors(file, wanted, base)
     tensors = file.read(file.shapes)
     require_one_dtype(file.name, tensors)
     notes = {key: value for key, value in file.metadata.items() if key not in RESERVED}
-    return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base,
-                      file.metadata.get("licence", ""), notes)
+    return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base, licence, notes)
 
 
-def parse_params(text: str) -> LayoutParams:
-    stored = json.loads(text)
-    labels = tuple((name, tuple(values)) for name, values in stored.pop("labels"))
-    sites = tuple((int(site), int(channels)) for site, channels in stored.pop("sites"))
-    return LayoutParams(colours=tuple(stored.pop("colours")), labels=labels, sites=sites, **stored)
+def parse_params(text: str, held: int) -> LayoutParams:
+    """held: how many tensors the file holds. Every label, layer and site has one of its own, so there are no more."""
+    stored = entries_of(parsed_json(text, "params"), "params", tuple(LayoutParams.__dataclass_fields__))
+    labels = tuple((text_of(name, "the name of a label"), texts_of(values, "the values of a label"))
+                   for name, values in pairs_of(stored["labels"], "labels", held))
+    sites = tuple((whole(site, "the number of a site", 0, LARGEST), whole(channels, "channels", 1, LARGEST))
+                  for site, channels in pairs_of(stored["sites"], "sites", held))
+    if len(dict(sites)) < len(sites):
+        raise ValueError("a site is named twice")
+    width = whole(stored["width"], "width", 1, LARGEST)
+    heads = whole(stored["heads"], "heads", 1, width)
+    if width % heads:
+        raise ValueError(f"a width of {width} does not divide into {heads} heads")
+    return LayoutParams(texts_of(stored["colours"], "colours"), labels, width, heads,
+                        whole(stored["layers"], "layers", 0, held), whole(stored["frequencies"], "frequencies", 1, 64),
+                        sites)
+
+
+def texts_of(value, what: str) -> tuple[str, ...]:
+    return tuple(text_of(text, what) for text in list_of(value, what, LARGEST))
+
+
+def pairs_of(value, what: str, most: int) -> list[list]:
+    return [list_of(pair, f"an entry of {what}", 2, 2) for pair in list_of(value, what, most)]
 
 
 def tensors_of(params: LayoutParams) -> dict[str, tuple]:

@@ -13,6 +13,8 @@ from ..layers import Factory
 from ..params import StackParams
 from ..slots import Site
 from ..stack import TemporalStack
+from .contents import WEIGHT_TYPES, first_line
+from .metadata import shown
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,24 @@ def require_version(name: str, title: str, metadata: Mapping[str, str], known: i
     """Refuse a file of another version of its format."""
     version = metadata.get("version")
     if version != str(known):
-        raise VideoLDMError(f"{name} is {title} of version {version}, and this pack reads version {known}. Update the "
-                            "pack.")
+        raise VideoLDMError(f"{name} is {title} of version {shown(version)}, and this pack reads version {known}. "
+                            "Update the pack.")
 
 
 def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):
     """Refuse a set of tensors that is not exactly the stack's: a layer missing, a tensor too many, a wrong shape."""
+    # Each block, and each attention in it, has tensors of its own. Without that bound, a name with a large number in it would
+    # build modules for ever.
+    parts = sum(getattr(brick, "blocks", 1) * max(getattr(brick, "attentions", 1), 1) for _, brick in params.bricks)
+    if parts > len(tensors):
+        raise VideoLDMError(f"{name} looks like {title}, but its names number {shown(parts)} layers, and it holds "
+                            f"{len(tensors)} tensors. The file is incomplete: download or write it again.")
     try:
-        wanted = {key: tuple(tensor.shape) for key, tensor in TemporalStack(params, Factory(device="meta")).state_dict().items()}
-    except (ValueError, RuntimeError, TypeError) as error:     # channels that do not divide into groups, and the like
-        raise VideoLDMError(f"{name} looks like {title}, but no layer has its sizes ({error}). The file is damaged "
-                            "or from an unknown variant.") from None
+        stack = TemporalStack(params, Factory(device="meta"))
+        wanted = {key: tuple(tensor.shape) for key, tensor in stack.state_dict().items()}
+    except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:    # channels that do not divide into groups
+        raise VideoLDMError(f"{name} looks like {title}, but no layer has its sizes ({first_line(error)}). The file is "
+                            "damaged or from an unknown variant.") from None
     missing = [key for key in wanted if key not in tensors]
     if missing:
         raise VideoLDMError(f"{name} looks like {title}, but {len(missing)} of its {len(wanted)} tensors are "
@@ -150,10 +159,10 @@ def require_one_dtype(name: str, tensors: Mapping[str, Tensor], kind=published_s
     """Refuse weights that are no floating-point numbers, and one kind of tensor in two types."""
     found = defaultdict(dict)
     for key, tensor in tensors.items():
-        if not tensor.dtype.is_floating_point:
+        if tensor.dtype not in WEIGHT_TYPES:
             raise VideoLDMError(f"{name} holds {key} as {dtype_name(tensor.dtype)}, which is not a floating-point "
-                                "type. Quantised files of temporal layers are not taken: use the float16 or float32 "
-                                "file.")
+                                "type that this pack computes with. Quantised files are not taken: use the float16 or "
+                                "float32 file.")
         found[kind(key)].setdefault(tensor.dtype, key)
     for dtypes in found.values():
         if len(dtypes) > 1:

@@ -8,14 +8,17 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import write_atomically, write_text
 from ..errors import VideoLDMError
+from ..formats.contents import fault_of
+from ..formats.files import open_contents
+from ..formats.metadata import MetadataError, entries_of, number, parsed_json, whole
 
 FORMAT = "video_ldm_training"
+MOST_STEPS = 10 ** 12
 
 
 def save_checkpoint(path, tensors: dict[str, Tensor], state: dict) -> None:
@@ -31,16 +34,38 @@ def save_checkpoint(path, tensors: dict[str, Tensor], state: dict) -> None:
 def load_checkpoint(path) -> tuple[dict[str, Tensor], dict]:
     """(tensors, state) of a checkpoint. VideoLDMError where the file is damaged or something else."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise VideoLDMError(f"The checkpoint '{path}' cannot be read: it is damaged or incomplete ({error}). Restore "
-                            "it from a copy, or delete it to train from the start.") from error
-    if header.get("format") != FORMAT:
-        raise VideoLDMError(f"'{path}' is a safetensors file but not a checkpoint of this training. Use an empty "
-                            "folder, or the folder of the run to be resumed.")
-    return tensors, json.loads(header["state"])
+        contents = open_contents(path)
+        if contents.metadata.get("format") == FORMAT:
+            return contents.read_all(), checked_state(contents.metadata)
+    except (VideoLDMError, MetadataError) as error:
+        raise VideoLDMError(f"The checkpoint '{path}' cannot be read: it is damaged or incomplete ({fault_of(error)}). "
+                            "Restore it from a copy, or delete it to train from the start.") from error
+    raise VideoLDMError(f"'{path}' is a model file but not a checkpoint of this training. Use an empty folder, or the "
+                        "folder of the run to be resumed.")
+
+
+def checked_state(header: dict[str, str]) -> dict:
+    """The state that a run goes on from: its step, the seconds it took, and its settings."""
+    state = entries_of(parsed_json(header.get("state", ""), "its state"), "its state")
+    entries_of({entry: state[entry] for entry in ("step", "seconds", "settings") if entry in state}, "its state",
+               ("step", "seconds", "settings"))
+    whole(state["step"], "its step", 0, MOST_STEPS)
+    number(state["seconds"], "its time in seconds", -1, 1e12)
+    entries_of(state["settings"], "its settings")
+    return state
+
+
+def optimizer_state(tensors, name, parameter, path) -> dict | None:
+    """AdamW's state of one parameter, None where it has none yet; its shapes must be the parameter's."""
+    due = {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}
+    stored = {key: tensors[f"optimizer.{name}.{key}"] for key in due if f"optimizer.{name}.{key}" in tensors}
+    if not stored:
+        return None
+    for key, shape in due.items():
+        if key not in stored or tuple(stored[key].shape) != shape:
+            raise VideoLDMError(f"'{path}' belongs to another model: its 'optimizer.{name}.{key}' is missing or has "
+                                f"another shape than {shape}. Train in another folder.")
+    return stored
 
 
 def load_into(target: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str, path) -> None:

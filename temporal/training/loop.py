@@ -23,7 +23,7 @@ from torch import nn
 from ..atomic import write_text
 from ..errors import VideoLDMError
 from . import distributed
-from .checkpoint import load_checkpoint, load_into, save_checkpoint
+from .checkpoint import load_checkpoint, load_into, optimizer_state, save_checkpoint
 from .cuda_graph import RecordedStep
 from .ema import EMA
 from .loss_inputs import RecordableLoss
@@ -313,11 +313,9 @@ class Loop:
         """Load AdamW's state by load_state_dict, which puts its step counts on the right device."""
         names = {id(p): name for name, p in self.parameters.items()}
         order = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
-        states = {}
-        for index, name in enumerate(order):
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer.{name}.step" in tensors:
-                states[index] = {key: tensors[f"optimizer.{name}.{key}"] for key in keys}
+        states = {index: optimizer_state(tensors, name, self.parameters[name], self.checkpoint)
+                  for index, name in enumerate(order)}
+        states = {index: state for index, state in states.items() if state}
         self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     # construction

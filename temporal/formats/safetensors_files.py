@@ -1,0 +1,99 @@
+"""Opening a safetensors file: its header is checked against the file before a tensor is read."""
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Iterable
+
+from safetensors import safe_open
+from torch import Tensor
+
+from .contents import Contents, damaged, first_line
+
+ENDINGS = (".safetensors", ".sft")
+LARGEST_HEADER = 16_000_000     # bytes; a published file's is below a million
+MOST_SIZES = 16                 # dimensions of a tensor
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
+        "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
+
+
+def is_safetensors(head: bytes) -> bool:
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= LARGEST_HEADER
+
+
+def open_safetensors(path: Path) -> Contents:
+    entries = header_of(path)
+    metadata = entries.pop("__metadata__", {})
+
+    def read(keys: Iterable[str]) -> dict[str, Tensor]:
+        try:
+            with safe_open(str(path), framework="pt", device="cpu") as file:
+                return {key: file.get_tensor(key) for key in keys}
+        except Exception as error:      # safetensors raises its own class, which has moved between versions
+            raise damaged(path, f"cannot be read ({first_line(error)})") from None
+
+    return Contents(path, {key: tuple(entry["shape"]) for key, entry in entries.items()}, metadata, read)
+
+
+def header_of(path: Path) -> dict:
+    """The header of a safetensors file, whose tensors fill the file exactly."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        header = file.read(min(length, LARGEST_HEADER))
+    if len(header) < length:
+        raise damaged(path, f"has {size} bytes, fewer than its own header")
+    entries = parsed_header(header)
+    if entries is None:
+        raise damaged(path, "has a header that cannot be read")
+    due = 8 + length + last_byte(path, {key: entry for key, entry in entries.items() if key != "__metadata__"})
+    if size != due:
+        raise damaged(path, f"has {size} bytes where its header announces {due}")
+    return entries
+
+
+def parsed_header(header: bytes) -> dict | None:
+    """The header's entries, None where they are not what the format says."""
+    try:
+        entries = json.loads(header, object_pairs_hook=without_repeats)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entries, dict):
+        return None
+    tensors = [entry for key, entry in entries.items() if key != "__metadata__"]
+    metadata = entries.get("__metadata__", {})
+    plain = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    return entries if plain and all(map(describes_tensor, tensors)) else None
+
+
+def without_repeats(pairs: list[tuple]) -> dict:
+    """A dictionary of the header; of two entries of one name, nobody knows which one is meant."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return entries
+
+
+def describes_tensor(entry) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not (isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and len(shape) <= MOST_SIZES):
+        return False
+    return all(type(number) is int and 0 <= number < 2 ** 48 for number in shape + offsets)
+
+
+def last_byte(path: Path, entries: dict) -> int:
+    """Where the tensors end. They lie one behind the other, without a gap, and each is as long as its shape says."""
+    end = 0
+    for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        bits = BITS.get(entry["dtype"])     # a type that is newer than this list is left to the library
+        if first != end or last < first:
+            raise damaged(path, f"has a gap or an overlap in front of the tensor {first_line(key)}")
+        if bits and bits * math.prod(entry["shape"]) != 8 * (last - first):
+            raise damaged(path, f"has {last - first} bytes for the tensor {first_line(key)} of shape {entry['shape']} "
+                                f"and type {first_line(entry['dtype'])}")
+        end = last
+    return end

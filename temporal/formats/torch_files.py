@@ -1,0 +1,223 @@
+"""Opening what `torch.save` wrote, with weights and plain containers only: a pickle that needs code is not run.
+
+`torch.load` is told so, and runs nothing. What it can still be led to by a hostile file, to work for ever or to fill
+the memory, is looked for before and after.
+"""
+
+import io
+import pickle
+import pickletools
+import re
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import VideoLDMError
+from .contents import LONGEST_NAME, Contents, damaged, file_name, first_line
+from .metadata import shown
+
+ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
+WRAPPERS = ("ema", "state_dict", "module", "model_state_dict", "params_ema", "params", "model")
+DEEPEST = 8                     # wrappers around weights, and tuples within tuples
+LARGEST_PICKLE = 16_000_000     # bytes of names and sizes; a published file's are below a million
+LEGACY_PICKLES = 5              # magic number, protocol, system, weights, keys of the storages
+SHARED = 4                      # how many times a file's own size its tensors may be, where they share memory
+
+
+def open_torch(path: Path, head: bytes) -> Contents:
+    found = flat_tensors(path, load_weights(path, head))
+    if not found:
+        raise VideoLDMError(f"{file_name(path)} holds no named tensors, so it is no model file of any kind that this "
+                            "pack knows.")
+    for key, tensor in found.items():
+        check_plain(path, key, tensor)
+
+    def read(keys: Iterable[str]) -> dict[str, Tensor]:
+        tensors = {key: found[key].detach() for key in keys}
+        check_sizes(path, tensors)
+        return tensors
+    return Contents(path, {key: tuple(tensor.shape) for key, tensor in found.items()}, {}, read)
+
+
+def load_weights(path: Path, head: bytes):
+    zipped = head.startswith(b"PK\x03\x04")
+    if not zipped and not head.startswith(b"\x80"):
+        raise VideoLDMError(f"{file_name(path)} is neither a torch file nor a safetensors file: it begins with "
+                            f"{head[:8]!r}. Download it again, and check what the link leads to.")
+    check_pickles(path, archived_pickle(path) if zipped else legacy_pickles(path))
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise needs_code(path, str(error)) from None
+    except Exception as error:          # damaged bytes lead torch to errors of every class
+        raise damaged(path, f"breaks off or cannot be read ({first_line(error)})") from None
+
+
+def needs_code(path: Path, message: str) -> VideoLDMError:
+    wanted = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"class ([\w.]+)", message)
+    what = f" ({shown(wanted.group(1))})" if wanted else ""
+    if not wanted and "truncated" in message:
+        return damaged(path, "breaks off")
+    return VideoLDMError(f"{file_name(path)} is a pickle that needs Python code to be opened{what}, and this pack runs "
+                         "no code from a model file. Use a .safetensors file of the same weights, or convert it where "
+                         "you trust it.")
+
+
+# Before torch.load
+
+def archived_pickle(path: Path) -> bytes:
+    """The pickle of a torch archive; other zip files are refused, and one that breaks off (its directory is last)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error, OverflowError, MemoryError):
+        raise damaged(path, "is an archive without an end") from None
+    names = [member.filename.lower() for member in members]     # torch does not tell the two cases apart
+    if any(name.endswith("constants.pkl") for name in names):
+        raise VideoLDMError(f"{file_name(path)} is a TorchScript program, not a file of weights. This pack runs no "
+                            "code from a model file: use the plain weights.")
+    pickles = [member for member, name in zip(members, names) if name.endswith("data.pkl")]
+    if not pickles:
+        raise VideoLDMError(f"{file_name(path)} is a zip archive of other files, not a torch file. Unpack it and "
+                            "choose the model file inside.")
+    check_members(path, members, names)
+    return stored_bytes(path, pickles[0])
+
+
+def check_members(path: Path, members: list[zipfile.ZipInfo], names: list[str]):
+    """torch.save stores what it writes as it is, once: a compressed archive can be a thousand times as large inside."""
+    packed = next((member for member in members if member.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise VideoLDMError(f"{file_name(path)} is a torch archive that was compressed afterwards "
+                            f"({shown(packed.filename)}), which torch.save does not do. Use the original file.")
+    if len(set(names)) < len(names) or sum(member.file_size for member in members) > path.stat().st_size:
+        raise damaged(path, "is an archive whose parts overlap")
+
+
+def stored_bytes(path: Path, member: zipfile.ZipInfo) -> bytes:
+    """A member's bytes. Not by ZipFile.read: its checksum may have been left out, as torch allows."""
+    if member.file_size > LARGEST_PICKLE:
+        raise too_many_names(path)
+    with open(path, "rb") as file:
+        file.seek(max(member.header_offset, 0))
+        head = file.read(30)
+        if len(head) < 30 or member.header_offset < 0:
+            raise damaged(path, "is an archive whose parts are not where it says")
+        file.seek(sum(struct.unpack("<HH", head[26:30])), io.SEEK_CUR)
+        return file.read(member.file_size)
+
+
+def legacy_pickles(path: Path) -> bytes:
+    """The beginning of a file of torch's form before 1.6: pickles, and behind them the weights."""
+    try:
+        tarfile.open(path, mode="r:").close()
+    except (tarfile.TarError, OSError, ValueError):
+        with open(path, "rb") as file:
+            return file.read(LARGEST_PICKLE)
+    raise VideoLDMError(f"{file_name(path)} is a tar archive, torch's form before version 0.1.10, which this pack does "
+                        "not open. Load and save it with a newer torch.")
+
+
+def too_many_names(path: Path) -> VideoLDMError:
+    return VideoLDMError(f"{file_name(path)} has more than {LARGEST_PICKLE // 1_000_000} MB of names and sizes beside "
+                         "its weights, more than any model that this pack knows. Choose another file.")
+
+
+def check_pickles(path: Path, content: bytes):
+    """Refuse pickles that break off, that torch does not read, or that hold tuples within tuples without end."""
+    stream = io.BytesIO(content)
+    for _ in range(LEGACY_PICKLES):
+        if stream.tell() == len(content):
+            return
+        try:
+            check_tuples(path, stream)
+        except (ValueError, IndexError, KeyError, struct.error, OverflowError, UnicodeDecodeError) as error:
+            if isinstance(error, VideoLDMError):
+                raise
+            if len(content) == LARGEST_PICKLE:
+                raise too_many_names(path) from None
+            raise damaged(path, f"breaks off or cannot be read ({first_line(error)})") from None
+
+
+def check_tuples(path: Path, stream: io.BytesIO):
+    """Follow one pickle's stack, in which everything but a tuple counts 0, and a tuple one more than its deepest part.
+
+    A tuple of two equal tuples of two equal tuples, and so on, is short to write and takes for ever to hash, which
+    torch.load does where it is a dictionary's key.
+    """
+    stack, marks, memo = [], [], {}
+    for code, value, _ in pickletools.genops(stream):
+        if code.name == "PROTO" and value not in (2, 3):
+            raise needs_code(path, "")          # torch warns, and knows none of the newer instructions
+        if code.name in ("GLOBAL", "INST") and len(value) > LONGEST_NAME:
+            raise needs_code(path, f"GLOBAL {value}")       # torch looks through its own sentence for ever
+        if code.name == "MARK":
+            marks.append(len(stack))
+        elif code.name in ("BINPUT", "LONG_BINPUT"):
+            memo[value] = stack[-1]
+        elif code.name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[value])
+        elif code.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            start = marks.pop() if code.name == "TUPLE" else len(stack) - int(code.name[-1])
+            stack[start:] = [1 + max(stack[start:], default=0)]
+            if stack[-1] > DEEPEST:
+                raise damaged(path, f"holds tuples nested more than {DEEPEST} deep")
+        else:
+            taken = code.stack_before
+            if pickletools.markobject in taken:
+                del stack[marks.pop():]
+                taken = taken[: taken.index(pickletools.markobject)]
+            stack[len(stack) - len(taken):] = [0] * len(code.stack_after)
+
+
+# After torch.load
+
+def flat_tensors(path: Path, loaded) -> dict[str, Tensor]:
+    """Peel the dictionaries that training scripts wrap weights in (formats.md, 1.5), and drop what is no tensor with a
+    name."""
+    for _ in range(DEEPEST):
+        wrapper = next((w for w in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(w), dict)), None)
+        if wrapper is None:
+            break
+        loaded = loaded[wrapper]
+    else:
+        raise damaged(path, f"wraps its weights in more than {DEEPEST} dictionaries, or in themselves")
+    if not isinstance(loaded, dict):
+        return {}
+    flat = {}
+    for key, value in loaded.items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            flat[key] = value
+        elif isinstance(key, str) and isinstance(value, dict):  # as in embeddings: {"string_to_param": {"*": ...}}
+            flat.update({f"{key}.{name}": inner for name, inner in value.items()
+                         if isinstance(name, str) and isinstance(inner, Tensor)})
+    return flat
+
+
+def check_plain(path: Path, key: str, tensor: Tensor):
+    """Refuse what is no plain array of numbers: most operations, even asking for its shape, can fail on it."""
+    kind = next((kind for kind, applies in (
+        (f"a {type(tensor).__name__}", type(tensor) not in (Tensor, nn.Parameter)),
+        ("a nested tensor", tensor.is_nested), ("a quantised tensor", tensor.is_quantized),
+        ("a sparse tensor", tensor.layout != torch.strided), ("a tensor without values", tensor.device.type != "cpu"),
+        ("a conjugate or negative view", tensor.is_conj() or tensor.is_neg()),
+    ) if applies), None)
+    if kind is not None:
+        raise VideoLDMError(f"{file_name(path)} holds {shown(key)} as {kind}, and this pack takes plain tensors alone. "
+                            "Use the original float16 or float32 file.")
+
+
+def check_sizes(path: Path, tensors: dict[str, Tensor]):
+    """Refuse tensors that are larger than what the file holds of them: a few bytes can be repeated to any size."""
+    for key, tensor in tensors.items():
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise damaged(path, f"holds {key} of shape {list(tensor.shape)} as {tensor.untyped_storage().nbytes()} "
+                                f"bytes that repeat, where {tensor.nbytes} are due")
+    together = sum(tensor.nbytes for tensor in tensors.values())
+    if together > SHARED * path.stat().st_size:
+        raise damaged(path, f"has {path.stat().st_size} bytes, and the tensors that share them would take {together}")
