@@ -6,6 +6,7 @@ MP4, MOV, MKV, WebM and other files that PyAV opens; GIF and WebP through imagei
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -70,16 +71,18 @@ class VideoFile:
         shown = self.clock.shown[steps]
         pictures = _AnimationPictures(self) if self.animation else _FilePictures(self, int(shown[0]))
         index, picture = -1, None
-        for done, wanted in enumerate(shown, 1):
-            while index < wanted:
-                index, frame = next(pictures.decoded, (None, None))
-                if index is None:
-                    raise VideoLDMError(f"{self.name} is cut off or damaged: its frame {wanted} of {len(self.times)} "
-                                        "cannot be read. Get the file again, or choose a range that ends before it.")
-                picture = pictures.rgb(frame, done - 1) if index == wanted else None
-            yield picture
-            if on_frame is not None:
-                on_frame(done)
+        # Closed as soon as it is not needed, or decoders and their threads live until the garbage is collected.
+        with closing(pictures.decoded) as decoded:
+            for done, wanted in enumerate(shown, 1):
+                while index < wanted:
+                    index, frame = next(decoded, (None, None))
+                    if index is None:
+                        raise VideoLDMError(f"{self.name} is cut off or damaged: its frame {wanted} of {len(self.times)} "
+                                            "cannot be read. Get the file again, or choose a range that ends before it.")
+                    picture = pictures.rgb(frame, done - 1) if index == wanted else None
+                yield picture
+                if on_frame is not None:
+                    on_frame(done)
 
     def read(self, steps: np.ndarray | None = None, on_frame: Callable[[int], None] | None = None) -> np.ndarray:
         """Frames at `steps` as one float32 array (t, h, w, 3) in 0..1, ComfyUI's IMAGE."""
@@ -104,7 +107,8 @@ def open_video(source: object, on_packet: Callable[[], None] | None = None) -> V
     found = scan(source, on_packet)
     with open_container(source) as container:
         stream = picture_stream(container, name)
-        frame = next(_decodable(container, stream), None)
+        with closing(_decodable(container, stream)) as frames:
+            frame = next(frames, None)
         if frame is None or not found.times:
             raise VideoLDMError(f"{name} has no frame that can be decoded: it is empty or cut off. Get it again.")
         pictures = Pictures(name, frame, stream.sample_aspect_ratio)
