@@ -1,4 +1,4 @@
-"""Sound of video files: that which is heard during the frames, in its channels, and no more of it than was asked for."""
+"""Sound of video files: what is heard during the frames, in its channels, and no more of it than was asked for."""
 
 import tracemalloc
 from fractions import Fraction
@@ -118,7 +118,8 @@ def test_sound_far_into_a_file_is_sought_and_in_its_place(tmp_path):
 
 # Channels
 
-TONES = {3: ("3.0", (400, 500, 600)), 6: ("5.1", (400, 500, 600, 60, 700, 800)), 8: ("7.1", (400, 500, 600, 60, 700, 800, 900, 1000)),
+TONES = {3: ("3.0", (400, 500, 600)), 6: ("5.1", (400, 500, 600, 60, 700, 800)),
+         8: ("7.1", (400, 500, 600, 60, 700, 800, 900, 1000)),
          4: ("quad", (400, 500, 600, 700))}
 
 

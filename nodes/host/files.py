@@ -109,7 +109,8 @@ def input_file(name: str) -> str:
     folder = os.path.abspath(folder or folder_paths.get_input_directory())
     path = os.path.abspath(os.path.join(folder, inner))
     if not path.startswith(folder.rstrip(os.sep) + os.sep):
-        raise VideoLDMError(f"The file '{_shortened(name)}' leads outside ComfyUI's input folder. Put the file into it.")
+        raise VideoLDMError(f"The file '{_shortened(name)}' leads outside ComfyUI's input folder. Put the file "
+                            "into it.")
     return path
 
 
@@ -146,16 +147,16 @@ def output_target(prefix: str, width: int, height: int) -> Target:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             prefix, folder_paths.get_output_directory(), width, height)
     except OSError as error:
-        raise VideoLDMError(f"The folder of filename_prefix '{_shortened(prefix)}' cannot be made in ComfyUI's output folder "
-                            f"({error.strerror}). Choose another name.") from error
+        raise VideoLDMError(f"The folder of filename_prefix '{_shortened(prefix)}' cannot be made in ComfyUI's "
+                            f"output folder ({error.strerror}). Choose another name.") from error
     except Exception as error:
         if "outside the output folder" not in str(error):
             raise
         raise VideoLDMError(f"filename_prefix '{prefix}' leads outside ComfyUI's output folder. Use a name, or "
                             "folders inside it such as video/clip.") from error
     if len(os.fsencode(name)) > LONGEST_NAME:
-        raise VideoLDMError(f"filename_prefix '{_shortened(prefix)}' is too long: a file's name can have {LONGEST_NAME} bytes, "
-                            f"and this has {len(os.fsencode(name))}. Shorten it.")
+        raise VideoLDMError(f"filename_prefix '{_shortened(prefix)}' is too long: a file's name can have "
+                            f"{LONGEST_NAME} bytes, and this has {len(os.fsencode(name))}. Shorten it.")
     return Target(Path(folder), subfolder, f"{name}_{counter:05}_")
 
 

@@ -81,8 +81,10 @@ class LazyVideo(Input.Video):
         return Types.VideoComponents(images=images, audio=None, frame_rate=self._rate)
 
     def as_trimmed(self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False):
-        """The same video from start_time (seconds, from the end where negative), for `duration` (0: to the end). None if
-        nothing of it is left."""
+        """The same video from start_time (seconds, from the end where negative), for `duration` (0: to the end).
+
+        None if nothing of it is left.
+        """
         part = self._trim(start_time, duration, strict_duration)
         return part and LazyVideo(self._make, part[1], *self._size, self._rate, self._first + part[0])
 

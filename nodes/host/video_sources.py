@@ -85,8 +85,8 @@ def sound_of(audio: dict | None) -> Sound | None:
         return None
     wave, rate = audio["waveform"], audio["sample_rate"]
     if wave.ndim != 3 or wave.shape[0] < 1 or wave.shape[1] not in LAYOUTS:
-        raise VideoLDMError(f"The sound is a tensor of shape {tuple(wave.shape)}; one sound of 1 to {max(LAYOUTS)} channels "
-                            "(1, channels, samples) can be saved. Mix it down first.")
+        raise VideoLDMError(f"The sound is a tensor of shape {tuple(wave.shape)}; one sound of 1 to {max(LAYOUTS)} "
+                            "channels (1, channels, samples) can be saved. Mix it down first.")
     return held_sound(wave[0].float().cpu().numpy(), int(rate)) if wave.shape[2] else None
 
 

@@ -48,8 +48,9 @@ def frames(path: Path) -> Iterator[tuple[int, np.ndarray]]:
 
 def unreadable(path: Path, error: Exception) -> VideoLDMError:
     """The sentence for an animation that Pillow cannot read."""
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
     return VideoLDMError(f"{path.name} cannot be read as an animation: it is damaged, cut off or another kind of file. "
-                         f"Get it again. (Pillow says: {str(error).splitlines()[0] if str(error) else type(error).__name__})")
+                         f"Get it again. (Pillow says: {said})")
 
 
 def _canvas(path):

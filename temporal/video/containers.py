@@ -114,7 +114,8 @@ def _reason(source, name, strerror):
         reason = "it is a web page or an XML document saved under this name"
     else:
         reason = "it is damaged or not a video"
-    return f"{name} cannot be read as a video: {reason}. Get the file again, or convert it to MP4. (FFmpeg says: {strerror})"
+    return (f"{name} cannot be read as a video: {reason}. Get the file again, or convert it to MP4. "
+            f"(FFmpeg says: {strerror})")
 
 
 def _head(source):

@@ -77,8 +77,9 @@ class VideoFile:
                 while index < wanted:
                     index, frame = next(decoded, (None, None))
                     if index is None:
-                        raise VideoLDMError(f"{self.name} is cut off or damaged: its frame {wanted} of {len(self.times)} "
-                                            "cannot be read. Get the file again, or choose a range that ends before it.")
+                        raise VideoLDMError(f"{self.name} is cut off or damaged: its frame {wanted} of "
+                                            f"{len(self.times)} cannot be read. Get the file again, or choose a range "
+                                            "that ends before it.")
                     picture = pictures.rgb(frame, done - 1) if index == wanted else None
                 yield picture
                 if on_frame is not None:
@@ -152,8 +153,8 @@ class _AnimationPictures:
         """Frames of one size, as they are."""
         expected = (self.video.height, self.video.width, 3)
         if frame.shape != expected:
-            raise VideoLDMError(f"{self.video.name} is damaged: a frame of it is {frame.shape[1]}x{frame.shape[0]}, the "
-                                f"others are {expected[1]}x{expected[0]}. Get the file again.")
+            raise VideoLDMError(f"{self.video.name} is damaged: a frame of it is {frame.shape[1]}x{frame.shape[0]}, "
+                                f"the others are {expected[1]}x{expected[0]}. Get the file again.")
         return frame
 
 

@@ -153,8 +153,8 @@ class SoundWriter:
 
     def __init__(self, container: av.container.OutputContainer, codec: str, sound: Sound, picture_rate):
         if sound.channels not in LAYOUTS:
-            raise VideoLDMError(f"The sound has {sound.channels} channels; 1 to {max(LAYOUTS)} can be saved. Mix it down "
-                                "first.")
+            raise VideoLDMError(f"The sound has {sound.channels} channels; 1 to {max(LAYOUTS)} can be saved. "
+                                "Mix it down first.")
         if not 1000 <= sound.rate <= 768000:
             raise VideoLDMError(f"The sound has {sound.rate} samples a second; 1000 to 768000 can be saved.")
         self.sound, self.layout = sound, LAYOUTS[sound.channels]

@@ -60,12 +60,12 @@ def _room_for(path):
         yield
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise VideoLDMError(f"The video cannot be saved: its name is too long ({len(os.fsencode(path.name))} bytes). "
-                                "Shorten filename_prefix.") from error
+            raise VideoLDMError(f"The video cannot be saved: its name is too long "
+                                f"({len(os.fsencode(path.name))} bytes). Shorten filename_prefix.") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise VideoLDMError(f"There is no room for {path.name} in '{path.parent}' ({error.strerror}), so nothing of it was "
-                            "kept. Free some space, or lower the quality, and run again.") from error
+        raise VideoLDMError(f"There is no room for {path.name} in '{path.parent}' ({error.strerror}), so nothing of it "
+                            "was kept. Free some space, or lower the quality, and run again.") from error
 
 
 def metadata_text(metadata):
@@ -112,8 +112,8 @@ def _one_size(frames, on_frame):
 
 def _refuse_size(width, height):
     if not (1 <= width <= LONGEST_SIDE and 1 <= height <= LONGEST_SIDE):
-        raise VideoLDMError(f"The frames are {width}x{height} pixels; a side of a video has 1 to {LONGEST_SIDE}. Resize "
-                            "them before saving.")
+        raise VideoLDMError(f"The frames are {width}x{height} pixels; a side of a video has 1 to {LONGEST_SIDE}. "
+                            "Resize them before saving.")
 
 
 def _write_video(path, frames, rate, format, crf, metadata, audio, on_frame):
