@@ -1,18 +1,25 @@
 """Video files in and out: Load Video Frames, Save Video File."""
 
 import logging
+import math
 import os
-from fractions import Fraction
+from numbers import Real
 
 import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.video import DEFAULT_RATE, FORMATS, Sheet, as_rate, open_video, read_audio, write_sheet, write_video
 from .host import files
-from .host.api import InputImpl, Types, io
+from .host.api import InputImpl, io
+from .host.lazy_video import HeldVideo
+from .host.pixels import broken_frames
+from .host.video_sources import ImageSource, video_source
 
 CATEGORY = "video ldm/video"
 NOT_CONNECTED = object()
+MOST_FRAMES, MOST_STRIDE = 10**9, 10**6
+HIGHEST_FPS, HIGHEST_CRF, LARGEST_SHEET = 240, 63, 64       # bounds of the widgets; a link goes past them
+MEMORY_CHECK = 2**24            # samples of sound between two looks at the free memory
 SOUND_FORMATS = ("mp4", "webm")
 
 
@@ -29,12 +36,12 @@ class LoadVideoFrames(io.ComfyNode):
                 io.Combo.Input("file", options=files.input_videos(), upload=io.UploadType.video,
                                tooltip="A file in ComfyUI's input folder. Upload takes MP4 and WebM; put other kinds "
                                        "into the folder by hand."),
-                io.Int.Input("start_frame", default=0, min=0, max=10**9,
+                io.Int.Input("start_frame", default=0, min=0, max=MOST_FRAMES,
                              tooltip="The first frame to read; 0 is the video's first."),
-                io.Int.Input("frame_count", default=0, min=0, max=10**9,
+                io.Int.Input("frame_count", default=0, min=0, max=MOST_FRAMES,
                              tooltip="How many frames to read; 0 reads to the end. In memory a frame takes width x "
                                      "height x 12 bytes: 100 frames of 512x512 are 0.3 GB."),
-                io.Int.Input("stride", default=1, min=1, max=10**6,
+                io.Int.Input("stride", default=1, min=1, max=MOST_STRIDE,
                              tooltip="Take every n-th frame. The fps output is divided by it, so motion keeps its "
                                      "speed: a 24 fps video at stride 3 gives 8 fps."),
             ],
@@ -49,6 +56,9 @@ class LoadVideoFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, start_frame, frame_count, stride):
+        start_frame = _number("start_frame", start_frame, 0, MOST_FRAMES)
+        frame_count = _number("frame_count", frame_count, 0, MOST_FRAMES)
+        stride = _number("stride", stride, 1, MOST_STRIDE)
         path = files.input_file(file)
         video = open_video(path, files.check_cancelled)
         steps = video.select(start_frame, frame_count, stride)
@@ -60,15 +70,19 @@ class LoadVideoFrames(io.ComfyNode):
         rate = video.rate / stride
         report = (f"{video.name}: {len(steps)} of {video.frames} frames, {video.width}x{video.height}, "
                   f"{float(rate):g} fps")
-        if video.clock.change:
-            report += f"; {video.clock.change}"
+        if video.change:
+            report += f"; {video.change}"
         return io.NodeOutput(images, _as_video(video, steps, images, rate), float(rate), len(steps), report)
 
     @classmethod
     def validate_inputs(cls, file):
         if file is None:        # linked: its value is not known yet
             return True
-        if not os.path.isfile(files.input_file(file)):
+        try:
+            path = files.input_file(file)
+        except VideoLDMError as error:
+            return str(error)
+        if not os.path.lexists(path):
             return f"There is no file '{file}' in ComfyUI's input folder. Upload it, or choose another one."
         return True
 
@@ -79,15 +93,27 @@ class LoadVideoFrames(io.ComfyNode):
 
 def _as_video(video, steps, images, rate):
     """VIDEO of the frames read: the file itself where that is the same thing, so that nothing is encoded twice."""
-    whole = len(steps) == len(video.times) and not video.clock.change
-    if whole and not video.animation and not video.rotated:
+    if len(steps) == video.frames and video.as_stored:
         return InputImpl.VideoFromFile(str(video.source))
-    sound, audio = None, None
+    sound = None
     if video.has_audio:
-        sound = read_audio(video.source, float(int(steps[0]) / video.rate), float(len(steps) / rate))
-    if sound is not None:
-        audio = {"waveform": torch.from_numpy(sound[0].copy())[None], "sample_rate": sound[1]}
-    return InputImpl.VideoFromComponents(Types.VideoComponents(images=images, audio=audio, frame_rate=Fraction(rate)))
+        sound = read_audio(video, float(int(steps[0]) / video.rate), float(len(steps) / rate), _sound_limit(video.name))
+    audio = sound and {"waveform": torch.from_numpy(sound[0])[None], "sample_rate": sound[1]}
+    return HeldVideo(images, rate, audio)
+
+
+def _sound_limit(name):
+    """A function of the samples that were read so far; raises if what follows does not fit into memory."""
+    checked = 0
+
+    def check(total):
+        nonlocal checked
+        if total - checked >= MEMORY_CHECK:
+            checked = total
+            files.check_cancelled()
+            # Eight channels of four bytes; joined, they are in memory a second time.
+            files.refuse_beyond_memory(total * 32, f"{total} samples of the sound of {name}", "Lower frame_count.")
+    return check
 
 
 class SaveVideoFile(io.ComfyNode):
@@ -115,15 +141,15 @@ class SaveVideoFile(io.ComfyNode):
                                        "workflow. webp and gif have no sound, loop forever and need the whole clip in "
                                        "memory as bytes. mp4 and webm need even sides: an odd one is made even by "
                                        "repeating its last row or column, not by scaling or cropping."),
-                io.Float.Input("fps", default=0.0, min=0.0, max=240.0, step=0.01,
+                io.Float.Input("fps", default=0.0, min=0.0, max=float(HIGHEST_FPS), step=0.01,
                                tooltip="Frames per second. 0 takes the video's own rate; images have none, so connect "
                                        "the fps output of the node they come from, or set it here. Unknown counts as "
                                        f"{DEFAULT_RATE}."),
-                io.Int.Input("crf", default=18, min=0, max=63,
+                io.Int.Input("crf", default=18, min=0, max=HIGHEST_CRF,
                              tooltip="Quality as constant rate factor: lower is better and larger; 18 looks like the "
                                      "original. mp4: 1 to 51. webm: 0 to 63. webp: its quality is 100 minus this, and "
                                      "0 is lossless. gif ignores it."),
-                io.Int.Input("contact_sheet", default=16, min=0, max=64,
+                io.Int.Input("contact_sheet", default=16, min=0, max=LARGEST_SHEET,
                              tooltip="How many evenly spaced frames to put on the contact sheet, a PNG beside the "
                                      "video; 0 writes none."),
             ],
@@ -142,7 +168,11 @@ class SaveVideoFile(io.ComfyNode):
         problem = _input_problem(images is not None, video is not None)
         if problem:
             raise VideoLDMError(problem)
-        source = _ImageSource(images) if video is None else _video_source(video)
+        crf = _number("crf", crf, 0, HIGHEST_CRF)
+        contact_sheet = _number("contact_sheet", contact_sheet, 0, LARGEST_SHEET)
+        if format not in FORMATS:
+            raise VideoLDMError(f"The format is {format!r}; choose one of {', '.join(FORMATS)}.")
+        source = ImageSource(images) if video is None else video_source(video)
         rate, remarks = _choose_rate(fps, source.rate)
         audio = _choose_audio(source, format, rate, remarks)
         metadata = files.workflow_metadata(cls.hidden)
@@ -153,6 +183,8 @@ class SaveVideoFile(io.ComfyNode):
                               files.progress(source.count))
         if written.padded:
             remarks.append(f"{source.width}x{source.height} was padded to even sides")
+        if source.broken:
+            remarks.append(broken_frames(source.broken))
         shown = {"images": [target.result(ending)], "animated": (format != "gif",)}
         picture = sheet.picture()
         if contact_sheet:
@@ -178,7 +210,17 @@ def _input_problem(has_images, has_video):
     return None
 
 
+def _number(name, value, least, most):
+    """A whole number from a widget or a link, or a sentence: links bring anything, past the widget's bounds."""
+    whole = isinstance(value, Real) and math.isfinite(value) and value == int(value)
+    if not whole or not least <= value <= most:
+        raise VideoLDMError(f"{name} is {value!r}; it must be a whole number from {least} to {most}.")
+    return int(value)
+
+
 def _choose_rate(fps, own):
+    if not isinstance(fps, Real) or not math.isfinite(fps) or not 0 <= fps <= HIGHEST_FPS:
+        raise VideoLDMError(f"fps is {fps!r}; it must be a number from 0 (the video's own rate) to {HIGHEST_FPS}.")
     if fps > 0:
         return as_rate(fps), []
     if own:
@@ -188,82 +230,20 @@ def _choose_rate(fps, own):
 
 def _choose_audio(source, format, rate, remarks):
     """The sound to write, or None; whatever is left out is remarked on."""
-    audio = source.audio()
-    if audio is None or format not in SOUND_FORMATS:
-        if audio is not None:
+    if source.sound is None or format not in SOUND_FORMATS:
+        if source.sound is not None:
             remarks.append(f"{format} has no sound, so it was left out")
         return None
     if abs(float(rate / as_rate(source.rate)) - 1) > 0.001:
         remarks.append(f"its sound was left out, because it belongs to {float(source.rate):g} fps")
         return None
-    return audio
+    return source.sound
 
 
 def _seen_by(sheet, frames):
     for frame in frames:
         sheet.add(frame)
         yield frame
-
-
-def _bytes(image):
-    """One IMAGE frame (h, w, c) in 0..1 as uint8 RGB (h, w, 3), rounded as a file's own frames come back."""
-    colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:2], 3)
-    return colour.float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
-
-
-class _ImageSource:
-    """Frames from an IMAGE batch; the sources below answer the same questions about a VIDEO."""
-
-    def __init__(self, images, rate=None, audio=None):
-        self.images, self.rate, self._audio = images, rate, audio
-        self.count, self.height, self.width = images.shape[:3]
-
-    def frames(self):
-        return map(_bytes, self.images)
-
-    def audio(self):
-        if self._audio is None:
-            return None
-        return self._audio["waveform"][0].float().cpu().numpy(), int(self._audio["sample_rate"])
-
-
-class _FileSource:
-    """Frames from a VIDEO that is a file, decoded one at a time."""
-
-    def __init__(self, file):
-        self.file = open_video(file, files.check_cancelled)
-        self.count, self.rate = self.file.frames, self.file.rate
-        self.width, self.height = self.file.width, self.file.height
-
-    def frames(self):
-        return self.file.iterate()
-
-    def audio(self):
-        return read_audio(self.file.source) if self.file.has_audio else None
-
-
-class _StreamSource:
-    """Frames from a VIDEO that makes them as they are asked for: `iterate_frames()` gives uint8 (h, w, 3)."""
-
-    def __init__(self, video):
-        self.video, self.rate, self.count = video, video.get_frame_rate(), video.get_frame_count()
-        self.width, self.height = video.get_dimensions()
-
-    def frames(self):
-        return self.video.iterate_frames()
-
-    def audio(self):
-        return None
-
-
-def _video_source(video):
-    if hasattr(video, "iterate_frames"):
-        return _StreamSource(video)
-    trimmed = getattr(video, "get_active_trim_window", lambda: (0, 0))()
-    if isinstance(video, InputImpl.VideoFromFile) and not any(trimmed):
-        return _FileSource(video.get_stream_source())
-    components = video.get_components()
-    return _ImageSource(components.images, components.frame_rate, components.audio)
 
 
 NODES = [LoadVideoFrames, SaveVideoFile]

@@ -13,7 +13,8 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import Sheet, open_video, read_audio, write_sheet, write_video
 from video_ldm.temporal.video.sheet import GAP, columns, grid, thumbnail
 from video_ldm.temporal.video.timing import as_rate
-from video_ldm.temporal.video.write import _picture_stream, _yuv, even_size
+from video_ldm.temporal.video.pictures import Encodable
+from video_ldm.temporal.video.write import _picture_stream, even_size
 from video_ldm.tests.video_help import clip, numbered, numbers, psnr
 
 WORKFLOW = {"prompt": {"1": {"class_type": "X", "inputs": {"text": "a } brace, {and \" one\u00e9"}}},
@@ -40,7 +41,8 @@ def test_few_frames_are_held_back_by_the_encoder(tmp_path):
     frames = clip(64)
     with av.open(str(tmp_path / "clip.mp4"), mode="w") as container:
         stream = _picture_stream(container, "mp4", Fraction(8), 18, frames[0])
-        held = next(count for count, frame in enumerate(frames) if stream.encode(_yuv(frame)))
+        encodable = Encodable()
+        held = next(count for count, frame in enumerate(frames) if stream.encode(encodable.frame(frame)))
     assert held < 20
 
 
@@ -154,13 +156,13 @@ def test_sound_comes_back_at_its_pitch_place_and_length(tmp_path, format):
     write_video(tmp_path / f"clip.{format}", clip(12), 8, format, audio=(np.stack([tone, tone]), rate))
     video = open_video(tmp_path / f"clip.{format}")
     assert video.has_audio and video.frames == 12
-    sound, rate = read_audio(video.source)
+    sound, rate = read_audio(video)
     assert sound.shape[0] == 2 and abs(sound.shape[1] / rate - seconds) < 0.05
     half = int(0.75 * rate)
     assert np.abs(sound[:, :half - 2000]).max() < 0.05 < 0.5 < np.abs(sound[:, half + 2000:half + 20000]).max()
     spectrum = np.abs(np.fft.rfft(sound[0, half:half + rate // 2]))
     assert abs(spectrum.argmax() * 2 - 440) <= 4
-    part, rate = read_audio(video.source, start=0.5, seconds=0.5)
+    part, rate = read_audio(video, start=0.5, seconds=0.5)
     assert abs(part.shape[1] / rate - 0.5) < 0.001
     assert np.allclose(part, sound[:, round(0.5 * rate):round(0.5 * rate) + part.shape[1]])
 

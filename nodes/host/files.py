@@ -1,7 +1,9 @@
 """Files, folders, progress and cancelling as ComfyUI does them: thin wrappers that the pack's nodes share."""
 
 import os
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import comfy.model_management
@@ -19,6 +21,9 @@ DECODER_KINDS = (LAYERS, "vae", "checkpoints")                  # where a decode
 DEMO_FOLDER = Path(__file__).resolve().parents[2] / "models" / "demo"
 DEMO_LAYERS = "video_ldm_"      # how the demo's temporal files begin; its other files are loaded by Load Demo Models
 # Folders of other packs in which an artist may already have files of a kind.
+DATE = re.compile(r"%date:([^%]+)%")
+DATE_MARKS = re.compile("yyy?y?|MM?|dd?|HH?|hh?|mm?|ss?")
+LONGEST_NAME = 220              # bytes of 255, for a number, an ending and a mark of unfinished files follow
 NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora"}
 
 
@@ -113,14 +118,26 @@ def input_videos():
     return sorted({*folder_paths.filter_files_content_types(names, ["video"]), *moving})
 
 
-def input_file(name):
+def input_file(name: str) -> str:
     """Full path of a file chosen in a node, as `clip.mp4` or with its folder, `clip.mp4 [output]`."""
-    return folder_paths.get_annotated_filepath(name)
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise VideoLDMError(f"The file is {_shortened(repr(name))}; it must be the name of a file in ComfyUI's input "
+                            "folder.")
+    inner, folder = folder_paths.annotated_filepath(name)
+    folder = os.path.abspath(folder or folder_paths.get_input_directory())
+    path = os.path.abspath(os.path.join(folder, inner))
+    if not path.startswith(folder.rstrip(os.sep) + os.sep):
+        raise VideoLDMError(f"The file '{_shortened(name)}' leads outside ComfyUI's input folder. Put the file "
+                            "into it.")
+    return path
 
 
-def input_fingerprint(name):
-    """Like `fingerprint`, of a file in ComfyUI's input folder."""
-    return path_fingerprint(input_file(name))
+def input_fingerprint(name: str):
+    """Like `fingerprint`, of a file in ComfyUI's input folder; None if there is no such file."""
+    try:
+        return path_fingerprint(input_file(name))
+    except (OSError, VideoLDMError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -139,17 +156,44 @@ class Target:
         return ui.SavedResult(self.stem + ending, self.subfolder, io.FolderType.output)
 
 
-def output_target(prefix, width, height):
+def output_target(prefix: str, width: int, height: int) -> Target:
     """A free name in the output folder for a prefix such as `video/clip`, with ComfyUI's %width% and date marks."""
+    if not isinstance(prefix, str) or "\0" in prefix:
+        raise VideoLDMError(f"filename_prefix is {_shortened(repr(prefix))}; it must be a name such as video/clip.")
+    prefix = with_dates(prefix, datetime.now())
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             prefix, folder_paths.get_output_directory(), width, height)
+    except OSError as error:
+        raise VideoLDMError(f"The folder of filename_prefix '{_shortened(prefix)}' cannot be made in ComfyUI's "
+                            f"output folder ({error.strerror}). Choose another name.") from error
     except Exception as error:
         if "outside the output folder" not in str(error):
             raise
         raise VideoLDMError(f"filename_prefix '{prefix}' leads outside ComfyUI's output folder. Use a name, or "
                             "folders inside it such as video/clip.") from error
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise VideoLDMError(f"filename_prefix '{_shortened(prefix)}' is too long: a file's name can have "
+                            f"{LONGEST_NAME} bytes, and this has {len(os.fsencode(name))}. Shorten it.")
     return Target(Path(folder), subfolder, f"{name}_{counter:05}_")
+
+
+def with_dates(text: str, now: datetime) -> str:
+    """Fill in marks such as %date:yyyy-MM-dd%. ComfyUI's page does that for core's save nodes only."""
+    return DATE.sub(lambda mark: DATE_MARKS.sub(lambda part: _date_part(part[0], now), mark[1]), text)
+
+
+def _date_part(mark, now):
+    if mark == "yyyy":
+        return str(now.year)
+    if mark == "yy":
+        return f"{now.year % 100:02}"
+    value = {"M": now.month, "d": now.day, "H": now.hour, "h": now.hour, "m": now.minute, "s": now.second}.get(mark[0])
+    return mark if value is None else str(value).zfill(len(mark))       # "yyy" means nothing in the page either
+
+
+def _shortened(text):
+    return text if len(text) <= 100 else f"{text[:60]}..."
 
 
 def workflow_metadata(hidden):

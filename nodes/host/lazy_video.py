@@ -3,6 +3,7 @@
 Core's interface of VIDEO, plus `iterate_frames()` for nodes that know it. Whoever asks for components gets them all.
 """
 
+import logging
 import math
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from ...temporal.errors import VideoLDMError
 from ...temporal.video import as_rate, write_video
 from . import files
 from .api import Input, Types
+from .pixels import broken_frames, frame_bytes
+from .video_sources import sound_of
 
 CRF = 18                # of H.264, where the saving node has no such widget
 ENDINGS = {".mp4": "mp4", ".webm": "webm"}
@@ -35,11 +38,18 @@ class LazyVideo(Input.Video):
     def pieces(self) -> Iterator[torch.Tensor]:
         return self._make(self._first, self._first + self._count)
 
-    def iterate_frames(self) -> Iterator[np.ndarray]:
-        """Frames as uint8 (h w 3), rounded as a file's own frames come back."""
+    def iterate_frames(self, broken: list[int] | None = None) -> Iterator[np.ndarray]:
+        """Frames as uint8 (h w 3), rounded as a file's own frames come back. The numbers of frames that hold NaN, and
+        so became black in places, are added to `broken`."""
+        number = 0
         for piece in self.pieces():
             for frame in piece:
-                yield frame.float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
+                yield frame_bytes(frame, number, broken)
+                number += 1
+
+    def get_audio(self) -> dict | None:
+        """ComfyUI's AUDIO, or None. Frames that models make have none."""
+        return None
 
     def get_dimensions(self) -> tuple[int, int]:
         return self._size
@@ -71,15 +81,24 @@ class LazyVideo(Input.Video):
         return Types.VideoComponents(images=images, audio=None, frame_rate=self._rate)
 
     def as_trimmed(self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False):
-        """The same video from start_time (seconds, from the end where negative), for `duration` (0: to the end)."""
-        start = start_time or 0.0
+        """The same video from start_time (seconds, from the end where negative), for `duration` (0: to the end).
+
+        None if nothing of it is left.
+        """
+        part = self._trim(start_time, duration, strict_duration)
+        return part and LazyVideo(self._make, part[1], *self._size, self._rate, self._first + part[0])
+
+    def _trim(self, start_time, duration, strict_duration):
+        """(first frame, count) of a part, or None if nothing of it is left."""
+        start, duration = _seconds("start_time", start_time), _seconds("duration", duration)
+        if duration < 0:
+            raise VideoLDMError(f"duration is {duration:g} seconds; it must be 0 (to the end) or more.")
         start = max(start + self.get_duration(), 0.0) if start < 0 else start
         first = math.floor(start * self._rate + 1e-6)
         left = self._count - first
-        count = min(left, round(duration * self._rate)) if duration else left
-        if count < 1 or (strict_duration and duration and count < round(duration * self._rate)):
-            return None
-        return LazyVideo(self._make, count, *self._size, self._rate, self._first + first)
+        asked = round(duration * self._rate) if duration else left
+        count = min(left, asked)
+        return None if count < 1 or (strict_duration and count < asked) else (first, count)
 
     def save_to(self, path, format="auto", codec="auto", metadata=None, bit_depth=None, crf=None, color_space=None,
                 **options):
@@ -97,8 +116,61 @@ class LazyVideo(Input.Video):
                 shutil.copyfileobj(source, path)
 
     def _write(self, path: Path, kind: str, crf, metadata):
-        write_video(path, self.iterate_frames(), self._rate, kind, CRF if crf is None else round(crf), metadata,
-                    on_frame=files.progress(self._count))
+        broken = []
+        write_video(path, self.iterate_frames(broken), self._rate, kind, _quality(crf, kind), metadata,
+                    sound_of(self.get_audio()), files.progress(self._count))
+        if broken:
+            logging.warning("%s: %s.", path.name, broken_frames(broken))
+
+
+class HeldVideo(LazyVideo):
+    """A VIDEO of frames that are in memory, with their sound.
+
+    Core's own class of that kind drops all but two channels of sound, and darkens the frames by rounding them down.
+    """
+
+    def __init__(self, images: torch.Tensor, rate, audio: dict | None = None):
+        """images: IMAGE (t h w c). audio: AUDIO, that of these frames."""
+        self.images, self.audio = images, audio
+        super().__init__(lambda first, last: iter([images[first:last]]), len(images), images.shape[2], images.shape[1],
+                         rate)
+
+    def get_audio(self) -> dict | None:
+        return self.audio
+
+    def get_components(self):
+        return Types.VideoComponents(images=self.images, audio=self.audio, frame_rate=self._rate)
+
+    def as_trimmed(self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False):
+        part = self._trim(start_time, duration, strict_duration)
+        if part is None:
+            return None
+        first, last = part[0], sum(part)
+        audio = self.audio
+        if audio:
+            rate = audio["sample_rate"]
+            audio = {**audio, "waveform": audio["waveform"][..., round(first / self._rate * rate):
+                                                            round(last / self._rate * rate)]}
+        return HeldVideo(self.images[first:last], self._rate, audio)
+
+
+def _seconds(name, value):
+    """A time in seconds from whoever asks; None is 0."""
+    if value is None:
+        return 0.0
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise VideoLDMError(f"{name} is {value} seconds; it must be a number.")
+    return float(value)
+
+
+def _quality(crf, kind):
+    """A constant rate factor that the codec has."""
+    if crf is None:
+        return CRF
+    highest = 51 if kind == "mp4" else 63
+    if not isinstance(crf, (int, float)) or not 0 <= crf <= highest:
+        raise VideoLDMError(f"crf is {crf}; for {kind} it must be a number from 0 to {highest}.")
+    return round(crf)
 
 
 def plain(choice) -> str:

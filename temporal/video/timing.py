@@ -6,8 +6,12 @@ between frames, screen recorders and GIF encoders store a held frame once, conta
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isfinite
+from numbers import Rational, Real
 
 import numpy as np
+
+from ..errors import VideoLDMError
 
 DEFAULT_RATE = Fraction(8)      # frames per second where nothing says otherwise
 JITTER = 0.25                   # share of a frame's time by which an even file may deviate
@@ -17,7 +21,13 @@ HIGHEST_RATE = 240
 
 def as_rate(value):
     """Frames per second as a fraction that containers store exactly: 23.976023976 becomes 24000/1001."""
-    return Fraction(value).limit_denominator(1001)
+    rate = 0
+    if isinstance(value, Real) and isfinite(value):
+        rate = Fraction(value if isinstance(value, Rational) else float(value)).limit_denominator(1001)
+    if rate <= 0:
+        raise VideoLDMError(f"The frame rate is {value} frames per second; it must be a number above 0 (at least "
+                            "one frame in 1000 seconds).")
+    return rate
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,15 @@ from PIL import Image
 
 from ..atomic import replaced
 from ..errors import VideoLDMError
+from .pictures import Encodable, declare_colours
+from .sound import Sound, SoundWriter, held_sound
 from .timing import as_rate
 
 # Widget value -> file extension.
 FORMATS = {"mp4": ".mp4", "webm": ".webm", "webp": ".webp", "gif": ".gif"}
 CODECS = {"mp4": ("libx264", "aac"), "webm": ("libvpx-vp9", "libopus")}
 GIF_HIGHEST_RATE = 50           # GIF counts in 1/100 s, and browsers slow down anything under 2/100
-OPUS_RATE = 48000
-BT709, BT601, LIMITED_RANGE = 1, 6, 1       # FFmpeg's numbers; 6 is SMPTE 170M, BT.601 for 525 lines
+LONGEST_SIDE = 16383            # pixels; what H.264 and WebP can hold
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def write_video(path, frames, rate, format="mp4", crf=18, metadata=None, audio=N
     rate: frames per second. format: a key of FORMATS. crf: constant rate factor of H.264 (0-51) and VP9 (0-63), lower
     is better; WebP takes 100 - crf as its quality and is lossless at 0; GIF has 256 colours a frame and ignores it.
     metadata: {"prompt": ..., "workflow": ...}, stored as ComfyUI's own nodes do; GIF has no place for it.
-    audio: float32 (channels, samples) and its rate; MP4 and WebM only. on_frame(done) follows each frame and may raise.
+    audio: a Sound, or float32 (channels, samples) and its rate; MP4 and WebM only. It ends with the pictures.
+    on_frame(done) follows each frame and may raise.
     """
     if format not in FORMATS:
         raise VideoLDMError(f"Unknown video format '{format}'. Choose one of {', '.join(FORMATS)}.")
@@ -51,15 +54,18 @@ def write_video(path, frames, rate, format="mp4", crf=18, metadata=None, audio=N
 
 @contextmanager
 def _room_for(path):
-    """A disk that is full, or a quota that is used up, becomes a sentence."""
+    """A disk that is full, a quota that is used up, or a name that is too long becomes a sentence."""
+    path = Path(path)
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise VideoLDMError(f"The video cannot be saved: its name is too long "
+                                f"({len(os.fsencode(path.name))} bytes). Shorten filename_prefix.") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        path = Path(path)
-        raise VideoLDMError(f"There is no room for {path.name} in '{path.parent}' ({error.strerror}), so nothing of it was "
-                            "kept. Free some space, or lower the quality, and run again.") from error
+        raise VideoLDMError(f"There is no room for {path.name} in '{path.parent}' ({error.strerror}), so nothing of it "
+                            "was kept. Free some space, or lower the quality, and run again.") from error
 
 
 def metadata_text(metadata):
@@ -91,7 +97,9 @@ def _one_size(frames, on_frame):
     """Pass frames on, refusing a change of size; `on_frame(done)` once each has been used."""
     shape = None
     for done, frame in enumerate(frames, 1):
-        shape = shape or frame.shape
+        if shape is None:
+            shape = frame.shape
+            _refuse_size(shape[1], shape[0])
         if frame.shape != shape:
             raise VideoLDMError(f"All frames of a video have one size: frame {done} is {frame.shape[1]}x"
                                 f"{frame.shape[0]}, the first {shape[1]}x{shape[0]}. Resize them before saving.")
@@ -102,11 +110,17 @@ def _one_size(frames, on_frame):
         raise VideoLDMError("There are no frames to save. Connect at least one image.")
 
 
+def _refuse_size(width, height):
+    if not (1 <= width <= LONGEST_SIDE and 1 <= height <= LONGEST_SIDE):
+        raise VideoLDMError(f"The frames are {width}x{height} pixels; a side of a video has 1 to {LONGEST_SIDE}. "
+                            "Resize them before saving.")
+
+
 def _write_video(path, frames, rate, format, crf, metadata, audio, on_frame):
     # The index goes to the front of an MP4 (faststart): browsers start to play at once, and ComfyUI's page, which reads
     # only the beginning of a dropped file, finds the workflow there however long the video is.
     options = {"movflags": "use_metadata_tags+faststart"} if format == "mp4" else {}
-    written = 0
+    written, encodable = 0, Encodable()
     with av.open(str(path), mode="w", format=format, options=options) as container:
         for key, text in metadata_text(metadata).items():
             container.metadata[key] = _plain_braces(text) if format == "webm" else text
@@ -115,8 +129,8 @@ def _write_video(path, frames, rate, format, crf, metadata, audio, on_frame):
             frame = even_size(frame)
             if not written:
                 stream = _picture_stream(container, format, rate, crf, frame)
-                sound = _Sound(container, format, audio, rate) if audio is not None else None
-            container.mux(stream.encode(_yuv(frame)))
+                sound = _sound_writer(container, format, audio, rate) if audio is not None else None
+            container.mux(stream.encode(encodable.frame(frame)))
             written += 1
             if sound is not None:
                 sound.until(written)
@@ -137,20 +151,13 @@ def _picture_stream(container, format, rate, crf, frame):
         stream.options = {"crf": str(min(max(crf, 1), 51)), "preset": "medium", "rc-lookahead": "10"}
     else:
         stream.options = {"crf": str(crf), "deadline": "good", "cpu-used": "2", "row-mt": "1"}
-    # Said in the file, so that no player has to guess the colours from the picture's size. BT.601 because readers that
-    # do not look, older PyAV and so ComfyUI's Load Video among them, assume it.
-    context = stream.codec_context
-    context.colorspace, context.color_range = BT601, LIMITED_RANGE
-    context.color_primaries = context.color_trc = BT709
+    declare_colours(stream.codec_context)
     return stream
 
 
-def _yuv(frame):
-    """uint8 RGB (h, w, 3) as the picture that the stream says it holds."""
-    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    picture = picture.reformat(format="yuv420p", dst_colorspace=BT601, dst_color_range=LIMITED_RANGE)
-    picture.colorspace, picture.color_range = BT601, LIMITED_RANGE
-    return picture
+def _sound_writer(container, format, audio, rate):
+    sound = audio if isinstance(audio, Sound) else held_sound(*audio)
+    return SoundWriter(container, CODECS[format][1], sound, rate)
 
 
 def _plain_braces(text):
@@ -159,32 +166,6 @@ def _plain_braces(text):
     pieces = json.JSONEncoder().iterencode(json.loads(text)) if text[:1] in "{[" else [text]
     return "".join(piece.replace("{", "\\u007b").replace("}", "\\u007d") if piece.startswith('"') else piece
                    for piece in pieces)
-
-
-class _Sound:
-    """Sound written alongside the picture, so that neither has to wait in memory for the other."""
-
-    def __init__(self, container, format, audio, picture_rate):
-        wave, self.rate = audio
-        # Mono and stereo as they are; other layouts have no one meaning here and become mono.
-        self.wave = np.ascontiguousarray(wave if wave.shape[0] in (1, 2) else wave.mean(0, keepdims=True), np.float32)
-        self.layout = "mono" if self.wave.shape[0] == 1 else "stereo"
-        self.picture_rate, self.container, self.done = picture_rate, container, 0
-        rate = OPUS_RATE if format == "webm" else self.rate
-        self.stream = container.add_stream(CODECS[format][1], rate=rate, layout=self.layout)
-
-    def until(self, frames):
-        """Write the sound of the first `frames` frames."""
-        end = min(round(frames / self.picture_rate * self.rate), self.wave.shape[1])
-        if end <= self.done:
-            return
-        piece = np.ascontiguousarray(self.wave[:, self.done:end])
-        frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=self.layout)
-        frame.sample_rate, frame.pts, self.done = self.rate, self.done, end
-        self.container.mux(self.stream.encode(frame))
-
-    def finish(self):
-        self.container.mux(self.stream.encode(None))
 
 
 def _write_animation(path, frames, rate, format, crf, metadata, on_frame):

@@ -105,13 +105,13 @@ def test_a_video_keeps_its_own_rate_and_sound(server, client, source):
         video = open_video(path)
         assert (video.frames, video.rate) == (12, 6), node
         assert psnr(video.read(), clip()) > 38, node
-        sound, rate = read_audio(path)
+        sound, rate = read_audio(open_video(path))
         assert abs(sound.shape[1] / rate - 2) < 0.1 and np.abs(sound).max() > 0.3, node
 
 
 def test_part_of_a_video_comes_with_that_part_of_its_sound(server, client, source):
     result = client.run({"load": load(source, start_frame=3, frame_count=3), "save": save(video=["load", 1])})
-    sound, rate = read_audio(saved(server, result))
+    sound, rate = read_audio(open_video(saved(server, result)))
     assert abs(sound.shape[1] / rate - 0.5) < 0.06
 
 
@@ -256,8 +256,8 @@ def test_work_that_does_not_fit_into_memory_is_refused_before_it_starts(host):
 
 def test_a_video_that_makes_its_frames_is_streamed(host, tmp_path):
     """The pack's lazy VIDEO classes offer iterate_frames: never all of them at once."""
-    from video_ldm.nodes import video as nodes
     from video_ldm.nodes.host.api import Input
+    from video_ldm.nodes.host.video_sources import video_source
     alive = []
 
     class Lazy(Input.Video):
@@ -280,18 +280,18 @@ def test_a_video_that_makes_its_frames_is_streamed(host, tmp_path):
                 alive.append(1)
                 yield frame
 
-    source = nodes._video_source(Lazy())
+    source = video_source(Lazy())
     seen = []
     write_video(tmp_path / "clip.mp4", source.frames(), source.rate,
                 on_frame=lambda done: seen.append(len(alive) - done))
     assert seen == [0] * 12 and open_video(tmp_path / "clip.mp4").frames == 12
-    assert source.audio() is None and (source.count, source.width, source.height) == (12, 96, 64)
+    assert source.sound is None and (source.count, source.width, source.height) == (12, 96, 64)
 
 
 def test_images_become_bytes_by_rounding_and_grey_or_transparent_ones_are_saved_too(host):
-    from video_ldm.nodes.video import _bytes
+    from video_ldm.nodes.host.pixels import frame_bytes
     levels = torch.arange(256).div(255).view(16, 16, 1)
-    assert np.array_equal(_bytes(levels.expand(16, 16, 3))[..., 0].ravel(), np.arange(256))
-    assert np.array_equal(_bytes(levels), _bytes(levels.expand(16, 16, 3)))
-    assert np.array_equal(_bytes(torch.cat([levels.expand(16, 16, 3), torch.zeros(16, 16, 1)], -1)), _bytes(levels))
-    assert _bytes(torch.tensor([[[-1.0, 2.0, 0.5]]])).tolist() == [[[0, 255, 128]]]
+    assert np.array_equal(frame_bytes(levels.expand(16, 16, 3))[..., 0].ravel(), np.arange(256))
+    assert np.array_equal(frame_bytes(levels), frame_bytes(levels.expand(16, 16, 3)))
+    assert np.array_equal(frame_bytes(torch.cat([levels.expand(16, 16, 3), torch.zeros(16, 16, 1)], -1)), frame_bytes(levels))
+    assert frame_bytes(torch.tensor([[[-1.0, 2.0, 0.5]]])).tolist() == [[[0, 255, 128]]]

@@ -1,0 +1,102 @@
+"""Where Save Video File takes its frames and its sound from: an IMAGE batch, or one of the kinds of VIDEO."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ...temporal.errors import VideoLDMError
+from ...temporal.video import LAYOUTS, LONGEST_SIDE, Sound, file_sound, held_sound, open_video
+from . import files
+from .api import InputImpl
+from .pixels import CHANNELS, frame_bytes
+
+
+class ImageSource:
+    """Frames from an IMAGE batch; the sources below answer the same questions about a VIDEO."""
+
+    def __init__(self, images: torch.Tensor, rate=None, audio: dict | None = None):
+        """images: (t h w c) in 0..1. rate: frames per second, None if unknown. audio: ComfyUI's AUDIO."""
+        _refuse_images(images)
+        self.images, self.rate, self.sound = images, rate, sound_of(audio)
+        self.count, self.height, self.width = images.shape[:3]
+        self.broken = []        # numbers of frames that hold NaN, known once they have been given
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 (h w 3), one at a time."""
+        return (frame_bytes(image, number, self.broken) for number, image in enumerate(self.images))
+
+
+class FileSource:
+    """Frames and sound from a VIDEO that is a file, decoded piece by piece."""
+
+    def __init__(self, file):
+        self.file = open_video(file, files.check_cancelled)
+        self.count, self.rate, self.broken = self.file.frames, self.file.rate, []
+        self.width, self.height = self.file.width, self.file.height
+        self.sound = file_sound(self.file) if self.file.has_audio else None
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 (h w 3), one at a time."""
+        return self.file.iterate()
+
+
+class StreamSource:
+    """Frames from a VIDEO that makes them as they are asked for: `iterate_frames()` gives uint8 (h, w, 3)."""
+
+    def __init__(self, video):
+        self.video, self.rate, self.count = video, video.get_frame_rate(), video.get_frame_count()
+        self.width, self.height = video.get_dimensions()
+        self.sound, self.broken = None, []
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 (h w 3), one at a time."""
+        return self.video.iterate_frames()
+
+
+class LazySource(StreamSource):
+    """The same of the pack's own videos, which may have sound and say which of their frames hold NaN."""
+
+    def __init__(self, video):
+        super().__init__(video)
+        self.sound = sound_of(video.get_audio())
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 (h w 3), one at a time."""
+        return self.video.iterate_frames(self.broken)
+
+
+def video_source(video):
+    """The source for a VIDEO."""
+    if hasattr(video, "get_audio"):
+        return LazySource(video)
+    if hasattr(video, "iterate_frames"):
+        return StreamSource(video)
+    trimmed = getattr(video, "get_active_trim_window", lambda: (0, 0))()
+    if isinstance(video, InputImpl.VideoFromFile) and not any(trimmed):
+        return FileSource(video.get_stream_source())
+    components = video.get_components()
+    return ImageSource(components.images, components.frame_rate, components.audio)
+
+
+def sound_of(audio: dict | None) -> Sound | None:
+    """ComfyUI's AUDIO as sound to write; None if there is none."""
+    if audio is None:
+        return None
+    wave, rate = audio["waveform"], audio["sample_rate"]
+    if wave.ndim != 3 or wave.shape[0] < 1 or wave.shape[1] not in LAYOUTS:
+        raise VideoLDMError(f"The sound is a tensor of shape {tuple(wave.shape)}; one sound of 1 to {max(LAYOUTS)} "
+                            "channels (1, channels, samples) can be saved. Mix it down first.")
+    return held_sound(wave[0].float().cpu().numpy(), int(rate)) if wave.shape[2] else None
+
+
+def _refuse_images(images):
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[-1] not in CHANNELS:
+        raise VideoLDMError(f"The images are a tensor of shape {shape}; Save Video File takes (frames, height, width, "
+                            "channels) with 1 (grey), 3 (colour) or 4 channels (the fourth, transparency, is dropped).")
+    if not shape[0]:
+        raise VideoLDMError("There are no frames to save. Connect at least one image.")
+    if not (1 <= shape[1] <= LONGEST_SIDE and 1 <= shape[2] <= LONGEST_SIDE):
+        raise VideoLDMError(f"The frames are {shape[2]}x{shape[1]} pixels; a side of a video has 1 to {LONGEST_SIDE}. "
+                            "Resize them before saving.")

@@ -1,0 +1,129 @@
+"""Open a video file: this one file and nothing that it names. What FFmpeg cannot read becomes a sentence."""
+
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+
+from ..errors import VideoLDMError
+
+# FFmpeg's readers of one file each. The others are left out: playlists, manifests and lists (hls, dash, concat, imf)
+# open the files that they name, and devices, networks and still images are no video files.
+ONE_FILE_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "nut", "rm",
+                    "wtv", "dv", "ivf", "obu", "av1", "h264", "hevc", "vvc", "m4v", "vc1", "mjpeg", "yuv4mpegpipe",
+                    "gif", "apng")
+LARGEST_PICTURE = 2**26         # pixels: 8192 x 8192. Larger sizes come from damaged headers
+PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<MPD", b"[playlist]", b"<smil", b"[Reference]")
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+
+
+def display_name(source: object) -> str:
+    """What sentences call a source: the file's name, or "The video" for one in memory."""
+    return "The video" if isinstance(source, io.BytesIO) else Path(source).name
+
+
+def refuse_unreadable(path: Path) -> None:
+    """Refuse what is no file with something in it: a pipe would hang, a folder is no video."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise VideoLDMError(f"There is no file {_short(path.name)} in {_short(str(path.parent))}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a device or another special file"
+        raise VideoLDMError(f"{path.name} is {kind} and not a video file. Choose a file.")
+    if status.st_size == 0:
+        raise VideoLDMError(f"{path.name} is empty (0 bytes): its upload or download failed. Get it again.")
+
+
+@contextmanager
+def open_container(source: object) -> Iterator[av.container.InputContainer]:
+    """An open PyAV container of a path or BytesIO; every failure of FFmpeg inside becomes a sentence."""
+    name = display_name(source)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+        file, protocols = source, "none"
+    else:
+        file, protocols = f"file:{Path(source).absolute()}", "file"
+    options = {"format_whitelist": ",".join(ONE_FILE_FORMATS), "protocol_whitelist": protocols}
+    try:
+        with av.open(file, mode="r", options=options, metadata_errors="replace") as container:
+            yield container
+    except av.FFmpegError as error:
+        raise VideoLDMError(_reason(source, name, error.strerror)) from error
+
+
+def picture_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The first video stream that is not a sound file's cover picture."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            _refuse_undecodable(stream, name)
+            stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(LARGEST_PICTURE)}
+            return stream
+    kind = "sound" if container.streams.audio else "neither pictures nor sound"
+    raise VideoLDMError(f"{name} has {kind} but no video in it. Choose a file with pictures.")
+
+
+def sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:
+    """The first sound stream that can be decoded, and mixed if it has more channels than can be written."""
+    for stream in container.streams.audio:
+        if stream.codec_context is not None and stream.rate:
+            layout = stream.codec_context.layout
+            if layout.nb_channels and (layout.nb_channels <= 8 or not unnamed(layout)):
+                return stream
+    return None
+
+
+def unnamed(layout: av.AudioLayout) -> bool:
+    """The file does not say which loudspeakers the channels are for."""
+    return layout.name.endswith("channels") or layout.name.startswith("ambisonic")
+
+
+def refuse_huge(name: str, width: int, height: int) -> None:
+    """Refuse a picture size that no file has on purpose, before memory is taken for it."""
+    if width < 1 or height < 1 or width * height > LARGEST_PICTURE:
+        raise VideoLDMError(f"{name} says that its pictures are {width}x{height}; {LARGEST_PICTURE // 2**20} million "
+                            "pixels (8192x8192) is the most that is read. It is damaged, or has to be scaled down "
+                            "in another program first.")
+
+
+def _refuse_undecodable(stream, name):
+    if stream.codec_context is None:
+        raise VideoLDMError(f"The pictures of {name} are in a code that this FFmpeg cannot decode. Convert it to MP4 "
+                            "with H.264.")
+    if stream.codec_context.width or stream.codec_context.height:
+        refuse_huge(name, stream.codec_context.width, stream.codec_context.height)
+
+
+def _reason(source, name, strerror):
+    head = _head(source)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(PLAYLISTS) or b"<MPD" in head:
+        return (f"{name} is a playlist: it only names other files, and those are not opened. Choose the video file "
+                "itself.")
+    if head.startswith(PICTURES) and head[8:11] != b"AVI":
+        return f"{name} is not a video but a picture. Pictures are read by the node Load Image."
+    if isinstance(source, io.BytesIO):
+        reason = "it is damaged, cut off or not a video"
+    elif head[4:8] == b"ftyp":
+        reason = "it is damaged or was cut off, as a video whose upload or download did not finish"
+    elif text[:1] == b"<":
+        reason = "it is a web page or an XML document saved under this name"
+    else:
+        reason = "it is damaged or not a video"
+    return (f"{name} cannot be read as a video: {reason}. Get the file again, or convert it to MP4. "
+            f"(FFmpeg says: {strerror})")
+
+
+def _head(source):
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:512]
+    with open(source, "rb") as file:
+        return file.read(512)
+
+
+def _short(text):
+    return text if len(text) <= 200 else f"{text[:80]}... ({len(text)} characters)"
