@@ -198,9 +198,9 @@ def test_layers_and_models_that_do_not_fit_are_refused_by_the_loader(upscaler, f
     with pytest.raises(VideoLDMError, match="image_layers.safetensors is .*, and the connected MODEL is the Stable "
                                             "Diffusion x4 upscaler"):
         with_layers(upscaler, "image_layers.safetensors")
-    with pytest.raises(VideoLDMError, match="made for Stable Diffusion x4 upscaler, and the connected MODEL is Stable"):
+    with pytest.raises(VideoLDMError, match="made for the Stable Diffusion x4 upscaler, and the connected MODEL"):
         with_layers(load_model(checkpoints.unet_state()))
-    with pytest.raises(VideoLDMError, match="lavie_vsr.pt is LaVie's video super-resolution UNet, made for Stable "
+    with pytest.raises(VideoLDMError, match="lavie_vsr.pt is LaVie's video super-resolution UNet, made for the Stable "
                                             "Diffusion x4 upscaler, and the connected MODEL is Stable Diffusion 1.x: "
                                             "its text has a width of 768 instead of 1024"):
         with_layers(load_model(checkpoints.unet_state()), "lavie_vsr.pt")

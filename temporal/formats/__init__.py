@@ -9,13 +9,14 @@
 One file per family; others.py names everything that is refused.
 """
 
+from pathlib import Path
 from typing import Mapping
 
 from ..errors import VideoLDMError
 from ..stack import StackParams
 from . import animatediff, decoder, layout, motion_lora, others, svd, upscaler, video_ldm, vsr
 from .decoder import DecoderFile
-from .files import TensorFile, open_file
+from .files import SAFETENSORS, TensorFile, open_file
 from .keys import Keys
 from .layout import LayoutFile
 from .motion_lora import MotionLora
@@ -26,9 +27,22 @@ from .upscaler import UpscalerFile
 __all__ = [
     "Base", "DecoderFile", "Identified", "Initialisation", "LayoutFile", "MotionLora", "NoiseLevels", "SamplerHint",
     "Schedule", "TemporalFile", "UpscalerFile", "decoder", "identify", "identify_keys", "layout", "load_decoder",
-    "load_layout", "load_motion_lora", "load_svd_initialisation", "load_temporal", "load_upscaler", "upscaler",
-    "video_ldm",
+    "load_layout", "load_motion_lora", "load_svd_initialisation", "load_temporal", "load_upscaler", "taken_by",
+    "upscaler", "video_ldm",
 ]
+
+# What each loader takes: its answer to a file of a kind that is not known.
+LAYERS_TAKEN = ("Load Temporal Layers takes Video LDM layers, AnimateDiff v1, v2, v3, AnimateLCM and LongAnimateDiff "
+                "motion modules for Stable Diffusion 1.x, and LaVie's video super-resolution and Upscale-A-Video's "
+                "UNet for the Stable Diffusion x4 upscaler.")
+LORAS_TAKEN = ("The Motion LoRA node takes LoRA files for AnimateDiff motion modules, as AnimateDiff publishes them or "
+               "in diffusers' naming.")
+DECODERS_TAKEN = ("Load Temporal Decoder takes svd.safetensors or svd_xt.safetensors, the VAE of one of them, or a "
+                  "decoder trained with this pack.")
+MODELS_TAKEN = ("Load Video Model takes upscalers in pixel space that were trained with this pack, such as the bundled "
+                "video_ldm_driving_upscaler.safetensors.")
+LAYOUTS_TAKEN = ("Scene Layout takes layout files that were trained with this pack, such as the bundled "
+                 "video_ldm_driving_layout.safetensors.")
 
 
 def identify_keys(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | None = None) -> Identified:
@@ -49,12 +63,22 @@ def identify(path) -> Identified:
     return identify_file(open_file(path))
 
 
+def taken_by(path) -> frozenset[str] | None:
+    """What the loaders of this pack find in a file, in the words of `Identified.takes`; None where only reading all of
+    it would tell, as with torch files. Looks at the file's header alone; raises VideoLDMError where it has none."""
+    if Path(path).suffix.lower() not in SAFETENSORS:
+        return None
+    file = open_file(path)
+    found = [identify_file(file), decoder.detect(Keys(file.raw_shapes), file.metadata)]
+    return frozenset(one.takes for one in found if one and one.takes)
+
+
 def load_temporal(path) -> TemporalFile:
     """Temporal layers for an image model; raises VideoLDMError, naming the file and its place, for anything else."""
     file = open_file(path)
     found = identify_file(file)
     if found.takes != "temporal":
-        raise found.refusal(file.name)
+        raise found.refusal(file.name, taken=LAYERS_TAKEN)
     if found.kind == "video_ldm":
         return video_ldm.load(file)
     return vsr.load(file, found.kind) if found.kind in vsr.VERSIONS else animatediff.load(file, found.kind)
@@ -65,7 +89,7 @@ def load_motion_lora(path) -> MotionLora:
     file = open_file(path)
     found = identify_file(file)
     if found.takes != "motion_lora":
-        raise found.refusal(file.name, wanted="a Motion LoRA")
+        raise found.refusal(file.name, wanted="a Motion LoRA", taken=LORAS_TAKEN)
     return motion_lora.load(file)
 
 
@@ -80,7 +104,7 @@ def load_decoder(path) -> DecoderFile:
         raise VideoLDMError(f"{file.name} is {other.title} with an image decoder: it has no temporal layers. Choose "
                             "svd.safetensors or svd_xt.safetensors, the VAE of one of them, or a decoder trained with "
                             "this pack.")
-    raise other.refusal(file.name, wanted="a temporal decoder")
+    raise other.refusal(file.name, wanted="a temporal decoder", taken=DECODERS_TAKEN)
 
 
 def load_layout(path) -> LayoutFile:
@@ -88,7 +112,7 @@ def load_layout(path) -> LayoutFile:
     file = open_file(path)
     found = layout.detect(Keys(file.raw_shapes), file.metadata)
     if found is None:
-        raise identify_file(file).refusal(file.name, wanted=layout.TITLE)
+        raise identify_file(file).refusal(file.name, wanted=layout.TITLE, taken=LAYOUTS_TAKEN)
     return layout.load(file)
 
 
@@ -97,7 +121,7 @@ def load_upscaler(path) -> UpscalerFile:
     file = open_file(path)
     found = identify_file(file)
     if found.kind != "pixel_upscaler":
-        raise found.refusal(file.name, wanted="a whole video model that this pack takes")
+        raise found.refusal(file.name, wanted="a whole video model that this pack takes", taken=MODELS_TAKEN)
     return upscaler.load(file)
 
 

@@ -27,7 +27,7 @@ from ..decoder import GROUPS, KERNELS, DecoderParams
 from ..errors import VideoLDMError
 from .files import TensorFile
 from .keys import Keys
-from .record import Identified, require_one_dtype
+from .record import DEMO, Identified, require_one_dtype
 
 FORMAT = "video_ldm_temporal_decoder"
 VERSION = 1
@@ -69,7 +69,11 @@ class DecoderFile:
                                  ("pixels per latent", self.params.factor, factor)):
             if own != other:
                 raise VideoLDMError(f"{self.name} is {self.title} for latents of {own} {what}, and the connected VAE "
-                                    f"({title}) has {other}. Connect a VAE for {self.latents}, or choose another file.")
+                                    f"({title}) has {other}. {self.wanted_vae()}, or choose another file.")
+
+    def wanted_vae(self) -> str:
+        demo = DEMO in self.latents
+        return "Connect the VAE of Load Demo Models" if demo else f"Connect a VAE for {self.latents}"
 
 
 # Names

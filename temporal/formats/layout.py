@@ -6,6 +6,7 @@ embedding of an empty prompt, for pictures that are described by their layout al
     format, version             what this is; another version than VERSION is refused
     params                      LayoutParams as JSON
     base_family, base_context_dim, licence
+    most_boxes                  optional: how many boxes a picture had at most in training
 """
 
 import json
@@ -21,18 +22,21 @@ from ..errors import VideoLDMError
 from ..layout import LayoutParams, SceneLayout
 from .files import TensorFile
 from .keys import Keys
-from .record import Base, Identified, require_one_dtype, require_version
+from .record import DEMO, Base, Identified, require_one_dtype, require_version
 
 FORMAT = "video_ldm_scene_layout"
 VERSION = 1
 TITLE = "a scene layout file"
 NULL_TEXT = "null_text"
+MOST_BOXES = 64         # in one picture, where a file does not say how many it was trained with
+DEMO_BOXES = 3          # of the bundled file, which does not say it either
 RESERVED = ("format", "version", "params", "base_family", "base_context_dim", "licence")
 
 
 @dataclass
 class LayoutFile:
-    """Ready for `SceneLayout(params).load_state_dict(tensors)`; null_text `l d`."""
+    """Ready for `SceneLayout(params).load_state_dict(tensors)`; null_text `l d`; most_boxes: of a picture that it was
+    trained on."""
 
     name: str
     params: LayoutParams
@@ -41,6 +45,7 @@ class LayoutFile:
     base: Base
     licence: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    most_boxes: int = MOST_BOXES
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
@@ -55,6 +60,7 @@ def load(file: TensorFile) -> LayoutFile:
     try:
         params = parse_params(file.metadata["params"])
         base = Base(file.metadata["base_family"], int(file.metadata["base_context_dim"]))
+        most = int(file.metadata.get("most_boxes", DEMO_BOXES if base.family == DEMO else MOST_BOXES))
         wanted = tensors_of(params)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise VideoLDMError(f"{file.name} is {TITLE} whose metadata is damaged ({error}). Write or download it "
@@ -64,7 +70,7 @@ def load(file: TensorFile) -> LayoutFile:
     require_one_dtype(file.name, tensors)
     notes = {key: value for key, value in file.metadata.items() if key not in RESERVED}
     return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base,
-                      file.metadata.get("licence", ""), notes)
+                      file.metadata.get("licence", ""), notes, most)
 
 
 def parse_params(text: str) -> LayoutParams:

@@ -23,10 +23,19 @@ from ..stack import StackParams
 from .animatediff import most_resblocks
 from .files import TensorFile
 from .keys import Keys
-from .record import Base, Identified, NoiseLevels, Schedule, TemporalFile, require_complete, require_one_dtype
+from .record import (
+    X4_UPSCALER,
+    Base,
+    Identified,
+    NoiseLevels,
+    Schedule,
+    TemporalFile,
+    require_complete,
+    require_one_dtype,
+)
 from .video_ldm import run_order
 
-BASE = Base("Stable Diffusion x4 upscaler", 1024)
+BASE = Base(X4_UPSCALER, 1024)
 FRAMES = 8
 INSIDE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\."
                     r"(?:(resblock_temporal\..+)|transformer_blocks\.(\d+)\.((?:norm|attn)_temporal\..+))")
