@@ -220,7 +220,8 @@ def run(monkeypatch, vae):
     def run(model, used=False, positive=None, negative=None, **changes):
         monkeypatch.setattr(nodes.VideoUpscale, "hidden", Hidden(used))
         inputs = {"noise_level": 30, "window": 4, "overlap": 2, "tile": PIXELS, "fps": 0.0, "seed": 5, "steps": 2,
-                  "cfg": 2.0, "sampler": "euler", "scheduler": "normal", "vae": vae, **changes}
+                  "cfg": 2.0, "sampler": "euler", "scheduler": "normal", "vae": vae,
+                  "keep_colours": False, **changes}
         if "images" not in inputs and "video" not in inputs:
             inputs["images"] = small_frames(3, 20, 24)
         return nodes.VideoUpscale.execute(model, positive or text(), negative or text(12), **inputs).result
