@@ -50,9 +50,10 @@ class LoadTemporalDecoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, file) -> io.NodeOutput:
-        found = load_decoder(files.resolve_decoder(file))
+        path = files.resolve_decoder(file)
+        found = load_decoder(path)
         made = temporal_vae.with_temporal_decoder(vae, found)
-        warning = temporal_vae.round_trip_warning(vae, made, found)
+        warning = temporal_vae.round_trip_warning(vae, made, found, (path, *files.path_fingerprint(path)))
         if warning:
             logging.warning("[Video LDM] %s", warning)
         return io.NodeOutput(made, report_of(found, warning))
