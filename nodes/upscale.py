@@ -67,9 +67,9 @@ class VideoUpscale(io.ComfyNode):
                                      "pixels."),
                 io.Boolean.Input("keep_colours", default=True, optional=True,
                                  tooltip="Gives every large frame the colours of its small one, area by area; details "
-                                         "stay. Without it the sky or a wall may change its colour. Costs a few "
-                                         "hundredths of a second and two large frames of memory per frame. Off: as the "
-                                         "upscaler made it, for when its new colours are wanted."),
+                                         "stay. Without it the sky or a wall may change its colour. Costs a "
+                                         "tenth of a second for a frame of 2048x1280, on the processor, and the memory "
+                                         "of two large frames. Off: as the upscaler made it."),
             ],
             outputs=[
                 io.Image.Output("images_out", display_name="IMAGE",
