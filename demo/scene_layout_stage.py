@@ -65,5 +65,6 @@ def write(path, weights, null_text, notes) -> int:
     """Write the trained network in fp16; the file's size in bytes."""
     half = {key: tensor.to(torch.float16) for key, tensor in weights.items()}
     base = Base("Video LDM demo", models.UNET.context_dim)
-    layout_format.write(path, half, params(models.UNET), null_text, base=base, licence=models.LICENCE, metadata=notes)
+    layout_format.write(path, half, params(models.UNET), null_text, base=base, licence=models.LICENCE,
+                        metadata={**notes, "most_boxes": str(MOST_CARS)})
     return path.stat().st_size

@@ -29,7 +29,7 @@ class LoadTemporalDecoder(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of your checkpoint. The one that comes out encodes like it and "
                                             "decodes with the file's decoder."),
-                io.Combo.Input("file", options=files.list_decoders(),
+                io.Combo.Input("file", **files.offer_decoders(),
                                tooltip="A temporal decoder: svd.safetensors or svd_xt.safetensors in "
                                        "models/checkpoints, the VAE of one of them in models/vae, or a file in "
                                        "models/video_ldm. Of checkpoints only those with svd in their name are "
@@ -50,9 +50,10 @@ class LoadTemporalDecoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, file) -> io.NodeOutput:
-        found = load_decoder(files.resolve_decoder(file))
+        path = files.resolve_decoder(file)
+        found = load_decoder(path)
         made = temporal_vae.with_temporal_decoder(vae, found)
-        warning = temporal_vae.round_trip_warning(vae, made, found)
+        warning = temporal_vae.round_trip_warning(vae, made, found, (path, *files.path_fingerprint(path)))
         if warning:
             logging.warning("[Video LDM] %s", warning)
         return io.NodeOutput(made, report_of(found, warning))

@@ -11,6 +11,7 @@ from .host.layer_weights import build_stack, layer_dtype
 from .host.noise_schedule import with_schedule
 from .host.options import LayerSet
 
+DEMO_LAYERS, DEMO_UPSCALER = "video_ldm_driving.safetensors", "video_ldm_driving_upscaler.safetensors"
 AS_TRAINED, AS_MODEL = "as trained", "the model's own"
 
 MotionLoraType = io.Custom("VIDEO_LDM_MOTION_LORA")
@@ -29,7 +30,7 @@ class LoadTemporalLayers(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The image model: a Stable Diffusion checkpoint, with or without LoRA. "
                                                 "It is not changed; the MODEL that comes out is the video model."),
-                io.Combo.Input("file", options=files.list_files(),
+                io.Combo.Input("file", **files.offer("temporal", DEMO_LAYERS),
                                tooltip="A file in models/video_ldm or models/animatediff_models, or a bundled demo "
                                        "file."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.01,
@@ -93,7 +94,7 @@ def report_of(layers, model, schedule: str, loras) -> str:
     trained = layers.schedule
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers.",
-        f"Made for {layers.base.family}; on {model_title(model)}.",
+        f"Made for {layers.base.named}; on {model_title(model)}.",
         f"Trained on clips of {layers.params.frames} frames"
         + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
         f"Noise schedule: {schedule}" + (f" ({trained.beta_schedule} {trained.linear_start:g} to "
@@ -122,7 +123,7 @@ class MotionLoRA(io.ComfyNode):
             description="A LoRA for temporal layers: camera motions such as zoom, pan and roll. Takes "
                         f"{listing('motion_lora')}. Connect it to Load Temporal Layers; chain several through `previous`.",
             inputs=[
-                io.Combo.Input("file", options=files.list_files(files.MOTION_LORA),
+                io.Combo.Input("file", **files.offer("motion_lora", kind=files.MOTION_LORA),
                                tooltip="A motion LoRA file in models/video_ldm or models/animatediff_motion_lora."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                                tooltip="How much of the motion is added; negative reverses it."),
@@ -177,7 +178,7 @@ class LoadVideoModel(io.ComfyNode):
                         "it to Video Upscale. The bundled one makes the demo's frames four times as large; others are trained with "
                         "this pack.",
             inputs=[
-                io.Combo.Input("file", options=files.list_files(),
+                io.Combo.Input("file", **files.offer("video_model", DEMO_UPSCALER),
                                tooltip="A file in models/video_ldm, or a bundled demo file. Files of temporal layers "
                                        "belong into Load Temporal Layers."),
             ],

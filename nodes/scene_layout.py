@@ -17,6 +17,7 @@ DEMO_FILE = "video_ldm_driving_layout.safetensors"
 ANY, NONE = "any", "none"
 EXAMPLE = "# x y width height colour\n0.61 0.46 0.13 0.19 red\n0.27 0.46 0.12 0.17 blue"
 PREVIEW = 512           # pixels of the preview's longer side
+PIXELS = 2              # no fraction is as large
 EDGE = 1e-6             # of the picture: what rounding may put a box beyond it
 GROUNDS = {"day": (128, 132, 128), "night": (32, 34, 44)}
 
@@ -24,7 +25,6 @@ GROUNDS = {"day": (128, 132, 128), "night": (32, 34, 44)}
 class SceneLayout(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        names = files.list_files()
         return io.Schema(
             node_id="VideoLDMSceneLayout",
             display_name="Scene Layout",
@@ -33,7 +33,7 @@ class SceneLayout(io.ComfyNode):
                         "crowded the road is. Connect both outputs to a sampler of the image model that the file was "
                         "trained on; the picture is then the start of a drive for Extend Video.",
             inputs=[
-                io.Combo.Input("file", options=names, default=DEMO_FILE if DEMO_FILE in names else None,
+                io.Combo.Input("file", **files.offer("layout", DEMO_FILE),
                                tooltip="A scene layout file in models/video_ldm, or the bundled one of the demo."),
                 io.String.Input("boxes", multiline=True, default=EXAMPLE,
                                 tooltip="One box per line: x y width height colour. The numbers are fractions of the "
@@ -71,7 +71,7 @@ class SceneLayout(io.ComfyNode):
     def execute(cls, file, boxes, light, crowdedness, width, height, positive=None, negative=None) -> io.NodeOutput:
         path = files.resolve(file)
         content = load_layout(path)
-        found = parse_boxes(boxes, content)
+        found = parse_boxes(boxes, content, (width, height))
         scene = as_layout(found, {"light": light, "crowdedness": crowdedness}, content)
         patcher = scene_layout.layout_patcher(content, (str(path), *files.fingerprint(file)))
         text = [[content.null_text[None], {}]]
@@ -80,8 +80,11 @@ class SceneLayout(io.ComfyNode):
         return io.NodeOutput(said, unsaid, preview(found or [], light, width, height))
 
 
-def parse_boxes(text: str, content) -> list[tuple] | None:
-    """[(x0, y0, x1, y1, colour)] of the widget's lines; None where it has none, which leaves the boxes open."""
+def parse_boxes(text: str, content, size: tuple[int, int] | None = None) -> list[tuple] | None:
+    """[(x0, y0, x1, y1, colour)] of the widget's lines; None where it has none, which leaves the boxes open. size:
+    width and height of the picture, to say where a box in pixels belongs."""
+    for number, line in enumerate(text.splitlines(), 1):
+        refuse_hex_colour(number, line, content)
     lines = [(number, re.sub("#.*", "", line).replace(",", " ").split())
              for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, words) for number, words in lines if words]
@@ -89,13 +92,24 @@ def parse_boxes(text: str, content) -> list[tuple] | None:
         return None
     if [words for _, words in lines] == [[NONE]]:
         return []
-    return [parse_box(number, words, content) for number, words in lines]
+    if len(lines) > content.most_boxes:
+        raise VideoLDMError(f"There are {len(lines)} boxes, and {content.name} knows pictures of at most "
+                            f"{content.most_boxes}. Leave out {len(lines) - content.most_boxes} of the lines.")
+    return [parse_box(number, words, content, size) for number, words in lines]
 
 
-def parse_box(number: int, words: list[str], content) -> tuple:
+def refuse_hex_colour(number: int, line: str, content):
+    """A colour such as #ff0000 would be taken for a comment."""
+    found = re.fullmatch(r"\s*(?:[^\s#]+\s+){4}(#[0-9a-fA-F]{3,8})\b.*", line)
+    if found:
+        raise VideoLDMError(f"Line {number} of the boxes has the colour '{found[1]}'. Colours are words here, and a # "
+                            f"begins a comment: {content.name} knows {', '.join(content.params.colours)}.")
+
+
+def parse_box(number: int, words: list[str], content, size: tuple[int, int] | None = None) -> tuple:
     line = f"Line {number} of the boxes, '{' '.join(words)}',"
     if len(words) != 5:
-        raise VideoLDMError(f"{line} has {len(words)} words. A box has five: x y width height colour, as in "
+        raise VideoLDMError(f"{line} has {counted(len(words), 'word')}. A box has five: x y width height colour, as in "
                             "0.61 0.46 0.13 0.19 red.")
     numbers = [as_number(word) for word in words[:4]]
     for word, value in zip(words, numbers):
@@ -105,6 +119,10 @@ def parse_box(number: int, words: list[str], content) -> tuple:
     x, y, width, height = numbers
     if width <= 0 or height <= 0:
         raise VideoLDMError(f"{line} has a width of {width:g} and a height of {height:g}. Both must be more than 0.")
+    if max(numbers) >= PIXELS:
+        raise VideoLDMError(f"{line} seems to be in pixels. Coordinates are fractions of the picture, from 0 to 1: "
+                            f"divide x and width by the picture's width, y and height by its height"
+                            f"{in_fractions(numbers, size)}.")
     if x < -EDGE or y < -EDGE or x + width > 1 + EDGE or y + height > 1 + EDGE:
         raise VideoLDMError(f"{line} reaches from {x:g}, {y:g} to {x + width:g}, {y + height:g}, beyond the picture. "
                             "Coordinates are fractions of it, from 0 to 1; cut the box off at the picture's edge.")
@@ -113,6 +131,17 @@ def parse_box(number: int, words: list[str], content) -> tuple:
         raise VideoLDMError(f"{line} has the colour '{words[4]}'. {content.name} knows "
                             f"{', '.join(content.params.colours)}.")
     return max(x, 0.0), max(y, 0.0), min(x + width, 1.0), min(y + height, 1.0), colour
+
+
+def in_fractions(numbers: list[float], size: tuple[int, int] | None) -> str:
+    """What a box in pixels comes to, where it lies within the picture."""
+    x, y, width, height = (value / side for value, side in zip(numbers, 2 * (size or (1, 1))))
+    inside = size and 0 <= x <= x + width <= 1 and 0 <= y <= y + height <= 1
+    return f", which gives {x:.3g} {y:.3g} {width:.3g} {height:.3g}" if inside else ""
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def as_number(word: str) -> float | None:
@@ -151,8 +180,8 @@ def check_text(conditioning, content):
     for text, _ in conditioning:
         if text.shape[-1] != content.base.context_dim:
             raise VideoLDMError(f"The connected text has a width of {text.shape[-1]}, and {content.name} was made for "
-                                f"{content.base.family}, whose text has {content.base.context_dim}. Encode it with "
-                                "that model's CLIP.")
+                                f"{content.base.named}, whose text has {content.base.context_dim}. Encode it with "
+                                f"{content.base.source('CLIP')}.")
     return conditioning
 
 

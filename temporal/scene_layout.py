@@ -87,8 +87,9 @@ def picture_grid(places: int, height: int, width: int, device=None) -> Tensor:
     while height * width > places and height * width > 1:
         height, width = (height + 1) // 2, (width + 1) // 2
     if height * width != places:
-        raise VideoLDMError(f"A feature map of {places} places belongs to no halving of the latents. Scene Layout "
-                            "works with the plain image model that it was trained on.")
+        raise VideoLDMError(f"Scene Layout cannot tell where in the picture the model is working: {places} places are "
+                            "no halving of the latents. Something in the graph changes the sizes within the model. "
+                            "Remove it, or leave Scene Layout out.")
     y, x = ((torch.arange(size, device=device) + 0.5) / size for size in (height, width))
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
 from .errors import VideoLDMError
 from .diffusion import Diffusion
@@ -68,6 +69,29 @@ def folded(pixels: Tensor) -> Tensor:
 def unfolded(x: Tensor) -> Tensor:
     """`... 48 h w` -> `... 3 4h 4w`."""
     return torch.nn.functional.pixel_shuffle(x, FACTOR)
+
+
+# Colours. The upscaler makes details beside small frames that were noised, and is free to move the colours of whole
+# areas.
+
+COLOUR_SIGMA = 3.0      # of the Gaussian, in small pixels: colours are compared over areas of about this radius
+
+
+def with_colours_of(small: Tensor, large: Tensor) -> Tensor:
+    """One large frame `1 3 4h 4w` with the colours of the small one `1 3 h w` that it was made from: what differs
+    between the two after a blur is taken back, and details finer than the blur stay. A frame alone, so that
+    neither windows nor how a video is streamed matter."""
+    shift = blurred(small.to(large) - avg_pool2d(large, FACTOR))
+    return large + interpolate(shift, scale_factor=FACTOR, mode="bilinear")
+
+
+def blurred(x: Tensor) -> Tensor:
+    """`1 c h w` under a Gaussian; beyond the edges stand the pixels of the edge."""
+    reach = round(2 * COLOUR_SIGMA)
+    weights = torch.exp(-torch.arange(-reach, reach + 1).to(x).square() / (2 * COLOUR_SIGMA ** 2))
+    weights = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
+    x = conv2d(pad(x, (reach, reach, 0, 0), "replicate"), weights, groups=x.shape[1])
+    return conv2d(pad(x, (0, 0, reach, reach), "replicate"), weights.transpose(2, 3), groups=x.shape[1])
 
 
 # Windows and tiles

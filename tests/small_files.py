@@ -31,7 +31,7 @@ LAYERS = StackParams("Video LDM", (
     (Site("input", 1, "post_res"), ResBlockParams(32, 64, 1)),
     (Site("input", 1, "in_attn_post_ff"), TransformerParams(32, 2, 48, 1)),
     (Site("middle", 0, "post_res"), ResBlockParams(32, 64, 1)),
-), 8, 8, pool_spatial_norms=False)
+), 8, 8)
 SCHEDULE, BASE = Schedule("linear", 0.00085, 0.012, "eps"), Base("Stable Diffusion 1.x", 48)
 SCENE = LayoutParams(("red", "blue"), (("light", ("day", "night")),), 16, 2, 2, 3, ((0, 32), (2, 32)))
 DECODER = DecoderParams(4, 32, (1, 1), 1, PAPER_KERNEL)

@@ -2,6 +2,7 @@
 
 import logging
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,25 @@ def test_a_decoder_for_other_latents_is_warned_of_by_a_test_picture_and_one_that
         warnings.append(temporal_vae.round_trip_warning(vae, temporal_vae.with_temporal_decoder(vae, file), file))
     assert warnings[0] is None
     assert "other.safetensors does not seem to fit the connected VAE" in warnings[1] and "SDXL" in warnings[1]
+
+
+def test_a_vae_and_a_file_are_tried_together_once_until_one_of_them_changes(made, monkeypatch):
+    trips, vae = [], demo_vae()
+    monkeypatch.setattr(temporal_vae, "_outcomes", {})
+    monkeypatch.setattr(temporal_vae, "round_trips", lambda *vaes: trips.append(vaes) or (30.0, 10.0))
+    file = SimpleNamespace(name="mine.safetensors", latents="the tests")
+
+    def warned(vae, *stamp):
+        assert "mine.safetensors does not seem to fit" in temporal_vae.round_trip_warning(vae, made, file, stamp)
+        return len(trips)
+    assert [warned(vae, "mine", 1), warned(vae, "mine", 1), warned(demo_vae(), "mine", 1)] == [1, 1, 1]
+    assert [warned(vae, "mine", 2), warned(vae, "other", 1)] == [2, 3]
+    with torch.no_grad():
+        vae.first_stage_model.decoder.conv_in.bias[0] += 1
+    assert [warned(vae, "mine", 1), warned(vae, "mine", 1)] == [4, 4]
+    assert temporal_vae.round_trip_warning(vae, made, file) and len(trips) == 5       # nobody says which file it is
+    vae.patcher.patches = {"first_stage_model.decoder.conv_in.bias": []}
+    assert [warned(vae, "mine", 1), warned(vae, "mine", 1)] == [6, 7]                 # what patches do is not known
 
 
 # Temporal VAE Decode

@@ -1,9 +1,26 @@
 """What a file is, from its keys and shapes alone."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from video_ldm.temporal.families import LOADERS, identify_keys, listing, refusal
+import torch
+from safetensors.torch import save_file
+
+from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.families import (
+    LOADERS,
+    identify_keys,
+    listing,
+    load_decoder,
+    load_layout,
+    load_motion_lora,
+    load_temporal,
+    load_upscaler,
+    refusal,
+)
+from video_ldm.temporal.formats.temporal_file import Base, TemporalFile
+from video_ldm.temporal.params import StackParams
 from video_ldm.tests.formats_help import PUBLISHED, lora_shapes, motion_shapes
 
 KINDS = {
@@ -53,21 +70,60 @@ def test_an_artists_mistake_gets_a_sentence_with_the_file_what_it_is_and_where_i
         "alone are not the published model. This version of the pack does not take it.")
 
 
+@pytest.mark.parametrize("load, takes", [
+    (load_temporal, "temporal"), (load_motion_lora, "motion_lora"), (load_decoder, "decoder"),
+    (load_upscaler, "video_model"), (load_layout, "layout"),
+])
+def test_a_file_that_nobody_knows_is_answered_with_what_that_loader_takes(tmp_path, load, takes):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "odd.safetensors")
+    with pytest.raises(VideoLDMError) as caught:
+        load(tmp_path / "odd.safetensors")
+    sentence = str(caught.value)
+    assert "kind that this pack does not know (1 tensor, the first: weight), not " in sentence
+    assert sentence.endswith(f". {LOADERS[takes]} takes {listing(takes)}.")
+    assert listing(takes) and all(listing(other) not in sentence for other in LOADERS if other != takes)
+
+
+@pytest.mark.parametrize("levels, words", [(3, "Core's Load VAE cannot load it"), (4, "Load it with core's Load VAE.")])
+def test_a_vae_in_diffusers_naming_is_sent_to_core_only_where_core_reads_it(levels, words):
+    shapes = {f"decoder.up_blocks.{level}.resnets.0.conv1.weight": (64, 64, 3, 3) for level in range(levels)}
+    found = identify_keys(shapes | {"decoder.mid_block.resnets.0.conv1.weight": (64, 64, 3, 3)})
+    assert found.kind == "diffusers_vae" and words in found.place
+
+
+@pytest.mark.parametrize("base, words", [
+    (Base("Video LDM demo", 128), "made for the Video LDM demo, and the connected MODEL is SD15: its text has a width "
+     "of 768 instead of 128. Connect the MODEL of Load Demo Models, or choose"),
+    (Base("the Video LDM demo's upscaler", 128), "made for the Video LDM demo's upscaler, and .* Connect the MODEL of "
+     "Load Video Model with video_ldm_driving_upscaler.safetensors, or choose"),
+    (Base("Stable Diffusion 2.x", 1024), "made for Stable Diffusion 2.x, and .* Connect the MODEL of a Stable "
+     "Diffusion 2.x checkpoint, or choose"),
+])
+def test_layers_for_another_model_name_where_theirs_comes_from(base, words):
+    params = StackParams("Video LDM", (), 8, None)
+    layers = TemporalFile("layers.safetensors", "video_ldm", "a file of layers", params, {}, None, base)
+    with pytest.raises(VideoLDMError, match=words):
+        layers.check_base({}, 768, "SD15")
+
+
+def test_what_the_loaders_take_is_told_by_the_header_alone(tmp_path):
+    demo = Path(__file__).resolve().parent.parent / "models" / "demo"
+    kinds = {"video_ldm_driving": "temporal", "video_ldm_driving_x4": "temporal",
+             "video_ldm_driving_decoder": "decoder",
+             "video_ldm_driving_layout": "layout", "video_ldm_driving_upscaler": "video_model",
+             "video_ldm_driving_upscaler_layers": "temporal"}
+    for name, kind in kinds.items():
+        assert taken_by(demo / f"{name}.safetensors") == {kind}
+    assert taken_by(demo / "image.safetensors") == frozenset()
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "old.ckpt")
+    assert taken_by(tmp_path / "old.ckpt") is None
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in TAKEN | LORAS])
 def test_every_refused_file_has_a_title_with_an_article_and_a_place(name):
     found = identify_keys(PUBLISHED[name])
     assert found.title.split()[0] in ("a", "an", "the", "LaVie's")
     assert found.place.endswith(".") and len(found.place) > 20
-
-
-@pytest.mark.parametrize("takes", LOADERS)
-def test_an_unknown_file_is_answered_with_what_the_asked_loader_takes(takes):
-    found = identify_keys({"fc.weight": (10, 10)})
-    sentence = str(refusal(SimpleNamespace(name="x.safetensors"), found, takes, "what it takes"))
-    assert sentence == ("x.safetensors is a file of a kind that this pack does not know (1 tensors, the first: fc.weight), "
-                        f"not what it takes. {LOADERS[takes]} takes {listing(takes)}.")
-    others = {listing(other) for other in LOADERS if other != takes}
-    assert listing(takes) and listing(takes) not in others
 
 
 @pytest.mark.parametrize("table, middle, kind", [

@@ -81,7 +81,7 @@ def test_each_brings_its_schedule_its_licence_and_how_it_is_sampled():
 
 
 @pytest.mark.parametrize("config, text, sentence", [
-    (SD15_SIZE, 768, "its text has a width of 768 instead of 1024. Connect a Stable Diffusion x4 upscaler checkpoint"),
+    (SD15_SIZE, 768, "its text has a width of 768 instead of 1024. Connect the MODEL of x4-upscaler-ema.safetensors"),
     (dict(SD15_SIZE, context_dim=1024), 1024,
      "which has 320 channels instead of 256 at the layer input_3_post_level_0"),
 ])

@@ -73,13 +73,33 @@ def test_the_edge_of_the_picture_is_within_it_in_spite_of_rounding(content):
     ("0.1 0.1 0.2 -0.2 red", "Both must be more than 0"),
     ("0.9 0.1 0.2 0.2 red", "reaches from 0.9, 0.1 to 1.1, 0.3, beyond the picture"),
     ("-0.1 0.1 0.2 0.2 red", "beyond the picture"),
-    ("12 8 20 20 red", "beyond the picture"),
+    ("64 16 32 16 red", "Line 2 .* in pixels. .*by its height, which gives 0.5 0.25 0.25 0.25.$"),
+    ("120 8 20 20 red", "in pixels. .* by its height.$"),
+    ("0.1 0.1 0.2 0.2 #ff0000", "Line 2 .* has the colour '#ff0000'. Colours are words here, .*knows red, blue"),
     ("0.1 0.1 0.2 0.2 pink", "colour 'pink'. scene.safetensors knows red, blue"),
-    ("none", "has 1 words"),
+    ("none", "has 1 word\\."),
 ])
 def test_a_line_that_is_no_box_is_named_with_what_is_wrong(content, line, words):
     with pytest.raises(VideoLDMError, match=words):
-        parse_boxes(f"0.1 0.1 0.2 0.2 red\n{line}", content)
+        parse_boxes(f"0.1 0.1 0.2 0.2 red\n{line}", content, (128, 64))
+
+
+def test_more_boxes_than_the_file_was_trained_with_are_refused(scenes, content):
+    crowd = "\n".join(["0.1 0.1 0.2 0.2 red"] * 65)
+    with pytest.raises(VideoLDMError, match="There are 65 boxes, and scene.safetensors knows pictures of at most 64"):
+        parse_boxes(crowd, content)
+    assert len(parse_boxes(crowd.partition("\n")[2], content)) == 64
+    network = randomise(Network(PARAMS), 5)
+    layout_format.write(scenes / "two.safetensors", network.state_dict(), PARAMS, torch.randn(7, 768),
+                        base=Base("Stable Diffusion 1.x", 768), licence="", metadata={"most_boxes": "2"})
+    with pytest.raises(VideoLDMError, match="There are 3 boxes, and two.safetensors .* at most 2. Leave out 1 of"):
+        run("two.safetensors", boxes=crowd[:3 * len("0.1 0.1 0.2 0.2 red\n")])
+
+
+def test_the_demos_file_knows_as_many_boxes_as_its_world_draws_cars():
+    from video_ldm.demo.scene_layout_stage import MOST_CARS
+    from video_ldm.nodes.host.files import DEMO_FOLDER
+    assert load_layout(DEMO_FOLDER / "video_ldm_driving_layout.safetensors").most_boxes == MOST_CARS == 3
 
 
 def test_labels_that_a_file_does_not_know_are_refused(scenes):

@@ -199,9 +199,9 @@ def test_layers_and_models_that_do_not_fit_are_refused_by_the_loader(upscaler, f
     with pytest.raises(VideoLDMError, match="image_layers.safetensors is .*, and the connected MODEL is the Stable "
                                             "Diffusion x4 upscaler"):
         with_layers(upscaler, "image_layers.safetensors")
-    with pytest.raises(VideoLDMError, match="made for Stable Diffusion x4 upscaler, and the connected MODEL is Stable"):
+    with pytest.raises(VideoLDMError, match="made for the Stable Diffusion x4 upscaler, and the connected MODEL"):
         with_layers(load_model(checkpoints.unet_state()))
-    with pytest.raises(VideoLDMError, match="lavie_vsr.pt is LaVie's video super-resolution UNet, made for Stable "
+    with pytest.raises(VideoLDMError, match="lavie_vsr.pt is LaVie's video super-resolution UNet, made for the Stable "
                                             "Diffusion x4 upscaler, and the connected MODEL is Stable Diffusion 1.x: "
                                             "its text has a width of 768 instead of 1024"):
         with_layers(load_model(checkpoints.unet_state()), "lavie_vsr.pt")
@@ -221,7 +221,8 @@ def run(monkeypatch, vae):
     def run(model, used=False, positive=None, negative=None, **changes):
         monkeypatch.setattr(nodes.VideoUpscale, "hidden", Hidden(used))
         inputs = {"noise_level": 30, "window": 4, "overlap": 2, "tile": PIXELS, "fps": 0.0, "seed": 5, "steps": 2,
-                  "cfg": 2.0, "sampler": "euler", "scheduler": "normal", "vae": vae, **changes}
+                  "cfg": 2.0, "sampler": "euler", "scheduler": "normal", "vae": vae,
+                  "keep_colours": False, **changes}
         if "images" not in inputs and "video" not in inputs:
             inputs["images"] = small_frames(3, 20, 24)
         return nodes.VideoUpscale.execute(model, positive or text(), negative or text(12), **inputs).result

@@ -16,7 +16,7 @@ from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_temporal, load_upscaler
 from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
-from video_ldm.temporal.upscaler import cut, noise_augmented, unfolded
+from video_ldm.temporal.upscaler import cut, noise_augmented, unfolded, with_colours_of
 from video_ldm.tests import pixel_help
 from video_ldm.tests.attach_help import load_model
 from video_ldm.tests.host import checkpoints
@@ -224,7 +224,8 @@ def run(monkeypatch):
                                      "unique_id": "7"})
         monkeypatch.setattr(nodes.VideoUpscale, "hidden", hidden)
         inputs = {"noise_level": 150, "window": 4, "overlap": 2, "tile": 64, "fps": 0.0, "seed": 5, "steps": 1,
-                  "cfg": 1.0, "sampler": "euler", "scheduler": "normal", "images": small_frames(3, 20, 24), **changes}
+                  "cfg": 1.0, "sampler": "euler", "scheduler": "normal", "images": small_frames(3, 20, 24),
+                  "keep_colours": False, **changes}
         return nodes.VideoUpscale.execute(model, text(), text(12), **inputs).result
     return run
 
@@ -240,6 +241,26 @@ def test_the_video_is_what_was_sampled_and_needs_no_vae(model, run):
     assert video.get_dimensions() == (96, 80)
     one, _, _ = run(with_layers(model), images=small_frames(1, 9, 11), tile=0)       # one frame, odd sizes
     assert one.shape == (1, 36, 44, 3)
+
+
+def test_large_frames_keep_the_colours_of_the_small_ones_however_they_are_streamed(model, run):
+    small = small_frames(3, 20, 24) / 2 + torch.tensor([0.5, 0.0, 0.25])
+    plain, _, said = run(model, images=small)
+    kept, _, report = run(model, images=small, keep_colours=True)
+    assert drift(plain, small) > 0.03 and drift(kept, small) < drift(plain, small) / 3       # of noise, the worst case
+    assert "Colours are kept" in report and "Colours are kept" not in said
+    alone = torch.cat([with_colours_of(one.movedim(-1, 1), large.movedim(-1, 1)).clamp(0, 1).movedim(1, -1)
+                       for one, large in zip(small.split(1), plain.split(1))])
+    assert torch.equal(kept, alone)
+    video = run(model, used=False, images=small, keep_colours=True)[1]
+    assert torch.equal(video.get_components().images, kept)
+    assert torch.equal(video.as_trimmed(1 / 8, 2 / 8).get_components().images, kept[1:])
+
+
+def drift(large, small) -> float:
+    """How far the mean colour of a quarter of a frame lies from that of the small one, at most."""
+    quarters = [torch.nn.functional.adaptive_avg_pool2d(frames.movedim(-1, 1), 2) for frames in (large, small)]
+    return float((quarters[0] - quarters[1]).abs().max())
 
 
 def test_the_report_says_whose_noise_it_was_and_layers_that_disagree_on_it_are_refused(model, run):

@@ -9,11 +9,13 @@ from video_ldm.temporal.upscaler import (
     TRAINED_LEVEL,
     check_level,
     cut,
+    folded,
     in_pieces,
     noise_augmented,
     spread_out,
     unfolded,
     unnoised,
+    with_colours_of,
 )
 from video_ldm.tests.small import relative_error
 
@@ -160,3 +162,27 @@ def test_with_a_networks_reach_within_the_margin_tiles_are_the_whole_and_beyond_
                 borders[tuple(shared)] = True
         assert error[~borders].max() < 1e-6
         assert (error.max() < 1e-6) == (layers == 1)
+
+
+def frame(height, width, seed=0):
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("height, width", [(32, 48), (5, 3), (1, 1)])
+def test_a_shift_of_all_colours_is_taken_back_and_details_stay(height, width):
+    small = frame(height, width)
+    details = frame(4 * height, 4 * width, 1)
+    means = folded(details).unflatten(1, (3, 16)).mean(2, keepdim=True)
+    details -= unfolded(means.expand(-1, -1, 16, -1, -1).flatten(1, 2))
+    large = small.repeat_interleave(4, 2).repeat_interleave(4, 3) + details
+    shift = torch.tensor([0.05, 0.0, -0.03]).view(1, 3, 1, 1)
+    assert (with_colours_of(small, large) - large).abs().max() < 1e-5
+    assert (with_colours_of(small, large + shift) - large).abs().max() < 1e-5
+
+
+def test_another_colour_on_one_side_is_taken_back_there_alone():
+    small = torch.full((1, 3, 40, 80), 0.5)
+    large = torch.full((1, 3, 160, 320), 0.5)
+    large[..., :160] += 0.1
+    kept = with_colours_of(small, large)
+    assert (kept[..., :120] - 0.5).abs().max() < 0.005 and (kept[..., 200:] - 0.5).abs().max() < 0.005

@@ -14,6 +14,13 @@ CORE = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "ImageFr
 SAMPLERS = ("KSampler", "VideoLDMSampler", "VideoLDMExtend", "VideoLDMInterpolate", "VideoLDMUpscale")
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")      # a widget of the page, beside every seed
 BYPASSED, MUTED = 4, 2
+# Measured in the pages of ComfyUI, in the units of a graph. Where nodes are drawn by Vue they are taller.
+TITLE = 30              # of a node, above its position
+PREVIEW = 260           # by which a sampler grows while it shows what it makes
+ABOVE_PLAYER, BELOW_PLAYER = 265, 55        # of Save Video File: its widgets, and the line with the frames' size
+TALLEST = {"CheckpointLoaderSimple": 126, "EmptyLatentImage": 118, "VAEDecode": 54, "CLIPTextEncode": 102,
+           "KSampler": 270, "VideoLDMLoadTemporalLayers": 214, "VideoLDMSampler": 418, "VideoLDMExtend": 514,
+           "VideoLDMMotionLoRA": 114}
 PICTURE_LIMIT = 200 * 1024
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -47,6 +54,19 @@ def inputs_of(node, nodes, links):
         if source is not None:
             inputs[entry["name"]] = source
     return inputs
+
+
+def widget_values(node):
+    """{name: value} of a node's widgets."""
+    return {entry["name"]: value for entry, value in zip((entry for entry in node.get("inputs", ()) if "widget" in entry),
+                                                         node.get("widgets_values", ()))}
+
+
+def grown(node):
+    """left, top, right, bottom of a node as the page draws it while it runs."""
+    (left, top), (width, height) = node["pos"], node["size"]
+    height = max(height, TALLEST.get(node["type"], 0)) + PREVIEW * (node["type"] in SAMPLERS)
+    return left, top - TITLE, left + width, top + height
 
 
 def source_of(link, nodes, links):
@@ -95,17 +115,26 @@ def test_links_join_the_slots_that_they_name(path):
 
 
 @each_workflow
-def test_nodes_lie_apart_and_inside_a_group(path):
+def test_nodes_lie_apart_and_inside_a_group_also_while_previews_show(path):
     graph = load(path)
-    title = 30      # of a node, above its position
-    boxes = {node["id"]: (node["pos"][0], node["pos"][1] - title, node["pos"][0] + node["size"][0],
-                          node["pos"][1] + node["size"][1]) for node in graph["nodes"]}
+    boxes = {node["id"]: grown(node) for node in graph["nodes"]}
     for key, (left, top, right, bottom) in boxes.items():
         assert any(x <= left and y <= top and right <= x + w and bottom <= y + h
                    for x, y, w, h in (group["bounding"] for group in graph["groups"])), key
         meets = [other for other, (x0, y0, x1, y1) in boxes.items()
                  if other != key and left < x1 and x0 < right and top < y1 and y0 < bottom]
         assert meets == [], key
+
+
+@each_workflow
+def test_a_player_has_room_for_the_frames_that_are_sampled(path):
+    graph = load(path)
+    sizes = [widget_values(node) for node in graph["nodes"]]
+    shapes = {values["height"] / values["width"] for values in sizes if {"width", "height"} <= values.keys()}
+    players = [node["size"] for node in graph["nodes"] if node["type"] == "VideoLDMSaveVideo"]
+    assert len(shapes) == 1 and players
+    for width, height in players:
+        assert height >= ABOVE_PLAYER + width * next(iter(shapes)) + BELOW_PLAYER
 
 
 @each_workflow

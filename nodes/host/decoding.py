@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.upscaler import FACTOR, unfolded
+from ...temporal.upscaler import FACTOR, unfolded, with_colours_of
 from ...temporal.windows import in_tiles, in_windows, spread, tile_count
 from . import compat, files
 from .temporal_vae import is_temporal, title_of
@@ -139,6 +139,27 @@ class Unfolding:
             if on_piece is not None:
                 on_piece()
             yield ((unfolded(frame) + 1) / 2).clamp(0, 1).movedim(1, -1)
+
+
+class ColoursKept:
+    """A decoding whose large frames get the colours of the small ones `t h w 3` in 0..1, frame by frame. The interface
+    is that of a Decoding."""
+
+    def __init__(self, decoding: "Decoding | Unfolding", small: Tensor):
+        self.decoding, self.small, self.node, self.count = decoding, small, decoding.node, decoding.count
+        self.height, self.width = decoding.height, decoding.width
+
+    def steps(self) -> int:
+        return self.decoding.steps()
+
+    def frames(self, first: int = 0, last: int | None = None, on_piece=None) -> Iterator[Tensor]:
+        """Frames `first` to `last` as IMAGE (1 h w 3) in 0..1, in order."""
+        number = first
+        for piece in self.decoding.frames(first, last, on_piece):
+            for large in piece.split(1):
+                small = self.small[number:number + 1]
+                number += 1
+                yield with_colours_of(small.movedim(-1, 1), large.movedim(-1, 1)).clamp(0, 1).movedim(1, -1)
 
 
 def check_latents(vae, samples: Tensor, settings: DecodeSettings):

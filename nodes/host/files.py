@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 import comfy.model_management
@@ -13,12 +14,14 @@ import torch
 from comfy.cli_args import args
 
 from ...temporal.errors import VideoLDMError
+from ...temporal.families import taken_by
 from ...temporal.formats.files import check_regular
 from .api import io, ui
 
 LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, and ComfyUI's names of them
 DECODER_KINDS = (LAYERS, "vae", "checkpoints")                  # where a decoder may lie, in this order
 DEMO_FOLDER = Path(__file__).resolve().parents[2] / "models" / "demo"
+DEMO_DECODER = "video_ldm_driving_decoder.safetensors"
 DEMO_LAYERS = "video_ldm_"      # how the demo's temporal files begin; its other files are loaded by Load Demo Models
 # Folders of other packs in which an artist may already have files of a kind.
 DATE = re.compile(r"%date:([^%]+)%")
@@ -46,6 +49,37 @@ def list_files(kind=LAYERS):
     """Names for a loader's list, sorted."""
     register_folders(kind)
     return [name for name in folder_paths.get_filename_list(kind) if not _is_other_demo_file(kind, name)]
+
+
+def offer(takes, demo=None, kind=LAYERS):
+    """`options` and `default` of a loader's list. takes: what it loads, in the words of `Identified.takes`; demo: the
+    bundled file that it begins with."""
+    return _offered(list_files(kind), lambda name: folder_paths.get_full_path(kind, name), takes, demo)
+
+
+def _offered(names, path_of, takes, demo):
+    """What the loader takes stands first, then what only reading the whole file would tell, then the rest. All are in
+    the list: ComfyUI refuses a saved workflow that names a file outside it, with words that help nobody."""
+    def order(name):
+        found = _glance(path_of(name))
+        return 1 if found is None else 0 if takes in found else 2
+    names = sorted(names, key=order)
+    return {"options": names, "default": demo if demo in names else next(iter(names), None)}
+
+
+def _glance(path):
+    """`taken_by` of a file, nothing for what is no plain file: a pipe would never answer."""
+    if path is None or not os.path.isfile(path):
+        return frozenset()
+    return _glance_once(path, *path_fingerprint(path))
+
+
+@lru_cache(maxsize=4096)
+def _glance_once(path, modified, size):
+    try:
+        return taken_by(path)
+    except Exception:       # whatever is wrong with a file, the list is shown; its loader says what it is
+        return frozenset()
 
 
 def resolve(name, kind=LAYERS):
@@ -97,13 +131,22 @@ def list_decoders():
     return sorted({*list_files(), *folder_paths.get_filename_list("vae"), *checkpoints})
 
 
+def offer_decoders():
+    """The same as `offer` for temporal decoders."""
+    return _offered(list_decoders(), _decoder_path, "decoder", DEMO_DECODER)
+
+
+def _decoder_path(name):
+    paths = (folder_paths.get_full_path(kind, name) for kind in (LAYERS, "vae", "checkpoints"))
+    return next((path for path in paths if path is not None), None)
+
+
 def resolve_decoder(name):
     """Full path of a name from `list_decoders`; a sentence if the file has gone."""
     register_folders()
-    for kind in DECODER_KINDS:
-        path = folder_paths.get_full_path(kind, name)
-        if path is not None:
-            return path
+    path = _decoder_path(name)
+    if path is not None:
+        return path
     for kind in DECODER_KINDS:
         _refuse_other_than_files(kind, name)
     raise VideoLDMError(f"There is no file {name} in models/video_ldm, models/vae or models/checkpoints. Put it into "

@@ -14,8 +14,8 @@ from comfy.context_windows import ContextHandlerABC
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...temporal.errors import VideoLDMError
 from ...temporal.diffusion import Diffusion
+from ...temporal.errors import VideoLDMError
 from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented, spread_out, unnoised
 from . import compat, files, sampling
 from .image_model import context_dim, model_title
@@ -205,6 +205,8 @@ def usual_noise(model) -> int:
 def check_text(model, conditioning: list, name: str):
     """Refuse what does not go with a piece of a video, and the text of another model."""
     wanted = context_dim(model)
+    clip = ("the CLIP that the upscaler was trained with, which for the demo's is that of Load Demo Models"
+            if makes_pixels(model) else "the CLIP of the upscaler's own checkpoint")
     for text, settings in conditioning:
         for key, what in TEXT_ALONE.items():
             if settings.get(key) is not None:
@@ -212,7 +214,7 @@ def check_text(model, conditioning: list, name: str):
                                     "upscales piece by piece and takes text alone. Connect CLIP Text Encode directly.")
         if text.shape[-1] != wanted:
             raise VideoLDMError(f"The text of the {name} conditioning has a width of {text.shape[-1]}, and the x4 "
-                                f"upscaler takes {wanted}. Encode it with the CLIP of the upscaler's own checkpoint.")
+                                f"upscaler takes {wanted}. Encode it with {clip}.")
 
 
 def check_vae(model, vae):

@@ -10,6 +10,7 @@ unknown files are made from that list. refused.py names every other file.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import VideoLDMError
@@ -18,6 +19,7 @@ from ..formats.decoder import DecoderFile
 from ..formats.files import TensorFile, open_file
 from ..formats.motion_lora import MotionLora
 from ..formats.pixel_upscaler import UpscalerFile
+from ..formats.safetensors_files import ENDINGS
 from ..formats.scene_layout import LayoutFile
 from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
@@ -57,6 +59,19 @@ def identify(path) -> Identified:
     """What a file is; raises VideoLDMError where it cannot be opened as a model file at all."""
     file = open_file(path)
     return identify_keys(file.raw_shapes, file.metadata)
+
+
+def taken_by(path) -> frozenset[str] | None:
+    """Which nodes load a file, as `Identified.takes` has them. Looks at the file's header alone.
+
+    None where only reading all of it would tell, as with torch files. Raises VideoLDMError where it cannot be opened.
+    """
+    if Path(path).suffix.lower() not in ENDINGS:
+        return None
+    file = open_file(path)
+    keys = Keys(file.raw_shapes)
+    found = [find(keys, file.metadata)[1], decoder.detect(keys, file.metadata)]     # a checkpoint may hold a decoder too
+    return frozenset(one.takes for one in found if one and one.takes)
 
 
 def find(keys: Keys, metadata: Mapping[str, str]) -> tuple[Family | None, Identified]:

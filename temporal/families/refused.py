@@ -138,6 +138,11 @@ MODELS = (
           (r"(?:.*\.)?(?:de|en)coder\..*conv.*\.weight",),
           test=lambda keys: len(keys.shape(r"(?:.*\.)?decoder\..*conv_?(?:in|1).*\.weight")) == 5),
     Entry("vae", "a VAE", LOADER.format("Load VAE"), (r"(?:first_stage_model\.|vae\.)?decoder\.mid\.block_1\.norm1",)),
+    Entry("diffusers_vae", "a VAE in diffusers' naming that has not four levels (the x4 upscaler's has three)",
+          "Core's Load VAE cannot load it: in that naming it reads VAEs of four levels alone. Use the same VAE out of "
+          "a whole checkpoint, such as x4-upscaler-ema.safetensors, with core's Load Checkpoint.",
+          (r"decoder\.(?:mid_block|up_blocks\.0)\.resnets\.",),
+          test=lambda keys: len(keys.found(r"decoder\.up_blocks\.(\d+)\.")) not in (0, 4)),
     Entry("diffusers_vae", "a VAE in diffusers' naming", LOADER.format("Load VAE"),
           (r"decoder\.(?:mid_block|up_blocks\.0)\.resnets\.",)),
     Entry("upscale_model", "an upscale model (ESRGAN, SwinIR or a kin)", LOADER.format("Load Upscale Model"),
@@ -187,5 +192,6 @@ def stable_diffusion(keys: Keys) -> Identified | None:
 def unknown(keys: Keys) -> Identified:
     """A file of no known kind. It has no place: the loader that was asked says what it takes."""
     first = next(iter(keys.shapes), "none")
-    return Identified("unknown", f"a file of a kind that this pack does not know ({len(keys)} tensors, the first: "
+    counted = f"{len(keys)} tensor" + "s" * (len(keys) != 1)
+    return Identified("unknown", f"a file of a kind that this pack does not know ({counted}, the first: "
                       f"{first})", place="")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import VideoLDMError
 from ..formats.files import TensorFile
-from ..formats.temporal_file import Base, Identified, NoiseLevels, Schedule, TemporalFile
+from ..formats.temporal_file import X4_UPSCALER, Base, Identified, NoiseLevels, Schedule, TemporalFile
 from ..formats.tensor_names import Keys
 from ..layers import BrickParams, LevelParams, ResidualConvParams, RotaryParams
 from ..layers.position import rotation_angles
@@ -27,7 +27,7 @@ from ..spatial_changes import POOLED_NORMS
 from ..unet_names import UNetNames, resblocks_per_level
 from .family import Facts, Family
 
-BASE = Base("Stable Diffusion x4 upscaler", 1024)
+BASE = Base(X4_UPSCALER, 1024)
 FRAMES = 8
 MOST_PARTS = 64         # levels of a UNet, and ResBlocks of a level: more than any has
 INSIDE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\."

@@ -28,7 +28,7 @@ from ..errors import VideoLDMError
 from .contents import first_line
 from .files import TensorFile
 from .metadata import MOST_FRAMES, MetadataError, fps_of, shown, text_of, whole
-from .temporal_file import Identified, require_one_dtype
+from .temporal_file import DEMO, Identified, require_one_dtype
 from .tensor_names import Keys
 
 FORMAT = "video_ldm_temporal_decoder"
@@ -71,7 +71,11 @@ class DecoderFile:
                                  ("pixels per latent", self.params.factor, factor)):
             if own != other:
                 raise VideoLDMError(f"{self.name} is {self.title} for latents of {own} {what}, and the connected VAE "
-                                    f"({title}) has {other}. Connect a VAE for {self.latents}, or choose another file.")
+                                    f"({title}) has {other}. {self.wanted_vae()}, or choose another file.")
+
+    def wanted_vae(self) -> str:
+        demo = DEMO in self.latents
+        return "Connect the VAE of Load Demo Models" if demo else f"Connect a VAE for {self.latents}"
 
 
 # Names

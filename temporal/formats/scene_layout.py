@@ -6,6 +6,7 @@ embedding of an empty prompt, for pictures that are described by their layout al
     format, version             what this is; another version than VERSION is refused
     params                      LayoutParams as JSON
     base_family, base_context_dim, licence
+    most_boxes                  optional: how many boxes a picture had at most in training
 """
 
 import json
@@ -23,20 +24,23 @@ from ..scene_layout import LayoutParams, SceneLayout
 from .contents import first_line
 from .files import TensorFile
 from .metadata import entries_of, list_of, parsed_json, text_of, whole
-from .temporal_file import Base, Identified, require_one_dtype, require_version
+from .temporal_file import DEMO, Base, Identified, require_one_dtype, require_version
 from .tensor_names import Keys
 
 FORMAT = "video_ldm_scene_layout"
 VERSION = 1
 TITLE = "a scene layout file"
 NULL_TEXT = "null_text"
+MOST_BOXES = 64         # in one picture, where a file does not say how many it was trained with
+DEMO_BOXES = 3          # of the bundled file, which does not say it either
 RESERVED = ("format", "version", "params", "base_family", "base_context_dim", "licence")
 LARGEST = 100_000       # of any size
 
 
 @dataclass
 class LayoutFile:
-    """Ready for `SceneLayout(params).load_state_dict(tensors)`; null_text `l d`."""
+    """Ready for `SceneLayout(params).load_state_dict(tensors)`; null_text `l d`; most_boxes: of a picture that it was
+    trained on."""
 
     name: str
     params: LayoutParams
@@ -45,6 +49,7 @@ class LayoutFile:
     base: Base
     licence: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    most_boxes: int = MOST_BOXES
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
@@ -61,6 +66,9 @@ def load(file: TensorFile, found: Identified | None = None) -> LayoutFile:
         base = Base(text_of(file.metadata["base_family"], "base_family"),
                     whole(file.metadata["base_context_dim"], "base_context_dim", 1, LARGEST, text=True))
         licence = text_of(file.metadata.get("licence", ""), "licence")
+        most = DEMO_BOXES if base.family == DEMO else MOST_BOXES
+        if "most_boxes" in file.metadata:
+            most = whole(file.metadata["most_boxes"], "most_boxes", 1, LARGEST, text=True)
         wanted = tensors_of(params)
     except (KeyError, ValueError, RuntimeError, ArithmeticError) as error:
         raise VideoLDMError(f"{file.name} is {TITLE} whose metadata is damaged ({first_line(error)}). Write or "
@@ -69,7 +77,7 @@ def load(file: TensorFile, found: Identified | None = None) -> LayoutFile:
     tensors = file.read(file.shapes)
     require_one_dtype(file.name, tensors)
     notes = {key: value for key, value in file.metadata.items() if key not in RESERVED}
-    return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base, licence, notes)
+    return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base, licence, notes, most)
 
 
 def parse_params(text: str, held: int) -> LayoutParams:

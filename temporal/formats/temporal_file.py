@@ -43,11 +43,30 @@ class Schedule:
     prediction: str | None = None
 
 
+X4_UPSCALER, DEMO, DEMO_UPSCALER = "Stable Diffusion x4 upscaler", "Video LDM demo", "the Video LDM demo's upscaler"
+
+
 class Base(NamedTuple):
     """The image model that the layers were trained on; context_dim is the width of its text, None where unknown."""
 
     family: str
     context_dim: int | None = None
+
+    @property
+    def named(self) -> str:
+        """With the article that it has within a sentence."""
+        return f"the {self.family}" if self.family in (X4_UPSCALER, DEMO) else self.family
+
+    def source(self, output: str = "MODEL") -> str:
+        """Where an artist gets the model's MODEL, CLIP or VAE."""
+        if self.family == DEMO_UPSCALER and output == "MODEL":
+            return "the MODEL of Load Video Model with video_ldm_driving_upscaler.safetensors"
+        if self.family in (DEMO, DEMO_UPSCALER):
+            return f"the {output} of Load Demo Models"
+        if self.family == X4_UPSCALER:
+            return f"the {output} of x4-upscaler-ema.safetensors from Load Checkpoint"
+        article = "an" if self.family.startswith("SD") else "a"     # an SDXL, a Stable Diffusion
+        return f"the {output} of {article} {self.family} checkpoint"
 
 
 @dataclass(frozen=True)
@@ -102,8 +121,8 @@ class TemporalFile:
         """Refuse an image model that these layers were not made for: channels at its sites, width of its text, name."""
         widths = {brick.context_dim for _, brick in self.params.bricks if hasattr(brick, "context_dim")}
         wanted = self.base.context_dim or next(iter(widths), None)
-        made_for = f"{self.name} is {self.title}, made for {self.base.family}, and the connected MODEL is {model}"
-        advice = f"Connect a {self.base.family} checkpoint, or choose temporal layers for the one you have."
+        made_for = f"{self.name} is {self.title}, made for {self.base.named}, and the connected MODEL is {model}"
+        advice = f"Connect {self.base.source()}, or choose temporal layers for the model that you have."
         if wanted and wanted != context_dim:
             raise VideoLDMError(f"{made_for}: its text has a width of {context_dim} instead of {wanted}. {advice}")
         for site, brick in self.params.bricks:

@@ -127,7 +127,7 @@ def test_wrong_files_and_widgets_are_one_sentence_at_the_node(files, client):
             (graph(tile=32), "decode", "tile is 32 pixels; 64 is the least")):
         with pytest.raises(NodeError, match=sentence) as caught:
             client.run({**prompt, "save": save(video=["decode", 1])})
-        assert caught.value.node_id == node and caught.value.exception_type == "VideoLDMError"
+        assert caught.value.node_id == node and caught.value.exception_type == "Video LDM"
 
 
 @pytest.mark.parametrize("node", ["decode", "save"])

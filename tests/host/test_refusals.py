@@ -43,7 +43,7 @@ def refused(server, graph, node, at):
     with pytest.raises(NodeError) as caught:
         server.latent(graph, node[0])
     error = caught.value
-    assert (error.node_id, error.exception_type) == (at[0], "VideoLDMError")
+    assert (error.node_id, error.exception_type) == (at[0], "Video LDM")
     assert "\n" not in error.message and 40 < len(error.message) < 500 and error.message.endswith(".")
     assert not any(word in error.message for word in ("Traceback", "Error(", "size mismatch", "KeyError", "torch."))
     assert server.client.json("/queue") == {"queue_running": [], "queue_pending": []}

@@ -55,6 +55,11 @@ def test_the_server_loads_the_pack_without_a_complaint(server, own_nodes):
     assert server.complaints() == []
 
 
+def test_the_page_gets_the_packs_script(server):
+    names = [name for name in server.client.json("/extensions") if name.endswith("/js/save_video_file.js")]
+    assert len(names) == 1 and "video-ldm" in names[0]
+
+
 def test_every_node_id_carries_the_packs_prefix_and_a_plain_category(own_nodes):
     for node_id, node in own_nodes.items():
         assert node_id.startswith("VideoLDM"), node_id

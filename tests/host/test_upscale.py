@@ -112,7 +112,7 @@ def test_a_file_that_is_no_video_model_is_one_sentence_at_its_loader(server, cli
     save(graph, video=out(upscaled(graph, server, model=loader), 1))
     with pytest.raises(NodeError, match="x4_layers.safetensors is a file of Video LDM temporal layers, not a whole") as caught:
         client.run(graph)
-    assert caught.value.node_id == loader[0] and caught.value.exception_type == "VideoLDMError"
+    assert caught.value.node_id == loader[0] and caught.value.exception_type == "Video LDM"
 
 
 def refused(server, client, sentence, unconnected=None, positive=None, **changes):
@@ -124,7 +124,7 @@ def refused(server, client, sentence, unconnected=None, positive=None, **changes
     save(graph, video=out(node, 1))
     with pytest.raises(NodeError, match=sentence) as caught:
         client.run(graph)
-    return caught.value.node_id == node[0] and caught.value.exception_type == "VideoLDMError"
+    return caught.value.node_id == node[0] and caught.value.exception_type == "Video LDM"
 
 
 def test_wrong_connections_and_widgets_are_one_sentence_at_the_node(server, client):

@@ -193,7 +193,7 @@ def test_bad_files_and_ranges_are_one_sentence_at_the_node(server, client, sourc
                            (load(source, frame_count=13), "there are 12, and 13 were asked for")):
         with pytest.raises(NodeError, match=sentence) as caught:
             client.run({"load": node, "save": save(images=["load", 0])})
-        assert caught.value.node_id == "load" and caught.value.exception_type == "VideoLDMError"
+        assert caught.value.node_id == "load" and caught.value.exception_type == "Video LDM"
     with pytest.raises(NodeError, match="There is no file 'gone.mp4'"):
         client.run({"load": load("gone.mp4"), "save": save(images=["load", 0])})
     with pytest.raises(NodeError, match="leads outside ComfyUI's output folder"):

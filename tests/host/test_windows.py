@@ -90,7 +90,7 @@ def refused(server, graph, node, at):
     with pytest.raises(NodeError) as caught:
         server.latent(graph, node[0])
     error = caught.value
-    assert (error.node_id, error.exception_type) == (at[0], "VideoLDMError") and error.message.endswith(".")
+    assert (error.node_id, error.exception_type) == (at[0], "Video LDM") and error.message.endswith(".")
     return error.message
 
 

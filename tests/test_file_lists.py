@@ -1,0 +1,72 @@
+"""The lists of the loaders: all files are in them, those that a loader takes first, and the first is one of these."""
+
+import os
+import shutil
+
+import folder_paths
+import pytest
+import torch
+
+from video_ldm.nodes import decode, load, scene_layout
+from video_ldm.nodes.host import files
+
+NODES = {load.LoadTemporalLayers: "video_ldm_driving.safetensors",
+         scene_layout.SceneLayout: "video_ldm_driving_layout.safetensors",
+         decode.LoadTemporalDecoder: "video_ldm_driving_decoder.safetensors",
+         load.LoadVideoModel: "video_ldm_driving_upscaler.safetensors"}
+
+
+def listed(node):
+    """(options, default) of a loader's list."""
+    combo = next(entry for entry in node.define_schema().inputs if entry.id == "file")
+    return combo.options, combo.default
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of models with a damaged file, a torch file, a pipe and the demo's layout under a name of its own."""
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    for kind in (files.LAYERS, files.MOTION_LORA):
+        monkeypatch.delitem(folder_paths.folder_names_and_paths, kind, raising=False)
+        folder_paths.filename_list_cache.pop(kind, None)
+    own = tmp_path / "video_ldm"
+    own.mkdir()
+    (own / "a_damaged.safetensors").write_bytes(b"12345")
+    torch.save({"weight": torch.zeros(3)}, own / "b_torch.ckpt")
+    shutil.copy(files.DEMO_FOLDER / "video_ldm_driving_layout.safetensors", own / "c_layout.safetensors")
+    os.mkfifo(own / "d_pipe.safetensors")
+    yield own
+    folder_paths.filename_list_cache.pop(files.LAYERS, None)
+    folder_paths.filename_list_cache.pop(files.MOTION_LORA, None)
+
+
+@pytest.mark.parametrize("node, demo", NODES.items())
+def test_a_fresh_loader_holds_the_demos_file(folder, node, demo):
+    options, default = listed(node)
+    assert default == demo
+    assert {"a_damaged.safetensors", "b_torch.ckpt", "c_layout.safetensors", *NODES.values()} <= set(options)
+
+
+def test_files_that_a_loader_takes_come_first_then_those_that_only_reading_tells(folder):
+    options, _ = listed(layout.SceneLayout)
+    assert options[:3] == ["c_layout.safetensors", "video_ldm_driving_layout.safetensors", "b_torch.ckpt"]
+    options, _ = listed(load.LoadVideoModel)
+    assert options[:2] == ["video_ldm_driving_upscaler.safetensors", "b_torch.ckpt"]
+
+
+def test_without_the_demos_file_a_list_begins_with_one_that_may_be_taken(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "DEMO_FOLDER", tmp_path / "none")
+    assert listed(layout.SceneLayout)[1] == "c_layout.safetensors"
+    assert listed(load.LoadVideoModel)[1] == "b_torch.ckpt"
+
+
+def test_a_file_is_looked_at_again_only_when_it_changed(folder, monkeypatch):
+    looked = []
+    monkeypatch.setattr(files, "taken_by", lambda path: looked.append(path) or frozenset())
+    listed(layout.SceneLayout)
+    once = [path for path in looked if path.endswith("a_damaged.safetensors")]
+    listed(layout.SceneLayout)
+    assert once and [path for path in looked if path.endswith("a_damaged.safetensors")] == once
+    (folder / "a_damaged.safetensors").write_bytes(b"123456")
+    listed(layout.SceneLayout)
+    assert len([path for path in looked if path.endswith("a_damaged.safetensors")]) == 2
