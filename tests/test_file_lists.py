@@ -48,7 +48,7 @@ def test_a_fresh_loader_holds_the_demos_file(folder, node, demo):
 
 
 def test_files_that_a_loader_takes_come_first_then_those_that_only_reading_tells(folder):
-    options, _ = listed(layout.SceneLayout)
+    options, _ = listed(scene_layout.SceneLayout)
     assert options[:3] == ["c_layout.safetensors", "video_ldm_driving_layout.safetensors", "b_torch.ckpt"]
     options, _ = listed(load.LoadVideoModel)
     assert options[:2] == ["video_ldm_driving_upscaler.safetensors", "b_torch.ckpt"]
@@ -56,17 +56,17 @@ def test_files_that_a_loader_takes_come_first_then_those_that_only_reading_tells
 
 def test_without_the_demos_file_a_list_begins_with_one_that_may_be_taken(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "DEMO_FOLDER", tmp_path / "none")
-    assert listed(layout.SceneLayout)[1] == "c_layout.safetensors"
+    assert listed(scene_layout.SceneLayout)[1] == "c_layout.safetensors"
     assert listed(load.LoadVideoModel)[1] == "b_torch.ckpt"
 
 
 def test_a_file_is_looked_at_again_only_when_it_changed(folder, monkeypatch):
     looked = []
     monkeypatch.setattr(files, "taken_by", lambda path: looked.append(path) or frozenset())
-    listed(layout.SceneLayout)
+    listed(scene_layout.SceneLayout)
     once = [path for path in looked if path.endswith("a_damaged.safetensors")]
-    listed(layout.SceneLayout)
+    listed(scene_layout.SceneLayout)
     assert once and [path for path in looked if path.endswith("a_damaged.safetensors")] == once
     (folder / "a_damaged.safetensors").write_bytes(b"123456")
-    listed(layout.SceneLayout)
+    listed(scene_layout.SceneLayout)
     assert len([path for path in looked if path.endswith("a_damaged.safetensors")]) == 2

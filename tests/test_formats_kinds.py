@@ -18,6 +18,7 @@ from video_ldm.temporal.families import (
     load_temporal,
     load_upscaler,
     refusal,
+    taken_by,
 )
 from video_ldm.temporal.formats.temporal_file import Base, TemporalFile
 from video_ldm.temporal.params import StackParams
