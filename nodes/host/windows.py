@@ -51,22 +51,22 @@ class FrameWindows(IndexListContextHandler):
 
     def images_per_call(self, images: int, transformer_options: dict) -> int:
         """How many of the images of a batch run at a time."""
-        frames = clip_length(images, transformer_options)
+        frames = frames_per_clip(images, transformer_options)
         return images // frames * self.context_length if self.divides(frames) else images
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
-        return self.divides(clip_length(len(x_in), model_options.get("transformer_options", {})))
+        return self.divides(frames_per_clip(len(x_in), model_options.get("transformer_options", {})))
 
     def get_context_windows(self, model, x_in, model_options) -> list[ClipWindow]:
         options = model_options.get("transformer_options", {})
-        frames = clip_length(len(x_in), options)
+        frames = frames_per_clip(len(x_in), options)
         windows = self.context_schedule.func(frames, self.context_length, self.context_overlap, self._step)
         return [ClipWindow(window, frames, len(x_in)) for window in windows]
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[torch.Tensor]:
         """Predictions `images c h w` for each of `conds`; `calc_cond_batch` predicts one window's."""
         options = model_options.get("transformer_options", {})
-        frames = clip_length(len(x_in), options)
+        frames = frames_per_clip(len(x_in), options)
         call = copy.copy(self)          # the step of this call: two clones may be in different ones
         call.set_step(timestep, model_options)
         fused = [Fusion(x_in, frames) for _ in conds]
@@ -93,11 +93,6 @@ class FrameWindows(IndexListContextHandler):
             return None
         controls = {} if controls is None else controls
         return [windowed_cond(cond, window, controls) for cond in cond_in]
-
-
-def clip_length(images: int, options: dict) -> int:
-    """Frames of one clip of a batch that holds no second conditioning."""
-    return frames_per_clip(images, {CLIP: clip_options(options)})
 
 
 def in_window(options: dict, window: ClipWindow) -> dict:
