@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from .errors import VideoLDMError
 from .hooks import fold_hook, hook_site, note_emb, unfold_hook
@@ -212,6 +213,7 @@ class Call:
     reached: set = field(default_factory=set)
     running: bool = True
     levels: dict = field(default_factory=dict)      # (part, index) of a block -> its resolution
+    known: Tensor | None = None                     # c_S or an upscaler's small frames, noted at the first ResBlock
     maps: list | None = None                        # context channels of each resolution, made at the first ResBlock
     emb: Tensor | None = None                       # the network's timestep embedding, noted at the first ResBlock
     due: dict = field(default_factory=dict)         # site -> a residual that waits for its block to end (hooks.py)
@@ -237,12 +239,22 @@ class Call:
         return torch.cat([text, self.stack.fps_token(fps, text)], dim=1)
 
     def context_maps(self, site: Site, x: Tensor) -> Tensor | None:
-        """Context channels of a ResBlock, `(b t) k h w`; the latents' own resolution is that of the first ResBlock."""
+        """Context channels of a ResBlock, `(b t) k h w`; the latents' own resolution is that of the first ResBlock.
+
+        Other nodes may let the network run at another size from some block on (deep shrink). There the maps are those
+        of a clip of that size.
+        """
         if self.stack.params.context is None:
             return None
+        level = self.levels[site.part, site.index]
         if self.maps is None:
-            self.maps = self.stack.context_downsampler(self.known_frames(x))
-        return self.maps[self.levels[site.part, site.index]]
+            self.known = self.known_frames(x)
+            self.maps = self.stack.context_downsampler(self.known)
+        if self.maps[level].shape[2:] == x.shape[2:]:
+            return self.maps[level]
+        size = [side << level for side in x.shape[2:]]
+        known = interpolate(self.known.float(), size, mode="bilinear", antialias=True).to(x)
+        return self.stack.context_downsampler(known)[level]
 
     def known_frames(self, x: Tensor) -> Tensor:
         known, params = self.settings.known, self.stack.params.context

@@ -18,6 +18,7 @@ from ...temporal.errors import VideoLDMError
 from ...temporal.training.diffusion import Diffusion
 from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented, spread_out, unnoised
 from . import compat, files, sampling
+from .conflicts import refuse_in_pieces
 from .image_model import context_dim, model_title
 from .options import LayerSet, layer_sets, set_clip_options
 from .upscaler_model import PixelUpscaler
@@ -41,6 +42,8 @@ class UpscalePieces(ContextHandlerABC):
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[Tensor]:
         """Predictions `t c h w` for each of `conds`, on the CPU as x_in is."""
+        if self.cuts.pieces > 1:
+            refuse_in_pieces(model_options, "Video Upscale")
         options = model_options.get("transformer_options", {})
         channels = x_in.shape[1]
 

@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from ...temporal.errors import VideoLDMError
 from ...temporal.schedules import FUSES, SCHEDULES, Fusion
 from . import compat
+from .conflicts import refuse_in_pieces
 from .options import CLIP, clip_options, frames_per_clip, layer_sets_in, transformer_options
 
 HANDLER = "context_handler"         # core's key for the one handler of a MODEL
@@ -68,6 +69,7 @@ class FrameWindows(IndexListContextHandler):
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[torch.Tensor]:
         """Predictions `images c h w` for each of `conds`; `calc_cond_batch` predicts one window's."""
+        refuse_in_pieces(model_options, "Frame Windows")
         options = model_options.get("transformer_options", {})
         frames = frames_per_clip(len(x_in), options)
         call = copy.copy(self)          # the step of this call: two clones may be in different ones
