@@ -20,8 +20,9 @@ def noise_of(frames=LENGTH, seed=0):
 
 
 def tiled(model, at_once: bool):
-    """A stand-in for the nodes of tiled diffusion: the network sees four tiles of the picture, in one call or in four."""
-    places = [(slice(None), slice(None), slice(top, top + 2), slice(left, left + 3)) for top in (0, 2) for left in (0, 3)]
+    """A stand-in for the nodes of tiled diffusion: the network sees four tiles of the picture, in one call or four."""
+    places = [(slice(None), slice(None), slice(top, top + 2), slice(left, left + 3))
+              for top in (0, 2) for left in (0, 3)]
 
     def repeated(value, count):
         return value.repeat(count, *[1] * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value

@@ -1,6 +1,5 @@
 """Nodes of core's that act between the model calls of a step: right with windows and known frames, or refused."""
 
-import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -13,7 +12,7 @@ from video_ldm.nodes.host.upscaling import UpscalePieces
 from video_ldm.nodes.longer import ContextFrames
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.upscaler import cut
-from video_ldm.tests.attach_help import models_with_layers
+from video_ldm.tests.attach_help import models_with_layers, with_layers
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.small import relative_error
 from video_ldm.tests.windows_help import LENGTH, LONG, by_hand, notes, prediction, predictions, text, windowed
@@ -57,11 +56,7 @@ LAZY = node(nodes_easycache.LazyCacheNode, 3.0, 0.0, 1.0, False)
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_easy_cache_is_refused_in_windows_in_favour_of_lazy_cache(models, strength):
-    model = models["video"].clone()
-    key, = (key for key in model.model_options["transformer_options"] if key.startswith("video_ldm/"))
-    layers = model.model_options["transformer_options"][key]
-    model.model_options["transformer_options"] = {**model.model_options["transformer_options"],
-                                                  key: type(layers)(**{**vars(layers), "strength": strength})}
+    model = with_layers(models["image"], "video.safetensors", strength)
     for cached in (EASY(windowed(model)), windowed(EASY(model))):
         with pytest.raises(VideoLDMError, match="EasyCache keeps one state.*Frame Windows.*Use LazyCache instead"):
             predictions(cached, noise_of(), sigmas=SIGMAS)
@@ -70,15 +65,11 @@ def test_easy_cache_is_refused_in_windows_in_favour_of_lazy_cache(models, streng
 
 def test_lazy_cache_in_windows_of_the_image_model_is_lazy_cache_without(models):
     plain = predictions(LAZY(models["image"]), noise_of(), sigmas=SIGMAS)
-    model, calls = notes(LAZY(windowed(strengthless(models))), lambda x, options: len(x))
+    strengthless = windowed(with_layers(models["image"], "video.safetensors", 0.0))
+    model, calls = notes(LAZY(strengthless), lambda x, options: len(x))
     seen = predictions(model, noise_of(), sigmas=SIGMAS)
     assert len(calls) < 2 * (len(SIGMAS) - 1)       # it did skip
     assert max(relative_error(a, b) for a, b in zip(seen, plain, strict=True)) < 1e-5
-
-
-def strengthless(models):
-    from video_ldm.tests.attach_help import with_layers
-    return with_layers(models["image"], "video.safetensors", 0.0)
 
 
 def test_easy_cache_keeps_what_context_guidance_evaluates_apart(models):

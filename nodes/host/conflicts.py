@@ -1,4 +1,4 @@
-"""What other nodes put on a MODEL that is wrong where a step has several calls of the network: it is refused by name.
+"""What other nodes put on a MODEL that is wrong where a step calls the network several times: it is refused by name.
 
 A node may keep something between the calls of a step. It counts on one call that has all frames.
 """
@@ -17,13 +17,13 @@ GUIDANCE = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cf
 def refuse_in_pieces(model_options: dict, node: str):
     """Refuse what cannot be right while `node` of this pack samples a video in pieces."""
     if get_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True):
-        raise VideoLDMError(f"EasyCache keeps one state for all the pieces in which {node} samples a video, so it would "
-                            "add the changes of one piece to the frames of another. Use LazyCache instead: it works on "
-                            "all frames at once.")
+        raise VideoLDMError(f"EasyCache keeps one state for all the pieces in which {node} samples a video, so it "
+                            "would add the changes of one piece to the frames of another. Use LazyCache instead: it "
+                            "works on all frames at once.")
     recorder = recording_node(model_options)
     if recorder is not None:
-        raise VideoLDMError(f"The node {recorder} keeps what the model did in its last call, and {node} samples a video "
-                            f"in several calls. Remove {recorder}, or sample all frames in one call.")
+        raise VideoLDMError(f"The node {recorder} keeps what the model did in its last call, and {node} samples a "
+                            f"video in several calls. Remove {recorder}, or sample all frames in one call.")
 
 
 def recording_node(model_options: dict) -> str | None:
