@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from .errors import VideoLDMError
 from .layers.position import distance_band
@@ -44,6 +45,7 @@ class Call:
     reached: set = field(default_factory=set)   # the sites that acted
     running: bool = True                        # false where something answers in place of the network
     levels: dict = field(default_factory=dict)  # (part, index) of a block -> its resolution
+    known: Tensor | None = None                 # context or small frames, kept at the first site
     maps: list | None = None                    # context channels of each resolution, made at the first site
     emb: Tensor | None = None                   # the network's timestep embedding, kept at the first ResBlock
     due: dict = field(default_factory=dict)     # site -> a residual that waits for its block to end (slots.py)
@@ -62,8 +64,9 @@ class Call:
         context = self.stack.params.context
         if self.maps is None and context is not None:
             # Here and not when a layer asks: gradient checkpointing runs a layer twice, and the maps are made once.
-            self.maps = self.stack.context_downsampler(self.known_frames(x, context))
-        return self.stack.layers[site.name](x, CallAtSite(self, site, self.emb if emb is None else emb))
+            self.known = self.known_frames(x, context)
+            self.maps = self.stack.context_downsampler(self.known)
+        return self.stack.layers[site.name](x, CallAtSite(self, site, x, self.emb if emb is None else emb))
 
     def clip_text(self) -> Tensor:
         """Text of each clip: that of its first frame, `b l d`; behind it the frame rate, where the layers hear it."""
@@ -81,9 +84,20 @@ class Call:
         fps = torch.as_tensor(fps, dtype=torch.float32).reshape(-1).expand(len(text))
         return torch.cat([text, self.stack.fps_token(fps, text)], dim=1)
 
-    def context_maps(self, site: Site) -> Tensor | None:
-        """Context channels of a ResBlock, `(b t) k h w`; None without context frames."""
-        return None if self.maps is None else self.maps[self.levels[site.part, site.index]]
+    def context_maps(self, site: Site, x: Tensor) -> Tensor | None:
+        """Context channels at the resolution of x, `(b t) k h w`; None for layers without context frames.
+
+        Other nodes may let the network run at another size from some block on (deep shrink). There the maps are those
+        of a clip of that size.
+        """
+        if self.maps is None or self.known is None:
+            return None
+        level = self.levels[site.part, site.index]
+        if self.maps[level].shape[2:] == x.shape[2:]:
+            return self.maps[level]
+        size = [side << level for side in x.shape[2:]]
+        known = interpolate(self.known.float(), size, mode="bilinear", antialias=True).to(x)
+        return self.stack.context_downsampler(known)[level]
 
     def known_frames(self, x: Tensor, params: ContextParams | SmallFramesParams) -> Tensor:
         """The context frames c_S at the resolution of x, which is the latents' own at the first site."""
@@ -114,6 +128,7 @@ class CallAtSite:
 
     call: Call
     site: Site
+    x: Tensor
     emb: Tensor | None
 
     @property
@@ -130,7 +145,7 @@ class CallAtSite:
 
     @property
     def context_maps(self) -> Tensor | None:
-        return self.call.context_maps(self.site)
+        return self.call.context_maps(self.site, self.x)
 
     def band(self, device: torch.device) -> Tensor | None:
         return distance_band(self.frames, self.call.settings.max_distance, device)

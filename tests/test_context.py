@@ -101,6 +101,29 @@ def test_every_resblock_takes_the_context_channels_of_its_own_resolution(unet):
         0: {maps[0].shape[2:]}, 1: {maps[1].shape[2:]}}
 
 
+def test_blocks_that_another_node_runs_smaller_take_the_known_frames_at_their_size(unet):
+    """As PatchModelAddDownscale does (deep shrink), from the second level on."""
+    def shrink(h, transformer_options):
+        return h[..., ::2, ::2] if transformer_options["block"][1] == 1 else h
+
+    def grow(h, hsp, transformer_options):
+        return torch.nn.functional.interpolate(h, hsp.shape[2:]), hsp
+    patches = {"patches": {"input_block_patch_after_skip": [shrink], "output_block_patch": [grow]}}
+    stack, (x, t, context) = context_stack(unet), batch(1, FRAMES)
+    made, frame = [], torch.randn(1, 4, 1, 1)
+    handle = stack.context_downsampler.register_forward_hook(lambda module, args, maps: made.append(maps))
+    whole, half = (known_input(frame.expand(-1, -1, *size), (0,), FRAMES, 1) for size in ((8, 12), (4, 6)))
+    with torch.no_grad(), open_call(unet, [(stack, CallSettings(frames=FRAMES, known=whole))], context=context):
+        seen = unet(x, t, context=context, transformer_options=patches)
+    with torch.no_grad(), open_call(unet, [(stack, CallSettings(frames=FRAMES))], context=context):
+        without = unet(x, t, context=context, transformer_options=patches)
+    handle.remove()
+    smaller = [maps[1] for maps in made if maps[0].shape[2:] == (4, 6)]
+    expected = stack.context_downsampler(half)[1]
+    assert expected.shape[2:] == (2, 3) and (smaller[0] - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (seen[1:] - without[1:]).abs().max() > 1e-3 * without.abs().max()
+
+
 def test_context_changes_the_output_and_no_context_is_the_all_zero_mask(unet):
     stack = context_stack(unet)
     x, t, context = batch(2, FRAMES)

@@ -9,6 +9,7 @@ one's hooks.
 import logging
 import math
 import uuid
+from dataclasses import replace
 
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -17,11 +18,23 @@ from ...temporal.call import CallSettings, open_call
 from ...temporal.conditioning import known_input
 from ...temporal.errors import VideoLDMError
 from ...temporal.stack import TemporalStack
-from .compat import refuse_core_windows
+from .compat import core_windows_act, refuse_core_windows
 from .image_model import refuse_compiled
 from .layer_weights import lora_patches, patcher_of
-from .options import PREFIX, LayerSet, clip_options, frames_per_clip, set_clip_options, transformer_options
+from .options import (
+    CLIP,
+    PREFIX,
+    CallClips,
+    LayerSet,
+    clip_options,
+    clips_in_call,
+    frames_per_clip,
+    set_clip_options,
+    transformer_options,
+)
 
+ROLE = "video_ldm_role"         # on each conditioning of a sampling: 0 for the positive ones, 1 for the negative
+ROLES = {"positive": 0, "negative": 1}
 ACTIVATIONS = 1.5               # memory of a clip with temporal layers, in units of the same batch without
 
 
@@ -33,13 +46,19 @@ class TemporalLayersWrapper:
         self.key, self.stack = key, stack
         self.warned: set[int] = set()
 
+    def __deepcopy__(self, memo):
+        """Other nodes copy a MODEL's options whole. A copy of the layers would be out of core's memory management, and
+        without their motion LoRA."""
+        return self
+
     def __call__(self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={},
                  **kwargs):
         layers = transformer_options.get(self.key) or LayerSet(self.stack.params)
+        clips = clips_in_call(len(x), transformer_options)
         settings = CallSettings(
-            frames=frames_per_clip(len(x), transformer_options),
+            frames=clips.frames,
             strength=layers.strength,
-            text=temporal_text(context, transformer_options),
+            text=temporal_text(context, clips, transformer_options),
             max_distance=layers.max_distance,
             known=known_frames(self.stack, x, transformer_options),
             fps=clip_options(transformer_options).fps,
@@ -85,10 +104,13 @@ def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.
             raise VideoLDMError("These temporal layers make the frames between known ones, and no context frames are "
                                 "connected. Sample with Latent Interpolate x4, or connect Context Frames.")
         return None
-    frames, chunks = frames_per_clip(len(x), options), len(options.get("cond_or_uncond") or [0])
-    window = options.get("context_window")
+    if known.scaled.shape[2:] != x.shape[2:]:
+        raise VideoLDMError("A part of the picture is sampled by itself, and the temporal layers see known frames of "
+                            "the whole picture. Remove the area from the conditioning, or the node that works on tiles "
+                            "of the picture.")
+    call, window = clips_in_call(len(x), options), options.get("context_window")
     if window is None:
-        in_call = list(range(known.frames or frames))
+        in_call = list(range(known.frames or call.frames))
     else:
         in_call = list(getattr(window, "frames", window.index_list))
     inside = [n for n, position in enumerate(known.positions) if position in in_call]
@@ -96,18 +118,17 @@ def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.
         return None
     latents = known.scaled.unflatten(0, (-1, len(known.positions)))[:, inside].flatten(0, 1)
     positions = [in_call.index(known.positions[n]) for n in inside]
-    return known_input(latents, positions, frames, len(x) // chunks // frames).repeat(chunks, 1, 1, 1)
+    return known_input(latents, positions, call.frames, call.clips).repeat(len(call.parts), 1, 1, 1)
 
 
-def temporal_text(context: torch.Tensor | None, options: dict) -> torch.Tensor | None:
+def temporal_text(context: torch.Tensor | None, call: CallClips, options: dict) -> torch.Tensor | None:
     """The text of the temporal layers, `(b t) l d`, where it is not the spatial one (papers.md A.8), else None."""
     texts = clip_options(options).texts
     if not texts or context is None:
         return None
-    chunks = options.get("cond_or_uncond") or [0]
-    spatial = context.chunk(len(chunks))
+    spatial = context.chunk(len(call.parts))
     own = [texts[index].to(part).expand(len(part), -1, -1) if index in texts else part
-           for index, part in zip(chunks, spatial)]
+           for index, part in zip(call.parts, spatial)]
     length = math.lcm(*(part.shape[1] for part in own))     # repeated tokens leave attention as it is
     return torch.cat([part.repeat(1, length // part.shape[1], 1) for part in own])
 
@@ -121,12 +142,35 @@ def reserve_memory(executor, model, noise_shape, *args, **kwargs):
     return executor(model, [math.ceil(images * ACTIVATIONS), *noise_shape[1:]], *args, **kwargs)
 
 
-def refuse_windows(executor, noise, *args, **kwargs):
-    """Around a sampling: core's own context windows must not be wrong in silence."""
+def start_sampling(executor, noise, *args, **kwargs):
+    """Around a sampling: the length of its clips is known from here on. Core's own context windows must not be wrong in
+    silence."""
     guider = executor.class_obj
-    refuse_core_windows(guider.model_options, guider.conds, len(noise),
-                        clip_options(guider.model_options.get("transformer_options", {})).frames)
+    options = guider.model_options.setdefault("transformer_options", {})    # its own, for this sampling
+    clip = clip_options(options)
+    refuse_core_windows(guider.model_options, guider.conds, len(noise), clip.frames)
+    if not core_windows_act(guider.model_options, len(noise)):      # each of theirs is a clip
+        options[CLIP] = replace(clip, frames=frames_per_clip(len(noise), options))
+    for name, role in ROLES.items():
+        for cond in guider.conds.get(name) or ():
+            cond[ROLE] = role
     return executor(noise, *args, **kwargs)
+
+
+def tell_batch(executor, model, conds, x_in, timestep, model_options):
+    """Around the evaluation of conditions: the layers are told the batch as core has it, and which text is whose."""
+    options = model_options.get("transformer_options", {})
+    clip = clip_options(options)
+    clip = replace(clip, frames=clip.frames or len(x_in), images=len(x_in), texts=texts_by_index(conds, clip.texts))
+    return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": {**options, CLIP: clip}})
+
+
+def texts_by_index(conds, texts):
+    """{role: text} -> {index in `conds`: text}: guidance nodes evaluate the negative alone, or other conditions."""
+    roles = [next((cond[ROLE] for cond in batch or () if ROLE in cond), None) for batch in conds]
+    if not texts or all(role is None for role in roles):
+        return texts
+    return {index: texts[role] for index, role in enumerate(roles) if role in texts}
 
 
 def attach_layers(model, stack: TemporalStack, layers: LayerSet, loras=(), frames: int = 0):
@@ -146,10 +190,10 @@ def attach_layers(model, stack: TemporalStack, layers: LayerSet, loras=(), frame
         lora_patches(patcher, pairs, strength)
     m.set_additional_models(key, [patcher])
     m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, TemporalLayersWrapper(key, stack))
-    m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, PREFIX)     # once, however many sets are chained
-    m.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, PREFIX, reserve_memory)
-    m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, PREFIX)
-    m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, PREFIX, refuse_windows)
+    for kind, wrapper in ((WrappersMP.PREPARE_SAMPLING, reserve_memory), (WrappersMP.OUTER_SAMPLE, start_sampling),
+                          (WrappersMP.CALC_COND_BATCH, tell_batch)):
+        m.remove_wrappers_with_key(kind, PREFIX)        # once, however many sets are chained
+        m.add_wrapper_with_key(kind, PREFIX, wrapper)
     m.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, PREFIX)
     m.add_callback_with_key(CallbacksMP.ON_PRE_RUN, PREFIX, refuse_compiled)
     transformer_options(m)[key] = layers

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import uuid
 
 import comfy.context_windows
 import comfy.model_management
@@ -136,14 +137,29 @@ def window_size(images: int) -> dict:
     return {"total_frames": images} if "total_frames" in known else {}
 
 
+def apart(cond: dict, name: str) -> dict:
+    """A copy of a conditioning under an id of its own, which is the same in every step.
+
+    Nodes that keep something between steps keep it by this id.
+    """
+    own = cond.get("uuid")
+    return {**cond, "uuid": uuid.uuid5(own, name)} if isinstance(own, uuid.UUID) else dict(cond)
+
+
+def core_windows_act(model_options: dict, images: int) -> bool:
+    """Whether core's own context windows divide a batch of `images` over frames (dim 0)."""
+    handler = model_options.get("context_handler")
+    if getattr(handler, "dim", None) != 0 or hasattr(handler, "images_per_call"):      # this pack's own has that
+        return False
+    return images > handler.context_length
+
+
 def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: int | None):
     """Refuse core's own context windows over frames (dim 0) where they would fail, or be wrong in silence.
 
     conds: as core prepares them; images: of the batch; frames: per clip, None where the whole batch is one clip.
     """
-    handler = model_options.get("context_handler")
-    idle = getattr(handler, "dim", None) != 0 or images <= handler.context_length
-    if idle or hasattr(handler, "images_per_call"):      # this pack's own has that
+    if not core_windows_act(model_options, images):
         return
     if not SLICING_WINDOWS:
         reason = "fail in this version of ComfyUI"

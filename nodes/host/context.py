@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
+from .compat import apart
 from .latents import check_frames
 from .options import CLIP, ContextFrames, clip_options, frames_per_clip, layer_sets, set_clip_options
 
@@ -123,6 +124,7 @@ class ContextGuidance:
             return predictions
         options = {**model_options["transformer_options"]}
         options[CLIP] = replace(clip_options(options), hide_context=True)
-        without, = executor(model, conds[:1], x_in, timestep, {**model_options, "transformer_options": options})
+        hidden = [apart(cond, KEY) for cond in conds[0]]
+        without, = executor(model, [hidden], x_in, timestep, {**model_options, "transformer_options": options})
         term = (self.scale - 1) * (predictions[0] - without)
         return [p if cond is None else p + term for p, cond in zip(predictions, conds)]

@@ -44,8 +44,9 @@ class ContextFrames:
 class ClipOptions:
     """What a sampling says about its clips."""
 
-    frames: int | None = None                       # of one clip; None: the whole batch is one clip
-    texts: Mapping[int, Tensor] | None = None       # {index in cond_or_uncond: text of the temporal layers, `n l d`}
+    frames: int | None = None                       # of one clip; None: the whole batch, until a sampling starts
+    images: int | None = None                       # of one condition in the calls of the network that run now
+    texts: Mapping[int, Tensor] | None = None       # {0 positive, 1 negative: text of the temporal layers, `n l d`}
     fps: float | None = None                        # the frame rate to make, for layers that are told it
     context: ContextFrames | None = None
     hide_context: bool = False                      # context guidance asks for the prediction without context frames
@@ -92,12 +93,42 @@ def with_clip_options(model, frames: int, texts: Mapping[int, Tensor] | None = N
     return m
 
 
-def frames_per_clip(batch: int, options: dict) -> int:
-    """Frames of one clip in a call of `batch` images; without ClipOptions the whole batch is one clip."""
-    images = batch // len(options.get("cond_or_uncond") or [0])
+def frames_per_clip(images: int, options: dict) -> int:
+    """Frames of one clip of a batch of `images`; without ClipOptions the whole batch is one clip."""
     frames = clip_options(options).frames or images
     if images % frames:
         raise VideoLDMError(f"The batch of {images} frames does not divide into clips of {frames} frames. Make the "
                             "batch a multiple of the frames per clip, or set frames per clip to 0 on Load Temporal "
                             "Layers.")
     return frames
+
+
+@dataclass(frozen=True)
+class CallClips:
+    """The images of one call of the network, in their order: repeats x conditions x clips x frames."""
+
+    repeats: int                    # of the batch: other nodes run several tiles of the picture in one call
+    conditions: tuple[int, ...]     # as core numbers them in this call
+    clips: int                      # of each condition
+    frames: int                     # of each clip
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The condition of each part of the batch."""
+        return self.conditions * self.repeats
+
+
+def clips_in_call(batch: int, options: dict) -> CallClips:
+    """What a call of `batch` images holds. Its batch decides nothing: other nodes multiply it within a call."""
+    clip, conditions = clip_options(options), tuple(options.get("cond_or_uncond") or [0])
+    if clip.frames is None:
+        raise VideoLDMError("The model was called outside ComfyUI's own sampling, so the number of frames of a clip is "
+                            "not known. Set frames per clip on Load Temporal Layers.")
+    images = clip.images or batch // len(conditions)
+    expected = images * len(conditions)
+    if not expected or batch % expected:
+        raise VideoLDMError(f"A call of the model holds {batch} images where the sampling has {expected}. Another node "
+                            "divides the batch within the call, and temporal layers need all frames of a clip "
+                            "together. Remove that node.")
+    frames = frames_per_clip(images, options)
+    return CallClips(batch // expected, conditions, images // frames, frames)

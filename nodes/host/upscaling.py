@@ -18,8 +18,9 @@ from ...temporal.diffusion import Diffusion
 from ...temporal.errors import VideoLDMError
 from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented, spread_out, unnoised
 from . import compat, files, sampling
+from .conflicts import refuse_in_pieces
 from .image_model import context_dim, model_title
-from .options import LayerSet, layer_sets
+from .options import LayerSet, layer_sets, set_clip_options
 from .upscaler_model import PixelUpscaler
 from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
 
@@ -41,6 +42,8 @@ class UpscalePieces(ContextHandlerABC):
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[Tensor]:
         """Predictions `t c h w` for each of `conds`, on the CPU as x_in is."""
+        if self.cuts.pieces > 1:
+            refuse_in_pieces(model_options, "Video Upscale")
         options = model_options.get("transformer_options", {})
         channels = x_in.shape[1]
 
@@ -137,6 +140,7 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     m.model_options[HANDLER] = UpscalePieces(c_low, level, cuts, m.load_device, progress.on_piece)
     m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, on_whole_video(noise))
     length, tile_height, tile_width = cuts.largest
+    set_clip_options(m, frames=length)      # what core prepares is one clip
     piece = torch.zeros(length, channels, tile_height, tile_width)
     return finished(sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece,
                                      callback=progress.callback))

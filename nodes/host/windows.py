@@ -13,12 +13,15 @@ import torch
 from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListContextHandler, IndexListContextWindow
 from comfy.patcher_extension import WrappersMP
 
+from ...temporal.errors import VideoLDMError
 from ...temporal.schedules import FUSES, SCHEDULES, Fusion
-from .compat import window_size
+from . import compat
+from .conflicts import refuse_in_pieces
 from .options import CLIP, clip_options, frames_per_clip, layer_sets_in, transformer_options
 
 HANDLER = "context_handler"         # core's key for the one handler of a MODEL
 WINDOW = "context_window"           # core's key for the window of a call
+SHOWN = "ad_params"                 # AnimateDiff-Evolved's key for the frames of a call, which other packs read
 CORE_ESTIMATE = "ContextWindows_prepare_sampling"      # what core's own node tells about memory
 LOOPED = "looped"
 
@@ -28,8 +31,9 @@ class ClipWindow(IndexListContextWindow):
 
     def __init__(self, frames: list[int], clip: int, batch: int):
         images = [first + frame for first in range(0, batch, clip) for frame in frames]
-        super().__init__(images, dim=0, **window_size(batch))
+        super().__init__(images, dim=0, **compat.window_size(batch))
         self.frames = frames
+        self.batch = batch
 
     def of(self, full):
         """The window's part of something with one item for each image, or one for all; fewer items are repeated."""
@@ -51,22 +55,23 @@ class FrameWindows(IndexListContextHandler):
 
     def images_per_call(self, images: int, transformer_options: dict) -> int:
         """How many of the images of a batch run at a time."""
-        frames = clip_length(images, transformer_options)
+        frames = frames_per_clip(images, transformer_options)
         return images // frames * self.context_length if self.divides(frames) else images
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
-        return self.divides(clip_length(len(x_in), model_options.get("transformer_options", {})))
+        return self.divides(frames_per_clip(len(x_in), model_options.get("transformer_options", {})))
 
     def get_context_windows(self, model, x_in, model_options) -> list[ClipWindow]:
         options = model_options.get("transformer_options", {})
-        frames = clip_length(len(x_in), options)
+        frames = frames_per_clip(len(x_in), options)
         windows = self.context_schedule.func(frames, self.context_length, self.context_overlap, self._step)
         return [ClipWindow(window, frames, len(x_in)) for window in windows]
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[torch.Tensor]:
         """Predictions `images c h w` for each of `conds`; `calc_cond_batch` predicts one window's."""
+        refuse_in_pieces(model_options, "Frame Windows")
         options = model_options.get("transformer_options", {})
-        frames = clip_length(len(x_in), options)
+        frames = frames_per_clip(len(x_in), options)
         call = copy.copy(self)          # the step of this call: two clones may be in different ones
         call.set_step(timestep, model_options)
         fused = [Fusion(x_in, frames) for _ in conds]
@@ -95,21 +100,30 @@ class FrameWindows(IndexListContextHandler):
         return [windowed_cond(cond, window, controls) for cond in cond_in]
 
 
-def clip_length(images: int, options: dict) -> int:
-    """Frames of one clip of a batch that holds no second conditioning."""
-    return frames_per_clip(images, {CLIP: clip_options(options)})
-
-
 def in_window(options: dict, window: ClipWindow) -> dict:
     """The transformer options of a window's call: it is a clip, and the temporal layers hear its part of their text."""
     clip = clip_options(options)
     texts = clip.texts and {index: window.of(text) for index, text in clip.texts.items()}
-    return {**options, WINDOW: window, CLIP: replace(clip, frames=len(window.frames), texts=texts)}
+    clip = replace(clip, frames=len(window.frames), texts=texts)
+    return {**options, WINDOW: window, SHOWN: shown_frames(options, window), CLIP: clip}
+
+
+def shown_frames(options: dict, window: ClipWindow) -> dict:
+    """Which images of the batch a window's call has, in AnimateDiff-Evolved's words.
+
+    Packs that keep something for each image read it there: IPAdapter's pictures, Advanced-ControlNet's strengths. Where
+    the batch is a part of a longer video already, the numbers are those of the video.
+    """
+    images, batch, outer = window.index_list, window.batch, options.get(SHOWN) or {}
+    if outer.get("sub_idxs") is not None:
+        images, batch = [outer["sub_idxs"][image] for image in images], outer["full_length"]
+    return {"full_length": batch, "context_length": len(images), "sub_idxs": images}
 
 
 def windowed_cond(cond: dict, window: ClipWindow, controls: dict) -> dict:
     """What core reads of a conditioning while it samples, for a window: texts and pictures, masks, ControlNets."""
-    cond = {**cond, "model_conds": {name: windowed_value(value, window) for name, value in cond["model_conds"].items()}}
+    cond = compat.apart(cond, repr(window.frames))
+    cond["model_conds"] = {name: windowed_value(value, window) for name, value in cond["model_conds"].items()}
     if isinstance(cond.get("mask"), torch.Tensor):
         cond["mask"] = window.of(cond["mask"])
     if cond.get("control") is not None:
@@ -132,6 +146,9 @@ def windowed_control(control, window: ClipWindow, controls: dict):
     core would not run them together."""
     if id(control) in controls:
         return controls[id(control)]
+    if follows_shown_frames(control):
+        check_chain(control.previous_controlnet)
+        return control
     part = controls[id(control)] = copy.copy(control)
     hint = control.cond_hint_original
     if isinstance(hint, torch.Tensor) and len(hint) > 1:
@@ -144,6 +161,22 @@ def windowed_control(control, window: ClipWindow, controls: dict):
     if clones:
         part.multigpu_clones = {device: windowed_control(clone, window, controls) for device, clone in clones.items()}
     return part
+
+
+def follows_shown_frames(control) -> bool:
+    """Whether a ControlNet takes its own part of its pictures, as those of Advanced-ControlNet do."""
+    return hasattr(control, "sub_idxs")
+
+
+def check_chain(control):
+    """Refuse a plain ControlNet behind one that takes its own part: that one asks it directly, for all its pictures."""
+    while control is not None:
+        hint = control.cond_hint_original
+        if not follows_shown_frames(control) and hint is not None and len(hint) > 1:
+            raise VideoLDMError("With Frame Windows a ControlNet with a picture for each frame cannot come before one "
+                                "of Advanced-ControlNet. Apply it after that one, or apply both with Apply Advanced "
+                                "ControlNet.")
+        control = control.previous_controlnet
 
 
 def hint_part(extra: torch.Tensor, hints: int, window: ClipWindow) -> torch.Tensor:

@@ -1,0 +1,79 @@
+"""What other nodes put on a MODEL that is wrong where a step calls the network several times: it is refused by name.
+
+A node may keep something between the calls of a step. It counts on one call that has all frames.
+"""
+
+import dis
+from collections.abc import Callable, Iterator
+
+from comfy.patcher_extension import WrappersMP, get_all_wrappers, get_wrappers_with_key
+
+from ...temporal.errors import VideoLDMError
+
+GUIDANCE = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function",
+            "sampler_calc_cond_batch_function")      # core's keys for what runs outside the network in a step
+
+
+def refuse_in_pieces(model_options: dict, node: str):
+    """Refuse what cannot be right while `node` of this pack samples a video in pieces."""
+    if get_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True):
+        raise VideoLDMError(f"EasyCache keeps one state for all the pieces in which {node} samples a video, so it "
+                            "would add the changes of one piece to the frames of another. Use LazyCache instead: it "
+                            "works on all frames at once.")
+    recorder = recording_node(model_options)
+    if recorder is not None:
+        raise VideoLDMError(f"The node {recorder} keeps what the model did in its last call, and {node} samples a "
+                            f"video in several calls. Remove {recorder}, or sample all frames in one call.")
+
+
+def recording_node(model_options: dict) -> str | None:
+    """The node that keeps something from one call of the network for the next, None where there is none.
+
+    Its guidance reads a variable that its patch inside the network writes: Self-Attention Guidance keeps the attention
+    of one block so, for its blur after the call. Or its wrapper around the network writes a variable: caches do so.
+    """
+    written = [cell for patch in patches_in(model_options.get("transformer_options", {}))
+               for cell in written_by(patch)]
+    for function in guidance_in(model_options):
+        if any(cell is other for cell in variables(function).values() for other in written):
+            return function.__qualname__.split(".")[0]
+    for function in wrappers_in(model_options):
+        if written_by(function):
+            return function.__qualname__.split(".")[0]
+    return None
+
+
+def patches_in(options: dict) -> Iterator[Callable]:
+    """The functions that nodes have put inside the network."""
+    for patches in options.get("patches", {}).values():
+        yield from patches
+    for patches in options.get("patches_replace", {}).values():
+        yield from patches.values()
+
+
+def guidance_in(model_options: dict) -> Iterator[Callable]:
+    for key in GUIDANCE:
+        functions = model_options.get(key) or []
+        yield from functions if isinstance(functions, list) else [functions]
+
+
+def wrappers_in(model_options: dict) -> Iterator[Callable]:
+    """The functions that nodes have put around the network."""
+    if "model_function_wrapper" in model_options:
+        yield model_options["model_function_wrapper"]
+    for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
+        yield from get_all_wrappers(kind, model_options, is_model_options=True)
+
+
+def variables(function: Callable) -> dict[str, object]:
+    """{name: cell} of the variables that a function shares with the one it was made in."""
+    function = getattr(function, "__func__", function)
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    return dict(zip(names, getattr(function, "__closure__", None) or ()))
+
+
+def written_by(function: Callable) -> list:
+    """The cells of such variables that a function sets."""
+    shared = variables(function)
+    steps = dis.get_instructions(function) if shared else ()
+    return [shared[step.argval] for step in steps if step.opname == "STORE_DEREF" and step.argval in shared]
