@@ -8,8 +8,9 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import OVERLAP, plan
 from .host import context, latents, sampling
 from .host.api import io
+from .host.frame_conditioning import frames_of_clip, settings_of, temporal_texts
 from .host.options import with_clip_options
-from .sample import fps_of, require_layers, sampler_inputs, temporal_texts
+from .sample import fps_of, require_layers, sampler_inputs
 
 STOP, KEEP = "stop", "keep finished clips"
 
@@ -102,7 +103,8 @@ class ExtendVideo(io.ComfyNode):
             description="Makes a video of any length, clip after clip: each goes on from the last frames of the one "
                         "before. Starts from a picture, from a video, or from noise. With temporal layers trained with "
                         "context frames the layers see them; with others, such as AnimateDiff, a noise mask holds "
-                        "them.",
+                        "them. Where the conditioning has a text, a mask or a ControlNet picture for each frame of the "
+                        "video, every clip gets those of its own frames.",
             inputs=[
                 *sampler_inputs(),
                 io.Int.Input("length", default=48, min=2, max=100000,
@@ -123,7 +125,7 @@ class ExtendVideo(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
                 io.Conditioning.Input("temporal_prompt", optional=True,
                                       tooltip="Another positive text for the temporal layers alone, as on Video LDM "
-                                              "Sampler."),
+                                              "Sampler; one, or one for each frame of the video."),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, for Temporal VAE Decode, "
@@ -144,14 +146,19 @@ class ExtendVideo(io.ComfyNode):
         for known in sorted({call.known for call in calls} - {0}):
             context.check_trained(model, tuple(range(known)))
         fps = fps_of(sets)
-        video, clip_model = empty_video(model, given, length, width, height), with_clip_options(
-            model, frames, temporal_texts(temporal_prompt), fps)
+        video = empty_video(model, given, length, width, height)
         progress = sampling.RolloutProgress(model, len(calls), steps)
-        settings = (steps, cfg, sampler, scheduler, positive, negative)
+        settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
         done = 0 if given is None else len(given)
         try:
             for number, call in enumerate(calls):
-                clip = sample_clip(clip_model, video, call, frames, context_guidance, seed + number, settings, progress)
+                of_clip = frames_of_clip(call.start, frames, length)
+                clip_model = with_clip_options(model, frames, temporal_texts(temporal_prompt, of_clip), fps)
+                if call.known:
+                    known = video[call.start:call.start + call.known]
+                    clip_model = context.with_context_frames(clip_model, known, range(call.known), context_guidance)
+                clip = sample_clip(clip_model, (frames, *video.shape[1:]), (seed + number) % 2**64,
+                                   settings_of(settings, of_clip), progress)
                 end = min(call.start + frames, length)
                 video[call.start + call.known:end] = clip[call.known:end - call.start]
                 done = end
@@ -179,15 +186,10 @@ def empty_video(model, given, length: int, width: int, height: int) -> torch.Ten
     return video
 
 
-def sample_clip(model, video, call, frames, guidance, seed, settings, progress) -> torch.Tensor:
-    """The clip of one call, its known frames taken from the video."""
-    if call.known:
-        known = video[call.start:call.start + call.known]
-        model = context.with_context_frames(model, known, range(call.known), guidance)
-    latent = {"samples": torch.zeros(frames, *video.shape[1:])}
-    steps, cfg, sampler, scheduler, positive, negative = settings
-    clip = sampling.ksample(model, seed % 2**64, steps, cfg, sampler, scheduler, positive, negative, latent, 1.0,
-                            callback=progress.callback)
+def sample_clip(model, shape: tuple[int, ...], seed: int, settings: sampling.SamplerSettings,
+                progress: sampling.RolloutProgress) -> torch.Tensor:
+    """One clip of latents in this shape."""
+    clip = sampling.sample(model, seed, settings, torch.zeros(shape), callback=progress.callback)
     progress.finish(sampling.process_latent_in(model, clip))
     return clip
 

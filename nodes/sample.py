@@ -3,6 +3,7 @@
 from ..temporal.errors import VideoLDMError
 from .host import latents, sampling
 from .host.api import io
+from .host.frame_conditioning import frames_of_batch, temporal_texts
 from .host.options import LayerSet, layer_sets, with_clip_options
 
 FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
@@ -46,10 +47,6 @@ def require_layers(model) -> list[LayerSet]:
 def fps_of(sets: list[LayerSet]) -> float:
     """Frames per second that the layers make, from the last set that says."""
     return next((layers.fps for layers in reversed(sets) if layers.fps), FALLBACK_FPS)
-
-
-def temporal_texts(temporal_prompt) -> dict | None:
-    return None if temporal_prompt is None else {0: temporal_prompt[0][0]}
 
 
 class VideoLDMSampler(io.ComfyNode):
@@ -96,7 +93,8 @@ class VideoLDMSampler(io.ComfyNode):
         sets = require_layers(model)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
         fps = fps_of(sets)
-        clip_model = with_clip_options(model, frames, temporal_texts(temporal_prompt), fps)
+        texts = temporal_texts(temporal_prompt, frames_of_batch(len(latent["samples"]), frames))
+        clip_model = with_clip_options(model, frames, texts, fps)
         samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent,
                                    denoise)
         return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames}, fps)
