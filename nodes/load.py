@@ -3,12 +3,11 @@
 from ..temporal.errors import VideoLDMError
 from ..temporal.formats import load_motion_lora, load_temporal, load_upscaler
 from ..temporal.stack import unet_sites
-from .host import files, models, upscaler_model, upscaling
+from .host import files, models, noise_schedule, upscaler_model, upscaling
 from .host.api import io
 from .host.attach import attach_layers
 from .host.image_model import context_dim, model_title, spatial_unet
 from .host.layer_weights import build_stack, layer_dtype
-from .host.noise_schedule import with_schedule
 from .host.options import LayerSet
 
 AS_TRAINED, AS_MODEL = "as trained", "the model's own"
@@ -38,8 +37,10 @@ class LoadTemporalLayers(io.ComfyNode):
                                tooltip="1 is as trained. 0 is exactly the image model: unrelated frames. Between, "
                                        "motion is weaker; above 1, stronger than trained."),
                 io.Combo.Input("schedule", options=[AS_TRAINED, AS_MODEL], default=AS_TRAINED,
-                               tooltip="The noise schedule to sample with. As trained: the one these layers learned "
-                                       "on, which their motion needs. The model's own: keep what the MODEL has."),
+                               tooltip="The noise schedule to sample with. As trained: the betas these layers learned "
+                                       "on, which their motion needs, also where a ModelSamplingDiscrete before or "
+                                       "behind this node says what the MODEL predicts (v, lcm, ...). The model's own: "
+                                       "keep what the MODEL has."),
                 MotionLoraType.Input("motion_lora", optional=True,
                                      tooltip="From the Motion LoRA node: camera motions such as zoom or pan."),
                 io.Int.Input("frames_per_clip", default=0, min=0, max=4096, optional=True,
@@ -77,9 +78,10 @@ class LoadTemporalLayers(io.ComfyNode):
         out = attach_layers(model, stack, record, pairs, frames_per_clip)
         if schedule == AS_TRAINED:
             trained = layers.schedule
-            out = with_schedule(out, trained.beta_schedule, trained.linear_start, trained.linear_end,
-                                trained.prediction)
-        return io.NodeOutput(out, report_of(layers, model, schedule, loras))
+            out = noise_schedule.with_schedule(out, trained.beta_schedule, trained.linear_start, trained.linear_end,
+                                               trained.prediction, layers.name)
+        replaced = noise_schedule.kept(model) if schedule == AS_TRAINED else None
+        return io.NodeOutput(out, report_of(layers, out, schedule, loras, replaced))
 
 
 def check_clip_length(layers, frames: int):
@@ -90,18 +92,25 @@ def check_clip_length(layers, frames: int):
                             f"{limit}, or to 0.")
 
 
-def report_of(layers, model, schedule: str, loras) -> str:
-    """What the artist wants to know of a set of layers, a line each."""
-    trained = layers.schedule
+def report_of(layers, model, schedule: str, loras, replaced: noise_schedule.KeepTrainedBetas | None) -> str:
+    """What the artist wants to know of a set of layers, a line each.
+
+    Args:
+        model: the MODEL with the layers.
+        schedule: what the widget says.
+        loras: (motion LoRA, strength) of each.
+        replaced: the trained schedule of layers before these, in whose place these put theirs.
+    """
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers.",
         f"Made for {layers.base.family}; on {model_title(model)}.",
         f"Trained on clips of {layers.params.frames} frames"
         + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
-        f"Noise schedule: {schedule}" + (f" ({trained.beta_schedule} {trained.linear_start:g} to "
-                                         f"{trained.linear_end:g})."
-                                         if schedule == AS_TRAINED else "."),
+        *noise_schedule.report(model, schedule == AS_TRAINED),
     ]
+    if replaced is not None and replaced.trained.words() != noise_schedule.kept(model).trained.words():
+        lines.append(f"This noise schedule takes the place of that of {replaced.trained.title} "
+                     f"({replaced.trained.words()}). Set schedule to the model's own to keep that one.")
     if layers.params.positions:
         lines.append(f"Positions were trained for up to {layers.params.positions} frames.")
     if layers.hint:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from .attach import ACTIVATIONS
+from .noise_schedule import with_trained_betas
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -38,6 +39,7 @@ def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, lat
             noise=None, callback=None) -> torch.Tensor:
     """KSampler: the same initial noise for the same seed, live preview, progress bar, cancel. noise, callback: others
     than KSampler's."""
+    model = with_trained_betas(model)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     if noise is None:
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
