@@ -9,6 +9,7 @@ from ..temporal.video import DEFAULT_RATE
 from .host import files, temporal_vae, wiring
 from .host.api import io
 from .host.decoding import Decoding, DecodeSettings
+from .host.inputs import checked
 from .host.latents import RATE, clips_of
 from .host.lazy_video import LazyVideo
 
@@ -49,6 +50,7 @@ class LoadTemporalDecoder(io.ComfyNode):
         return files.path_fingerprint(files.resolve_decoder(file))
 
     @classmethod
+    @checked
     def execute(cls, vae, file) -> io.NodeOutput:
         found = load_decoder(files.resolve_decoder(file))
         made = temporal_vae.with_temporal_decoder(vae, found)
@@ -114,6 +116,7 @@ class TemporalDecode(io.ComfyNode):
         return wiring.used_in_running("VideoLDMTemporalDecode", IMAGE_SLOT)
 
     @classmethod
+    @checked
     def execute(cls, vae, samples, window, overlap, tile, fps, clips=0) -> io.NodeOutput:
         frames = samples["samples"]
         settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(frames)))

@@ -9,7 +9,9 @@ from ..temporal.rollout import between
 from .host import context, latents, sampling
 from .host.api import io
 from .host.frame_conditioning import CallFrames, settings_of, temporal_texts
+from .host.inputs import checked
 from .host.options import with_clip_options
+from .host.texts import check_texts
 from .sample import require_layers
 
 WINDOW = 5      # a key frame, three frames to make, the next key frame (section 3.3)
@@ -90,9 +92,11 @@ class LatentInterpolate(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, latent, seed, steps, times, cfg, sampler, scheduler, fps, windows,
                 temporal_prompt=None) -> io.NodeOutput:
         check_layers(require_layers(model))
+        check_texts(model, positive, negative, temporal_prompt)
         rate = rate_of(latent, fps)
         clips = key_frames(latent)
         settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)

@@ -7,6 +7,7 @@ from .host import files, models, noise_schedule, upscaler_model, upscaling
 from .host.api import io
 from .host.attach import attach_layers
 from .host.image_model import context_dim, model_title, spatial_unet
+from .host.inputs import checked
 from .host.layer_weights import build_stack, layer_dtype
 from .host.options import LayerSet
 
@@ -59,6 +60,7 @@ class LoadTemporalLayers(io.ComfyNode):
         return files.fingerprint(file)
 
     @classmethod
+    @checked
     def execute(cls, model, file, strength, schedule, motion_lora=None, frames_per_clip=0) -> io.NodeOutput:
         path = files.resolve(file)
         unet = spatial_unet(model)
@@ -149,6 +151,7 @@ class MotionLoRA(io.ComfyNode):
         return files.fingerprint(file, files.MOTION_LORA)
 
     @classmethod
+    @checked
     def execute(cls, file, strength, previous=None) -> io.NodeOutput:
         lora = load_motion_lora(files.resolve(file, files.MOTION_LORA))
         return io.NodeOutput([*(previous or []), (lora, strength)])
@@ -173,6 +176,7 @@ class LoadDemo(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(*models.load_demo(files.DEMO_FOLDER))
 
@@ -204,6 +208,7 @@ class LoadVideoModel(io.ComfyNode):
         return files.fingerprint(file)
 
     @classmethod
+    @checked
     def execute(cls, file) -> io.NodeOutput:
         loaded = load_upscaler(files.resolve(file))
         params = loaded.params

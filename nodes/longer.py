@@ -6,12 +6,16 @@ import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import OVERLAP, plan
-from .host import context, latents, sampling
-from .host.api import io
+from .host import context, latents, sampling, unfinished, wiring
+from .host.api import io, ui
 from .host.frame_conditioning import frames_of_clip, settings_of, temporal_texts
+from .host.inputs import checked
 from .host.options import with_clip_options
+from .host.pictures import check_pictures
+from .host.texts import check_texts
 from .sample import fps_of, require_layers, sampler_inputs
 
+LARGEST = 8192      # pixels of a side of a known frame, as of what the samplers make
 STOP, KEEP = "stop", "keep finished clips"
 
 
@@ -49,6 +53,7 @@ class ContextFrames(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, frames, guidance, latent=None, image=None, vae=None) -> io.NodeOutput:
         require_layers(model)
         positions = positions_of(frames)
@@ -77,7 +82,7 @@ def known_latents(latent, image, vae):
         return None
     if vae is None:
         raise VideoLDMError("An IMAGE of known frames is connected, and no VAE to encode it. Connect the VAE.")
-    return vae.encode(image[:, :, :, :3])
+    return vae.encode(check_pictures(image, "The known frames", LARGEST))
 
 
 def report_of(model, positions, guidance) -> str:
@@ -118,7 +123,8 @@ class ExtendVideo(io.ComfyNode):
                                      "8."),
                 io.Combo.Input("on_cancel", options=[STOP, KEEP], default=STOP,
                                tooltip="What cancelling does: stop the graph as always, or go on with the clips that "
-                                       "are finished."),
+                                       "are finished. The node then says that the video is short, and the next run "
+                                       "makes it whole."),
                 io.Latent.Input("latent", optional=True, tooltip="The frames to start from, as latents: one picture, "
                                                                  "or a video to go on with."),
                 io.Image.Input("image", optional=True, tooltip="The frames to start from, as pictures; needs the VAE."),
@@ -133,13 +139,20 @@ class ExtendVideo(io.ComfyNode):
                 io.Float.Output("fps", display_name="fps", tooltip="Frames per second, for Save Video File."),
                 io.String.Output("report", display_name="report", tooltip="What was done, in words."),
             ],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return unfinished.count(inputs)
+
+    @classmethod
+    @checked
     def execute(cls, model, positive, negative, frames, width, height, seed, steps, cfg, sampler, scheduler, length,
                 context_guidance, overlap, on_cancel, latent=None, image=None, vae=None,
                 temporal_prompt=None) -> io.NodeOutput:
         sets = require_layers(model)
+        check_texts(model, positive, negative, temporal_prompt)
         refuse_several_clips(latent)
         given = known_latents(latent, image, vae)
         calls = plan(length, frames, 0 if given is None else len(given), overlap)
@@ -166,7 +179,14 @@ class ExtendVideo(io.ComfyNode):
             if on_cancel == STOP or done == (0 if given is None else len(given)):
                 raise
         out = latents.with_frames(latent, video[:done], fps, done)
-        return io.NodeOutput(out, fps, rollout_report(model, calls, done, length))
+        report, short = rollout_report(model, calls), None
+        if done < length:
+            short = (f"Cancelled: {done} of {length} frames are finished and kept, and the video is short. Queue it "
+                     "again for the whole.")
+            unfinished.note(cls.hidden)
+            wiring.show_on_node(cls.hidden, short)
+        return io.NodeOutput(out, fps, f"{report} {short}" if short else report,
+                             ui=ui.PreviewText(short) if short else None)
 
 
 def refuse_several_clips(latent):
@@ -194,12 +214,9 @@ def sample_clip(model, shape: tuple[int, ...], seed: int, settings: sampling.Sam
     return clip
 
 
-def rollout_report(model, calls, done, length) -> str:
+def rollout_report(model, calls) -> str:
     way = "seen by the temporal layers" if context.takes_context(model) else "held in place by a noise mask"
-    lines = [f"{len(calls)} clips; the frames each goes on from are {way}."]
-    if done < length:
-        lines.append(f"Cancelled: {done} of {length} frames are finished and kept.")
-    return " ".join(lines)
+    return f"{len(calls)} clips; the frames each goes on from are {way}."
 
 
 NODES = [ContextFrames, ExtendVideo]

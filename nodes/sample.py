@@ -4,7 +4,9 @@ from ..temporal.errors import VideoLDMError
 from .host import latents, sampling
 from .host.api import io
 from .host.frame_conditioning import frames_of_batch, temporal_texts
+from .host.inputs import checked
 from .host.options import LayerSet, layer_sets, with_clip_options
+from .host.texts import check_texts
 
 FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
 
@@ -88,9 +90,11 @@ class VideoLDMSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, frames, width, height, clips, seed, steps, cfg, sampler, scheduler,
                 denoise, latent=None, temporal_prompt=None) -> io.NodeOutput:
         sets = require_layers(model)
+        check_texts(model, positive, negative, temporal_prompt)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
         fps = fps_of(sets)
         texts = temporal_texts(temporal_prompt, frames_of_batch(len(latent["samples"]), frames))
@@ -108,6 +112,8 @@ def clip_latent(model, latent, frames: int, clips: int, width: int, height: int,
                                 "Connect one, or set denoise to 1.")
         return {"samples": sampling.empty_latent(model, clips * frames, width, height)}
     samples = latents.check_frames(latent["samples"], "The connected frames")
+    if samples.count_nonzero():         # core fits an empty latent to the model
+        latents.check_channels(samples, sampling.latent_channels(model), "The connected frames")
     if len(samples) % frames:
         raise VideoLDMError(f"The connected latent has {len(samples)} frames, which do not divide into clips of "
                             f"{frames}. Set frames to {len(samples)}, or to a number that divides it.")

@@ -9,10 +9,13 @@ from .decode import IMAGE_SLOT, pictures_and_video
 from .host import temporal_vae, upscaling, wiring
 from .host.api import io
 from .host.decoding import SMALLEST_TILE, Decoding, DecodeSettings, Unfolding
+from .host.inputs import checked
 from .host.options import LayerSet, layer_sets
+from .host.pictures import check_pictures
 from .sample import sampler_inputs
 
 TITLE = "Video Upscale"
+LARGEST = 16384     # pixels of a side of a large frame, as of core's widgets
 
 
 class VideoUpscale(io.ComfyNode):
@@ -86,6 +89,7 @@ class VideoUpscale(io.ComfyNode):
         return wiring.used_in_running("VideoLDMUpscale", IMAGE_SLOT)
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, noise_level, window, overlap, tile, fps, seed, steps, cfg, sampler,
                 scheduler, images=None, video=None, vae=None) -> io.NodeOutput:
         sets = layer_sets(model)
@@ -128,10 +132,7 @@ def small_frames(images, video):
         images, rate = components.images, components.frame_rate
     if not len(images):
         raise VideoLDMError("The connected images are an empty batch. Connect at least one frame.")
-    if images.shape[-1] not in (3, 4):
-        raise VideoLDMError(f"The small frames have {images.shape[-1]} channels, and the upscaler takes colour "
-                            "pictures of 3. Convert them to RGB.")
-    return images[..., :3], rate
+    return check_pictures(images, "The small frames", LARGEST // FACTOR, smallest=1), rate
 
 
 def check_tile(tile: int):

@@ -10,6 +10,7 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.video import DEFAULT_RATE, FORMATS, Sheet, as_rate, open_video, read_audio, write_sheet, write_video
 from .host import files
 from .host.api import InputImpl, Types, io
+from .host.inputs import checked
 
 CATEGORY = "video ldm/video"
 NOT_CONNECTED = object()
@@ -48,6 +49,7 @@ class LoadVideoFrames(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, file, start_frame, frame_count, stride):
         path = files.input_file(file)
         video = open_video(path, files.check_cancelled)
@@ -138,6 +140,7 @@ class SaveVideoFile(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, filename_prefix, format, fps, crf, contact_sheet, images=None, video=None):
         problem = _input_problem(images is not None, video is not None)
         if problem:

@@ -4,6 +4,7 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.schedules import FUSES, SCHEDULES
 from .host import windows
 from .host.api import io
+from .host.inputs import checked
 from .host.options import layer_sets
 
 WINDOWS, CONVOLUTION = "windows", "convolution in time"
@@ -46,6 +47,7 @@ class FrameWindows(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, mode, length, overlap, schedule, fuse, max_distance) -> io.NodeOutput:
         layers = [found.params for found in layer_sets(model)]
         if not layers:

@@ -35,6 +35,11 @@ def empty_latent(model, images: int, width: int, height: int) -> torch.Tensor:
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 
+def latent_channels(model) -> int:
+    """Channels of the model's latents."""
+    return model.get_model_object("latent_format").latent_channels
+
+
 def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent: dict, denoise: float,
             noise=None, callback=None) -> torch.Tensor:
     """KSampler: the same initial noise for the same seed, live preview, progress bar, cancel. noise, callback: others
