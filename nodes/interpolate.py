@@ -11,8 +11,8 @@ from .host.api import io
 from .host.frame_conditioning import CallFrames, settings_of, temporal_texts
 from .host.inputs import checked
 from .host.options import with_clip_options
+from .host.required_layers import require_layers
 from .host.texts import check_texts
-from .sample import require_layers
 
 WINDOW = 5      # a key frame, three frames to make, the next key frame (section 3.3)
 ENDS = (0, -1)

@@ -1,6 +1,6 @@
 """Loading: temporal layers onto a MODEL, motion LoRA, and the bundled demo models."""
 
-from ..temporal.errors import VideoLDMError
+from ..temporal.clip_length import check_clip_length
 from ..temporal.formats import load_motion_lora, load_temporal, load_upscaler
 from ..temporal.stack import unet_sites
 from .host import files, models, noise_schedule, upscaler_model, upscaling
@@ -70,7 +70,8 @@ class LoadTemporalLayers(io.ComfyNode):
         if layers.params.takes_small_frames:
             upscaling.check_upscaler(model, f"{layers.name} is made for an upscaler, whose small frames it sees")
         if frames_per_clip:
-            check_clip_length(layers, frames_per_clip)
+            check_clip_length(layers.params, frames_per_clip, "frames_per_clip is",
+                              "Set frames_per_clip to {limit}, or to 0.")
         loras = motion_lora or []
         # With a LoRA the weights are patched in place: such layers are shared with no other MODEL, nor within one.
         shared = None if loras else (path, *files.fingerprint(file))
@@ -84,14 +85,6 @@ class LoadTemporalLayers(io.ComfyNode):
                                                trained.prediction, layers.name)
         replaced = noise_schedule.kept(model) if schedule == AS_TRAINED else None
         return io.NodeOutput(out, report_of(layers, out, schedule, loras, replaced))
-
-
-def check_clip_length(layers, frames: int):
-    params = layers.params
-    if params.mix_length > 1 and frames != params.mix_length or params.table_length and frames > params.table_length:
-        limit = params.mix_length if params.mix_length > 1 else params.table_length
-        raise VideoLDMError(f"{layers.name} runs clips of {limit} frames, not {frames}. Set frames_per_clip to "
-                            f"{limit}, or to 0.")
 
 
 def report_of(layers, model, schedule: str, loras, replaced: noise_schedule.KeepTrainedBetas | None) -> str:

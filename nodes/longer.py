@@ -12,8 +12,9 @@ from .host.frame_conditioning import frames_of_clip, settings_of, temporal_texts
 from .host.inputs import checked
 from .host.options import with_clip_options
 from .host.pictures import check_pictures
+from .host.required_layers import fps_of, require_layers
+from .host.sampler_inputs import sampler_inputs
 from .host.texts import check_texts
-from .sample import fps_of, require_layers, sampler_inputs
 
 LARGEST = 8192      # pixels of a side of a known frame, as of what the samplers make
 STOP, KEEP = "stop", "keep finished clips"

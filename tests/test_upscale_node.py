@@ -79,8 +79,8 @@ def latents_of(model, small, window=8, overlap=2, tile=0, level=30, seed=5, step
                positive=None, scheduler="normal"):
     """What the node samples; overlap and tile (in latents) as they come."""
     cuts = cut(*small.shape[:3], window, overlap, tile)
-    return upscaling.upscaled(model, small, level, cuts, seed, steps, cfg, sampler, scheduler,
-                                      positive or text(), text(12))
+    settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive or text(), text(12))
+    return upscaling.upscaled(model, small, level, cuts, seed, settings)
 
 
 # Sampling
