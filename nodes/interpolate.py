@@ -8,9 +8,8 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import between
 from .host import context, latents, sampling
 from .host.api import io
-from .host.frame_conditioning import CallFrames, settings_of, temporal_texts
+from .host.frame_conditioning import CallFrames, model_of, settings_of
 from .host.inputs import checked
-from .host.options import with_clip_options
 from .host.required_layers import require_layers
 from .host.texts import check_texts
 
@@ -171,7 +170,7 @@ def interpolate(keys: torch.Tensor, turn: Turn) -> torch.Tensor:
 def sample_windows(keys: torch.Tensor, noise: torch.Tensor, turn: Turn, frames: CallFrames) -> torch.Tensor:
     """`k+1 c h w` key frames -> `k 5 c h w` windows."""
     known = torch.stack([keys[:-1], keys[1:]], dim=1).flatten(0, 1)
-    model = with_clip_options(turn.model, WINDOW, temporal_texts(turn.temporal_prompt, frames), turn.rate)
+    model = model_of(turn.model, WINDOW, turn.temporal_prompt, turn.rate, frames)
     made = sampling.sample(context.with_context_frames(model, known, ENDS), turn.seed,
                            settings_of(turn.settings, frames), torch.zeros_like(noise), noise,
                            turn.progress.callback)

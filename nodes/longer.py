@@ -8,9 +8,8 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import OVERLAP, plan
 from .host import context, latents, sampling, unfinished, wiring
 from .host.api import io, ui
-from .host.frame_conditioning import frames_of_clip, settings_of, temporal_texts
+from .host.frame_conditioning import frames_of_clip, model_of, settings_of
 from .host.inputs import checked
-from .host.options import with_clip_options
 from .host.pictures import check_pictures
 from .host.required_layers import fps_of, require_layers
 from .host.sampler_inputs import sampler_inputs
@@ -167,7 +166,7 @@ class ExtendVideo(io.ComfyNode):
         try:
             for number, call in enumerate(calls):
                 of_clip = frames_of_clip(call.start, frames, length)
-                clip_model = with_clip_options(model, frames, temporal_texts(temporal_prompt, of_clip), fps)
+                clip_model = model_of(model, frames, temporal_prompt, fps, of_clip)
                 if call.known:
                     known = video[call.start:call.start + call.known]
                     clip_model = context.with_context_frames(clip_model, known, range(call.known), context_guidance)

@@ -167,7 +167,7 @@ def test_the_layers_prediction_counts_where_no_node_on_the_model_says_another(im
     ("eps", comfy.model_sampling.EPS), ("v_prediction", comfy.model_sampling.V_PREDICTION), ("lcm", LCM),
     ("x0", comfy.model_sampling.X0), ("img_to_img", comfy.model_sampling.IMG_TO_IMG)])
 @pytest.mark.parametrize("zsnr", [False, True])
-def test_a_node_before_the_layers_keeps_its_prediction_and_step_rule_on_the_trained_betas(image, folder, kind, base, zsnr):
+def test_a_node_before_the_layers_keeps_its_rules_on_the_trained_betas(image, folder, kind, base, zsnr):
     found = sampling_of(with_layers(discrete(image, kind, zsnr), "motion.safetensors", schedule=AS_TRAINED))
     trained = sigmas_of(EVENLY)
     if zsnr:
@@ -189,8 +189,8 @@ def core_sample(model, scheduler="ddim_uniform", steps=3, denoise=1.0, sampler="
         return executor(guider, sigmas, *args, **kwargs)
     m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "test", note)
     noise = noise_of()
-    return comfy.sample.sample(m, noise, steps, 1.0, sampler, scheduler, text(), text(12), torch.zeros_like(noise), seed=7,
-                               disable_pbar=True, denoise=denoise)
+    return comfy.sample.sample(m, noise, steps, 1.0, sampler, scheduler, text(), text(12), torch.zeros_like(noise),
+                               seed=7, disable_pbar=True, denoise=denoise)
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "lcm"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from video_ldm.nodes import longer
+from video_ldm.nodes.host import frame_conditioning
 from video_ldm.nodes.host.frame_conditioning import CallFrames, conditioning_of, frames_of_clip
 from video_ldm.nodes.host.options import layer_sets_in, transformer_options
 from video_ldm.nodes.interpolate import LatentInterpolate
@@ -137,12 +137,12 @@ def test_positive_and_negative_still_share_a_controlnet_and_a_call(models, contr
 
 
 def test_the_temporal_prompt_of_each_frame_goes_with_its_clip(models, monkeypatch):
-    given, real = [], longer.with_clip_options
+    given, real = [], frame_conditioning.with_clip_options
 
     def note(model, frames, texts, fps):
         given.append(texts[0][:, 0, 0].tolist())
         return real(model, frames, texts, fps)
-    monkeypatch.setattr(longer, "with_clip_options", note)
+    monkeypatch.setattr(frame_conditioning, "with_clip_options", note)
     extend(models["prediction"], text(), temporal_prompt=numbered(LENGTH))
     assert given == CLIPS
 
@@ -153,6 +153,21 @@ def test_a_temporal_prompt_for_each_frame_serves_every_clip_of_a_batch(models):
     once, twice = (VideoLDMSampler.execute(models["prediction"], text(), text(12), *widgets, temporal_prompt=prompt)
                    .result[0]["samples"] for prompt in (four, [[four[0][0].repeat(2, 1, 1), {}]]))
     assert torch.equal(once, twice)
+
+
+def test_other_packs_are_told_the_frames_of_each_call_as_animatediff_evolved_tells_them(models):
+    for run, kind, total, expected in (
+            (extend, "prediction", LENGTH, CLIPS),
+            (interpolate, "between", 9, [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]])):
+        model, told = models[kind].clone(), []
+
+        def note(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+            told.append(transformer_options["ad_params"])
+            return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note)
+        run(model, text())
+        assert told == [{"full_length": total, "context_length": len(call), "sub_idxs": call} for call in expected]
+        assert "ad_params" not in models[kind].model_options["transformer_options"]
 
 
 # Several clips, and windows, in one call
@@ -232,7 +247,8 @@ def test_the_temporal_prompt_goes_with_the_interpolated_frames(models):
 def test_all_that_core_reads_for_each_image_is_cut_and_the_rest_stays():
     four = torch.arange(4.0)
     one_mask = torch.rand(4, 6)
-    options = {"pooled_output": four[:, None], "mask": four[:, None, None], "concat_latent_image": four[:, None, None, None],
+    options = {"pooled_output": four[:, None], "mask": four[:, None, None],
+               "concat_latent_image": four[:, None, None, None],
                "cross_attn_controlnet": four[:, None, None], "strength": 0.5, "area": (2, 2, 0, 0), "hooks": None,
                "model_conds": {"c_concat": comfy.conds.CONDNoiseShape(four), "all": comfy.conds.CONDConstant(3)},
                "another_pack": four, "three_things": torch.arange(3.0)}

@@ -76,8 +76,8 @@ def test_what_the_widgets_hold_is_accepted(node):
 def test_a_whole_number_is_whole_and_within_its_bounds(node, declared):
     title = node.define_schema().display_name
     takes = f"takes whole numbers from {declared.min} to {declared.max}"
-    for value in (declared.min - 1, declared.max + 1, -5 if declared.min > -5 else -10 ** 30, 10 ** 400, None, True, "3",
-                  NAN, INFINITE, declared.min + 0.5, [1], torch.tensor(declared.min)):
+    for value in (declared.min - 1, declared.max + 1, -5 if declared.min > -5 else -10 ** 30, 10 ** 400, None, True,
+                  "3", NAN, INFINITE, declared.min + 0.5, [1], torch.tensor(declared.min)):
         if value is None and declared.optional:
             continue
         with pytest.raises(VideoLDMError) as refused:
@@ -102,8 +102,8 @@ def test_a_number_is_finite_and_within_its_bounds(node, declared):
 
 @inputs_of("COMBO", "STRING")
 def test_a_choice_is_one_of_the_list_and_text_is_text(node, declared):
-    wrong = [None, 3, True, ["a"], *([] if declared.id == "file" or kind_of(declared) == "STRING" else ["no such thing"])]
-    for value in wrong:
+    free = declared.id == "file" or kind_of(declared) == "STRING"
+    for value in (None, 3, True, ["a"], *([] if free else ["no such thing"])):
         with pytest.raises(VideoLDMError, match=f": {declared.id} is "):
             run(node, **{declared.id: value})
 
@@ -111,8 +111,8 @@ def test_a_choice_is_one_of_the_list_and_text_is_text(node, declared):
 WRONG = {
     "MODEL": [None, 3, {"samples": torch.zeros(1, 4, 2, 2)}],
     "VAE": [None, 3, SOCKETS["MODEL"]],
-    "CONDITIONING": [None, [], 3, [[None, {"pooled_output": torch.zeros(1, 768)}]], [[torch.zeros(77, 768), {}]], ["ab"],
-                     [[torch.zeros(0, 77, 768), {}]], [[torch.zeros(1, 77, 768)]]],
+    "CONDITIONING": [None, [], 3, [[None, {"pooled_output": torch.zeros(1, 768)}]], [[torch.zeros(77, 768), {}]],
+                     ["ab"], [[torch.zeros(0, 77, 768), {}]], [[torch.zeros(1, 77, 768)]]],
     "LATENT": [None, {}, {"samples": None}, {"samples": [1]}, {"samples": torch.zeros(0, 4, 2, 2)},
                {"samples": torch.zeros(1, 4, 0, 2)}, {"samples": torch.zeros(4, 2, 2)},
                {"samples": torch.full((1, 4, 2, 2), NAN)}, {"samples": torch.full((1, 4, 2, 2), INFINITE)},
@@ -151,9 +151,13 @@ def sampled(models, node, **changes):
     widgets = {declared.id: declared.default for declared in node.define_schema().inputs
                if getattr(declared, "default", None) is not None}
     model = models["between" if node is interpolate.LatentInterpolate else "prediction"]
-    given = dict(model=model, positive=checkpoints.conditioning(1), negative=checkpoints.conditioning(2), steps=1,
-                 **({"latent": KEYS} if node is interpolate.LatentInterpolate else {"frames": 4, "width": 16, "height": 16}),
-                 **({"on_cancel": longer.STOP, "length": 4} if node is longer.ExtendVideo else {}))
+    given = dict(model=model, positive=checkpoints.conditioning(1), negative=checkpoints.conditioning(2), steps=1)
+    if node is interpolate.LatentInterpolate:
+        given |= {"latent": KEYS}
+    else:
+        given |= {"frames": 4, "width": 16, "height": 16}
+    if node is longer.ExtendVideo:
+        given |= {"on_cancel": longer.STOP, "length": 4}
     return node.execute(**{**widgets, **given, **changes}).result
 
 

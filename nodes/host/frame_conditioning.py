@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from .options import transformer_options, with_clip_options
 from .sampling import SamplerSettings
 from .windows import windowed_control, windowed_value
+
+SHOWN = "ad_params"     # AnimateDiff-Evolved's key for the frames of a call, which other packs read
 
 # What core's image models take one of for each image of a batch, beside the text itself, and its dimensions at least:
 # with fewer it is one for all images.
@@ -55,6 +58,22 @@ def frames_of_batch(images: int, clip: int) -> CallFrames:
 def frames_of_clip(start: int, frames: int, length: int) -> CallFrames:
     """The frames of a clip that begins at frame `start` of a video; beyond its end the last frame's items stay."""
     return CallFrames(tuple(min(start + n, length - 1) for n in range(frames)), length, length)
+
+
+def model_of(model, clip: int, prompt: list | None, fps: float, frames: CallFrames):
+    """A clone of MODEL for one call on some frames of a video.
+
+    Packs that keep something for each frame on the MODEL, such as the pictures of IPAdapter, are told which frames.
+
+    Args:
+        clip: frames of a clip of the call.
+        prompt: CONDITIONING of the temporal layers alone; None: they hear the positive text.
+        fps: frames per second to make.
+    """
+    m = with_clip_options(model, clip, temporal_texts(prompt, frames), fps)
+    transformer_options(m)[SHOWN] = {"full_length": frames.total, "context_length": len(frames.numbers),
+                                     "sub_idxs": list(frames.numbers)}
+    return m
 
 
 def settings_of(settings: SamplerSettings, frames: CallFrames) -> SamplerSettings:

@@ -64,21 +64,21 @@ def test_interpolation_keeps_key_frames_and_passes_the_frame_rate_on(server, lib
 def test_what_was_kept_of_a_cancelled_video_is_not_the_result_of_the_same_graph(server, library):
     graph = Longer()
     layers = graph.layers(graph.image_model(), PREDICTION)
-    video = graph.extend(layers, graph.start(server, latents(1)), length=12, on_cancel="keep finished clips", steps=30)
+    video = graph.extend(layers, graph.start(server, latents(1)), length=10, on_cancel="keep finished clips", steps=8)
     told, pressed = [], []
 
     def cancel(kind, data):
         if kind == "executed" and data["node"] == video[0]:
             told.append(data["output"]["text"][0])
-        if kind == "progress" and data["node"] == video[0] and data["value"] > 45 and not pressed:
+        if kind == "progress" and data["node"] == video[0] and data["value"] > 9 and not pressed:
             pressed.append(data["value"])           # in the second clip
             server.client.interrupt()
     short = server.latent(graph, video[0], on_event=cancel)
-    assert pressed and 4 <= len(short) < 12
-    assert told == [f"Cancelled: {len(short)} of 12 frames are finished and kept, and the video is short. Queue it again "
-                    "for the whole."]
+    assert pressed and 4 <= len(short) < 10
+    assert told == [f"Cancelled: {len(short)} of 10 frames are finished and kept, and the video is short. Queue it "
+                    "again for the whole."]
     whole = server.latent(graph, video[0])
-    assert len(whole) == 12 and torch.equal(whole[:len(short)], short)
+    assert len(whole) == 10 and torch.equal(whole[:len(short)], short)
 
 
 @pytest.mark.parametrize("build, sentence", [
