@@ -13,8 +13,7 @@ import torch
 from ..demo import bundle, models, world
 from ..demo.features import features_of, load_network
 from ..nodes.host import sampling
-from ..nodes.host.options import with_clip_options
-from ..nodes.interpolate import interpolate
+from ..nodes.interpolate import Turn, interpolate
 from ..temporal.metrics import frechet_distance, motion_ratio
 from ..temporal.rollout import between
 from ..temporal.training.plot import plot_curves
@@ -97,11 +96,12 @@ def interpolation(arguments):
 def ways(cascade, model, keys, number, rate):
     """The frames of every way to fill the gaps between key frames, uint8 `(t h w 3)`."""
     positive = cascade.captions([number])
-    settings = (cascade.steps, cascade.cfg, "euler", "ddim_uniform", [[positive, {}]], [[cascade.null, {}]])
-    patched = with_clip_options(model, 5, fps=rate)
-    progress = sampling.RolloutProgress(patched, len(keys) - 1, cascade.steps)
+    settings = sampling.SamplerSettings(cascade.steps, cascade.cfg, "euler", "ddim_uniform", [[positive, {}]],
+                                        [[cascade.null, {}]])
+    progress = sampling.RolloutProgress(model, len(keys) - 1, cascade.steps)
+    turn = Turn(model, settings, None, rate, number, 0, 1, 0, 1, 0, progress)
     pictures = cascade.decode(keys).astype(np.float64)
-    return {OURS: cascade.decode(interpolate(patched, keys, number, settings, 0, progress)),
+    return {OURS: cascade.decode(interpolate(keys, turn)),
             LATENT: cascade.decode(torch.from_numpy(blended(keys.numpy())).float()),
             PIXEL: np.rint(blended(pictures)).astype(np.uint8),
             REPEAT: np.rint(pictures[(np.arange(between(len(keys))) + 2) // 4]).astype(np.uint8)}

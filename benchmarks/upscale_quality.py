@@ -15,6 +15,7 @@ from ..nodes.host import upscaler_model, upscaling
 from ..nodes.host.attach import attach_layers
 from ..nodes.host.layer_weights import build_stack
 from ..nodes.host.options import LayerSet
+from ..nodes.host.sampling import SamplerSettings
 from ..temporal.errors import VideoLDMError
 from ..temporal.families import load_temporal, load_upscaler
 from ..temporal.metrics import frechet_distance, motion_ratio
@@ -62,7 +63,7 @@ class Upscaler:
         frames = torch.from_numpy(small).float() / 255
         text = [[[words, {}]] for words in (self.cascade.captions([number]), self.cascade.null)]
         x = upscaling.upscaled(model, frames, upscaler.USUAL_LEVEL, cut(*frames.shape[:3], len(frames), 0, 0), number,
-                               STEPS, CFG, SAMPLER, SCHEDULER, *text)
+                               SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER, *text))
         return ((unfolded(x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).numpy()
 
     def alone(self, small, number):

@@ -2,17 +2,14 @@
 
 import logging
 
-import torch
-
 from ..temporal.families import load_decoder
 from ..temporal.video import DEFAULT_RATE
 from .host import files, temporal_vae, wiring
 from .host.api import io
+from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
 from .host.decoding import DecodeSettings, Decoding
+from .host.inputs import checked
 from .host.latents import RATE, clips_of
-from .host.lazy_video import LazyVideo
-
-IMAGE_SLOT = 0
 
 
 class LoadTemporalDecoder(io.ComfyNode):
@@ -49,6 +46,7 @@ class LoadTemporalDecoder(io.ComfyNode):
         return files.path_fingerprint(files.resolve_decoder(file))
 
     @classmethod
+    @checked
     def execute(cls, vae, file) -> io.NodeOutput:
         path = files.resolve_decoder(file)
         found = load_decoder(path)
@@ -115,44 +113,13 @@ class TemporalDecode(io.ComfyNode):
         return wiring.used_in_running("VideoLDMTemporalDecode", IMAGE_SLOT)
 
     @classmethod
+    @checked
     def execute(cls, vae, samples, window, overlap, tile, fps, clips=0) -> io.NodeOutput:
         frames = samples["samples"]
         settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(frames)))
         decoding = Decoding(vae, frames, settings)
         rate = fps or samples.get(RATE) or DEFAULT_RATE
         return io.NodeOutput(*pictures_and_video(decoding, rate, cls.hidden))
-
-
-def pictures_and_video(decoding: Decoding, rate, hidden) -> tuple:
-    """IMAGE and VIDEO of a decoding, the first only where it is connected. hidden: the running node's."""
-    size = decoding.count, decoding.width, decoding.height, rate
-    if not wiring.is_used(hidden, IMAGE_SLOT):
-        blocked = wiring.left_out(f"The IMAGE of {decoding.node} was not connected when it ran. Run it "
-                                  "again.")
-        return blocked, LazyVideo(decoding.frames, *size)
-    images = decode_all(decoding)
-    return images, LazyVideo(lambda first, last: iter([images[first:last]]), *size)
-
-
-def decode_all(decoding: Decoding) -> torch.Tensor:
-    """Every frame as one IMAGE, with progress."""
-    files.refuse_beyond_memory(
-        decoding.count * decoding.width * decoding.height * 12,
-        f"{decoding.count} frames of {decoding.width}x{decoding.height}",
-        "Connect only the VIDEO output, which streams to a file, or decode fewer frames.")
-    images, place, pieces = None, 0, 0
-    step = files.progress(decoding.steps())
-
-    def on_piece():
-        nonlocal pieces
-        pieces += 1
-        step(min(pieces, decoding.steps()))
-    for piece in decoding.frames(on_piece=on_piece):
-        if images is None:
-            images = piece.new_empty(decoding.count, *piece.shape[1:])
-        images[place:place + len(piece)] = piece
-        place += len(piece)
-    return images
 
 
 NODES = [LoadTemporalDecoder, TemporalDecode]

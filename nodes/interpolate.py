@@ -1,16 +1,44 @@
 """Latent Interpolate x4: three frames between every two key frames, once or twice."""
 
+from dataclasses import dataclass
+
 import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import between
 from .host import context, latents, sampling
 from .host.api import io
-from .host.options import with_clip_options
-from .sample import require_layers, temporal_texts
+from .host.frame_conditioning import CallFrames, model_of, settings_of
+from .host.inputs import checked
+from .host.required_layers import require_layers
+from .host.texts import check_texts
 
 WINDOW = 5      # a key frame, three frames to make, the next key frame (section 3.3)
 ENDS = (0, -1)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One interpolation of one clip."""
+
+    model: object                       # MODEL
+    settings: sampling.SamplerSettings
+    temporal_prompt: list | None        # CONDITIONING of the temporal layers alone
+    rate: float                         # frames per second that this turn makes
+    seed: int
+    number: int                         # 0, or 1 where the frames that turn 0 made are interpolated again
+    times: int                          # how many turns there are
+    clip: int                           # which of the clips of the batch
+    clips: int                          # how many there are
+    at_once: int                        # pairs of frames in a call; 0: as many as the memory holds
+    progress: sampling.RolloutProgress
+
+    def frames_of(self, pairs: range, keys: int) -> CallFrames:
+        """The frames of the finished video that the windows of some pairs are. keys: key frames of this turn."""
+        spacing = 4 ** (self.times - 1 - self.number)       # finished frames between two of a window
+        whole = 4 * spacing * (keys - 1) + 1                # finished frames of the clip
+        inside = [(4 * pair + frame) * spacing for pair in pairs for frame in range(WINDOW)]
+        return CallFrames(tuple(self.clip * whole + n for n in inside), self.clips * whole, whole, 4 ** self.times)
 
 
 class LatentInterpolate(io.ComfyNode):
@@ -26,7 +54,11 @@ class LatentInterpolate(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers with a file of interpolation "
                                                 "layers."),
-                io.Conditioning.Input("positive", tooltip="What the video shows: the text of the key frames."),
+                io.Conditioning.Input("positive", tooltip="What the video shows: the text of the key frames. Texts, "
+                                                          "masks and ControlNet pictures: one for all frames, one for "
+                                                          "each frame that comes out, or one for each key frame, which "
+                                                          "then also counts for the frames up to the next. Any other "
+                                                          "number is repeated in turn."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Latent.Input("latent", tooltip="The key frames, one per batch item; several clips stay apart."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
@@ -50,7 +82,7 @@ class LatentInterpolate(io.ComfyNode):
                                      "holds."),
                 io.Conditioning.Input("temporal_prompt", optional=True,
                                       tooltip="Another positive text for the temporal layers alone, as on Video LDM "
-                                              "Sampler."),
+                                              "Sampler; as many as in positive."),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, old and new, in order."),
@@ -59,18 +91,20 @@ class LatentInterpolate(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, latent, seed, steps, times, cfg, sampler, scheduler, fps, windows,
                 temporal_prompt=None) -> io.NodeOutput:
         check_layers(require_layers(model))
+        check_texts(model, positive, negative, temporal_prompt)
         rate = rate_of(latent, fps)
         clips = key_frames(latent)
-        settings = (steps, cfg, sampler, scheduler, positive, negative)
-        texts = temporal_texts(temporal_prompt)
+        settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
         progress = sampling.RolloutProgress(model, len(clips) * sum(between_pairs(len(clips[0]), times)), steps)
         for turn in range(times):
             rate *= 4
-            clip_model = with_clip_options(model, WINDOW, texts, rate)
-            clips = [interpolate(clip_model, clip, (seed + 2 * number + turn) % 2**64, settings, windows, progress)
+            clips = [interpolate(clip, Turn(model, settings, temporal_prompt, rate,
+                                            (seed + 2 * number + turn) % 2**64, turn, times, number, len(clips),
+                                            windows, progress))
                      for number, clip in enumerate(clips)]
         return io.NodeOutput(latents.with_frames(latent, torch.cat(clips), rate, len(clips[0])), rate)
 
@@ -115,31 +149,31 @@ def between_pairs(frames: int, times: int) -> list[int]:
     return counts
 
 
-def interpolate(model, keys, seed, settings, windows, progress) -> torch.Tensor:
+def interpolate(keys: torch.Tensor, turn: Turn) -> torch.Tensor:
     """`t c h w` -> `4(t-1)+1 c h w`. The noise of all windows is drawn at once: how many of them are sampled together
     does not change it."""
     pairs = len(keys) - 1
     out = torch.zeros(between(len(keys)), *keys.shape[1:])
     out[::4] = keys
-    noise = sampling.noise_like(torch.zeros(pairs * WINDOW, *keys.shape[1:]), seed)
-    at_once = windows or sampling.batch_that_fits(model, pairs, (WINDOW, *keys.shape[1:]))
+    noise = sampling.noise_like(torch.zeros(pairs * WINDOW, *keys.shape[1:]), turn.seed)
+    at_once = turn.at_once or sampling.batch_that_fits(turn.model, pairs, (WINDOW, *keys.shape[1:]))
     for first in range(0, pairs, at_once):
-        count = min(at_once, pairs - first)
-        part = noise[first * WINDOW:(first + count) * WINDOW]
-        made = sample_windows(model, keys[first:first + count + 1], part, seed, settings, progress)
-        new = out[4 * first:4 * (first + count)].unflatten(0, (count, 4))
+        some = range(first, min(first + at_once, pairs))
+        part = noise[some.start * WINDOW:some.stop * WINDOW]
+        made = sample_windows(keys[some.start:some.stop + 1], part, turn, turn.frames_of(some, len(keys)))
+        new = out[4 * some.start:4 * some.stop].unflatten(0, (len(some), 4))
         new[:, 1:] = made[:, 1:-1]
-        progress.advance(count)
+        turn.progress.advance(len(some))
     return out
 
 
-def sample_windows(model, keys, noise, seed, settings, progress) -> torch.Tensor:
+def sample_windows(keys: torch.Tensor, noise: torch.Tensor, turn: Turn, frames: CallFrames) -> torch.Tensor:
     """`k+1 c h w` key frames -> `k 5 c h w` windows."""
     known = torch.stack([keys[:-1], keys[1:]], dim=1).flatten(0, 1)
-    steps, cfg, sampler, scheduler, positive, negative = settings
-    made = sampling.ksample(context.with_context_frames(model, known, ENDS), seed, steps, cfg, sampler, scheduler,
-                            positive, negative, {"samples": torch.zeros_like(noise)}, 1.0, noise=noise,
-                            callback=progress.callback)
+    model = model_of(turn.model, WINDOW, turn.temporal_prompt, turn.rate, frames)
+    made = sampling.sample(context.with_context_frames(model, known, ENDS), turn.seed,
+                           settings_of(turn.settings, frames), torch.zeros_like(noise), noise,
+                           turn.progress.callback)
     return made.unflatten(0, (-1, WINDOW))
 
 

@@ -1,14 +1,14 @@
 """Loading: temporal layers onto a MODEL, motion LoRA, and the bundled demo models."""
 
-from ..temporal.errors import VideoLDMError
+from ..temporal.clip_length import check_clip_length
 from ..temporal.families import listing, load_motion_lora, load_temporal, load_upscaler
 from ..temporal.slots import unet_sites
-from .host import files, models, upscaler_model, upscaling
+from .host import files, models, noise_schedule, upscaler_model, upscaling
 from .host.api import io
 from .host.attach import attach_layers
 from .host.image_model import context_dim, model_title, spatial_unet
+from .host.inputs import checked
 from .host.layer_weights import build_stack, layer_dtype
-from .host.noise_schedule import with_schedule
 from .host.options import LayerSet
 
 DEMO_LAYERS, DEMO_UPSCALER = "video_ldm_driving.safetensors", "video_ldm_driving_upscaler.safetensors"
@@ -37,8 +37,10 @@ class LoadTemporalLayers(io.ComfyNode):
                                tooltip="1 is as trained. 0 is exactly the image model: unrelated frames. Between, "
                                        "motion is weaker; above 1, stronger than trained."),
                 io.Combo.Input("schedule", options=[AS_TRAINED, AS_MODEL], default=AS_TRAINED,
-                               tooltip="The noise schedule to sample with. As trained: the one these layers learned "
-                                       "on, which their motion needs. The model's own: keep what the MODEL has."),
+                               tooltip="The noise schedule to sample with. As trained: the betas these layers learned "
+                                       "on, which their motion needs, also where a ModelSamplingDiscrete before or "
+                                       "behind this node says what the MODEL predicts (v, lcm, ...). The model's own: "
+                                       "keep what the MODEL has."),
                 MotionLoraType.Input("motion_lora", optional=True,
                                      tooltip="From the Motion LoRA node: camera motions such as zoom or pan."),
                 io.Int.Input("frames_per_clip", default=0, min=0, max=4096, optional=True,
@@ -57,6 +59,7 @@ class LoadTemporalLayers(io.ComfyNode):
         return files.fingerprint(file)
 
     @classmethod
+    @checked
     def execute(cls, model, file, strength, schedule, motion_lora=None, frames_per_clip=0) -> io.NodeOutput:
         path = files.resolve(file)
         unet = spatial_unet(model)
@@ -66,7 +69,8 @@ class LoadTemporalLayers(io.ComfyNode):
         if layers.params.takes_small_frames:
             upscaling.check_upscaler(model, f"{layers.name} is made for an upscaler, whose small frames it sees")
         if frames_per_clip:
-            check_clip_length(layers, frames_per_clip)
+            check_clip_length(layers.params, frames_per_clip, "frames_per_clip is",
+                              "Set frames_per_clip to {limit}, or to 0.")
         loras = motion_lora or []
         # With a LoRA the weights are patched in place: such layers are shared with no other MODEL, nor within one.
         shared = None if loras else (path, *files.fingerprint(file))
@@ -76,31 +80,31 @@ class LoadTemporalLayers(io.ComfyNode):
         out = attach_layers(model, stack, record, pairs, frames_per_clip)
         if schedule == AS_TRAINED:
             trained = layers.schedule
-            out = with_schedule(out, trained.beta_schedule, trained.linear_start, trained.linear_end,
-                                trained.prediction)
-        return io.NodeOutput(out, report_of(layers, model, schedule, loras))
+            out = noise_schedule.with_schedule(out, trained.beta_schedule, trained.linear_start, trained.linear_end,
+                                               trained.prediction, layers.name)
+        replaced = noise_schedule.kept(model) if schedule == AS_TRAINED else None
+        return io.NodeOutput(out, report_of(layers, out, schedule, loras, replaced))
 
 
-def check_clip_length(layers, frames: int):
-    params = layers.params
-    if params.mix_length > 1 and frames != params.mix_length or params.table_length and frames > params.table_length:
-        limit = params.mix_length if params.mix_length > 1 else params.table_length
-        raise VideoLDMError(f"{layers.name} runs clips of {limit} frames, not {frames}. Set frames_per_clip to "
-                            f"{limit}, or to 0.")
+def report_of(layers, model, schedule: str, loras, replaced: noise_schedule.KeepTrainedBetas | None) -> str:
+    """What the artist wants to know of a set of layers, a line each.
 
-
-def report_of(layers, model, schedule: str, loras) -> str:
-    """What the artist wants to know of a set of layers, a line each."""
-    trained = layers.schedule
+    Args:
+        model: the MODEL with the layers.
+        schedule: what the widget says.
+        loras: (motion LoRA, strength) of each.
+        replaced: the trained schedule of layers before these, in whose place these put theirs.
+    """
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers.",
         f"Made for {layers.base.named}; on {model_title(model)}.",
         f"Trained on clips of {layers.params.frames} frames"
         + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
-        f"Noise schedule: {schedule}" + (f" ({trained.beta_schedule} {trained.linear_start:g} to "
-                                         f"{trained.linear_end:g})."
-                                         if schedule == AS_TRAINED else "."),
+        *noise_schedule.report(model, schedule == AS_TRAINED),
     ]
+    if replaced is not None and replaced.trained.words() != noise_schedule.kept(model).trained.words():
+        lines.append(f"This noise schedule takes the place of that of {replaced.trained.title} "
+                     f"({replaced.trained.words()}). Set schedule to the model's own to keep that one.")
     if layers.params.positions:
         lines.append(f"Positions were trained for up to {layers.params.positions} frames.")
     if layers.hint:
@@ -139,6 +143,7 @@ class MotionLoRA(io.ComfyNode):
         return files.fingerprint(file, files.MOTION_LORA)
 
     @classmethod
+    @checked
     def execute(cls, file, strength, previous=None) -> io.NodeOutput:
         lora = load_motion_lora(files.resolve(file, files.MOTION_LORA))
         return io.NodeOutput([*(previous or []), (lora, strength)])
@@ -163,6 +168,7 @@ class LoadDemo(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(*models.load_demo(files.DEMO_FOLDER))
 
@@ -194,6 +200,7 @@ class LoadVideoModel(io.ComfyNode):
         return files.fingerprint(file)
 
     @classmethod
+    @checked
     def execute(cls, file) -> io.NodeOutput:
         loaded = load_upscaler(files.resolve(file))
         params = loaded.params

@@ -6,11 +6,16 @@ import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import OVERLAP, plan
-from .host import context, latents, sampling
-from .host.api import io
-from .host.options import with_clip_options
-from .sample import fps_of, require_layers, sampler_inputs, temporal_texts
+from .host import context, latents, sampling, unfinished, wiring
+from .host.api import io, ui
+from .host.frame_conditioning import frames_of_clip, model_of, settings_of
+from .host.inputs import checked
+from .host.pictures import check_pictures
+from .host.required_layers import fps_of, require_layers
+from .host.sampler_inputs import sampler_inputs
+from .host.texts import check_texts
 
+LARGEST = 8192      # pixels of a side of a known frame, as of what the samplers make
 STOP, KEEP = "stop", "keep finished clips"
 
 
@@ -48,6 +53,7 @@ class ContextFrames(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, frames, guidance, latent=None, image=None, vae=None) -> io.NodeOutput:
         require_layers(model)
         positions = positions_of(frames)
@@ -76,7 +82,7 @@ def known_latents(latent, image, vae):
         return None
     if vae is None:
         raise VideoLDMError("An IMAGE of known frames is connected, and no VAE to encode it. Connect the VAE.")
-    return vae.encode(image[:, :, :, :3])
+    return vae.encode(check_pictures(image, "The known frames", LARGEST))
 
 
 def report_of(model, positions, guidance) -> str:
@@ -102,7 +108,8 @@ class ExtendVideo(io.ComfyNode):
             description="Makes a video of any length, clip after clip: each goes on from the last frames of the one "
                         "before. Starts from a picture, from a video, or from noise. With temporal layers trained with "
                         "context frames the layers see them; with others, such as AnimateDiff, a noise mask holds "
-                        "them.",
+                        "them. Where the conditioning has a text, a mask or a ControlNet picture for each frame of the "
+                        "video, every clip gets those of its own frames.",
             inputs=[
                 *sampler_inputs(),
                 io.Int.Input("length", default=48, min=2, max=100000,
@@ -116,14 +123,15 @@ class ExtendVideo(io.ComfyNode):
                                      "8."),
                 io.Combo.Input("on_cancel", options=[STOP, KEEP], default=STOP,
                                tooltip="What cancelling does: stop the graph as always, or go on with the clips that "
-                                       "are finished."),
+                                       "are finished. The node then says that the video is short, and the next run "
+                                       "makes it whole."),
                 io.Latent.Input("latent", optional=True, tooltip="The frames to start from, as latents: one picture, "
                                                                  "or a video to go on with."),
                 io.Image.Input("image", optional=True, tooltip="The frames to start from, as pictures; needs the VAE."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
                 io.Conditioning.Input("temporal_prompt", optional=True,
                                       tooltip="Another positive text for the temporal layers alone, as on Video LDM "
-                                              "Sampler."),
+                                              "Sampler; one, or one for each frame of the video."),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, for Temporal VAE Decode, "
@@ -131,27 +139,39 @@ class ExtendVideo(io.ComfyNode):
                 io.Float.Output("fps", display_name="fps", tooltip="Frames per second, for Save Video File."),
                 io.String.Output("report", display_name="report", tooltip="What was done, in words."),
             ],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return unfinished.count(inputs)
+
+    @classmethod
+    @checked
     def execute(cls, model, positive, negative, frames, width, height, seed, steps, cfg, sampler, scheduler, length,
                 context_guidance, overlap, on_cancel, latent=None, image=None, vae=None,
                 temporal_prompt=None) -> io.NodeOutput:
         sets = require_layers(model)
+        check_texts(model, positive, negative, temporal_prompt)
         refuse_several_clips(latent)
         given = known_latents(latent, image, vae)
         calls = plan(length, frames, 0 if given is None else len(given), overlap)
         for known in sorted({call.known for call in calls} - {0}):
             context.check_trained(model, tuple(range(known)))
         fps = fps_of(sets)
-        video, clip_model = empty_video(model, given, length, width, height), with_clip_options(
-            model, frames, temporal_texts(temporal_prompt), fps)
+        video = empty_video(model, given, length, width, height)
         progress = sampling.RolloutProgress(model, len(calls), steps)
-        settings = (steps, cfg, sampler, scheduler, positive, negative)
+        settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
         done = 0 if given is None else len(given)
         try:
             for number, call in enumerate(calls):
-                clip = sample_clip(clip_model, video, call, frames, context_guidance, seed + number, settings, progress)
+                of_clip = frames_of_clip(call.start, frames, length)
+                clip_model = model_of(model, frames, temporal_prompt, fps, of_clip)
+                if call.known:
+                    known = video[call.start:call.start + call.known]
+                    clip_model = context.with_context_frames(clip_model, known, range(call.known), context_guidance)
+                clip = sample_clip(clip_model, (frames, *video.shape[1:]), (seed + number) % 2**64,
+                                   settings_of(settings, of_clip), progress)
                 end = min(call.start + frames, length)
                 video[call.start + call.known:end] = clip[call.known:end - call.start]
                 done = end
@@ -159,7 +179,14 @@ class ExtendVideo(io.ComfyNode):
             if on_cancel == STOP or done == (0 if given is None else len(given)):
                 raise
         out = latents.with_frames(latent, video[:done], fps, done)
-        return io.NodeOutput(out, fps, rollout_report(model, calls, done, length))
+        report, short = rollout_report(model, calls), None
+        if done < length:
+            short = (f"Cancelled: {done} of {length} frames are finished and kept, and the video is short. Queue it "
+                     "again for the whole.")
+            unfinished.note(cls.hidden)
+            wiring.show_on_node(cls.hidden, short)
+        return io.NodeOutput(out, fps, f"{report} {short}" if short else report,
+                             ui=ui.PreviewText(short) if short else None)
 
 
 def refuse_several_clips(latent):
@@ -179,25 +206,17 @@ def empty_video(model, given, length: int, width: int, height: int) -> torch.Ten
     return video
 
 
-def sample_clip(model, video, call, frames, guidance, seed, settings, progress) -> torch.Tensor:
-    """The clip of one call, its known frames taken from the video."""
-    if call.known:
-        known = video[call.start:call.start + call.known]
-        model = context.with_context_frames(model, known, range(call.known), guidance)
-    latent = {"samples": torch.zeros(frames, *video.shape[1:])}
-    steps, cfg, sampler, scheduler, positive, negative = settings
-    clip = sampling.ksample(model, seed % 2**64, steps, cfg, sampler, scheduler, positive, negative, latent, 1.0,
-                            callback=progress.callback)
+def sample_clip(model, shape: tuple[int, ...], seed: int, settings: sampling.SamplerSettings,
+                progress: sampling.RolloutProgress) -> torch.Tensor:
+    """One clip of latents in this shape."""
+    clip = sampling.sample(model, seed, settings, torch.zeros(shape), callback=progress.callback)
     progress.finish(sampling.process_latent_in(model, clip))
     return clip
 
 
-def rollout_report(model, calls, done, length) -> str:
+def rollout_report(model, calls) -> str:
     way = "seen by the temporal layers" if context.takes_context(model) else "held in place by a noise mask"
-    lines = [f"{len(calls)} clips; the frames each goes on from are {way}."]
-    if done < length:
-        lines.append(f"Cancelled: {done} of {length} frames are finished and kept.")
-    return " ".join(lines)
+    return f"{len(calls)} clips; the frames each goes on from are {way}."
 
 
 NODES = [ContextFrames, ExtendVideo]

@@ -3,53 +3,12 @@
 from ..temporal.errors import VideoLDMError
 from .host import latents, sampling
 from .host.api import io
-from .host.options import LayerSet, layer_sets, with_clip_options
-
-FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
-
-
-def sampler_inputs():
-    """The inputs that every sampler of the pack has, in this order; a function, for a schema owns its inputs."""
-    return [
-        io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
-        io.Conditioning.Input("positive", tooltip="What the video shows."),
-        io.Conditioning.Input("negative", tooltip="What it should not show."),
-        io.Int.Input("frames", default=16, min=1, max=4096,
-                     tooltip="Frames of one clip. Best is the number the temporal layers were trained on: the report "
-                             "of Load Temporal Layers says it."),
-        io.Int.Input("width", default=512, min=16, max=8192, step=8,
-                     tooltip="Width in pixels. Not used where a latent is connected."),
-        io.Int.Input("height", default=512, min=16, max=8192, step=8,
-                     tooltip="Height in pixels. Not used where a latent is connected."),
-        io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                     tooltip="The random noise to begin with; the same seed gives the same video."),
-        io.Int.Input("steps", default=25, min=1, max=10000,
-                     tooltip="Denoising steps. More is slower and finer; the paper used 250."),
-        io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                       tooltip="How strictly the text is followed. The paper used 8; AnimateLCM wants 1 to 2."),
-        io.Combo.Input("sampler", options=sampling.SAMPLERS, default="euler_ancestral",
-                       tooltip="Core's samplers. euler_ancestral is the paper's DDIM with eta 1."),
-        io.Combo.Input("scheduler", options=sampling.SCHEDULERS, default="ddim_uniform",
-                       tooltip="How the noise levels are spaced. ddim_uniform is the paper's."),
-    ]
-
-
-def require_layers(model) -> list[LayerSet]:
-    """The sets of temporal layers on a MODEL; refused where it has none."""
-    sets = layer_sets(model)
-    if not sets:
-        raise VideoLDMError("The connected MODEL has no temporal layers, so its frames would be unrelated images. "
-                            "Connect the MODEL of Load Temporal Layers.")
-    return sets
-
-
-def fps_of(sets: list[LayerSet]) -> float:
-    """Frames per second that the layers make, from the last set that says."""
-    return next((layers.fps for layers in reversed(sets) if layers.fps), FALLBACK_FPS)
-
-
-def temporal_texts(temporal_prompt) -> dict | None:
-    return None if temporal_prompt is None else {0: temporal_prompt[0][0]}
+from .host.frame_conditioning import frames_of_batch, temporal_texts
+from .host.inputs import checked
+from .host.options import with_clip_options
+from .host.required_layers import fps_of, require_layers
+from .host.sampler_inputs import sampler_inputs
+from .host.texts import check_texts
 
 
 class VideoLDMSampler(io.ComfyNode):
@@ -91,12 +50,15 @@ class VideoLDMSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, frames, width, height, clips, seed, steps, cfg, sampler, scheduler,
                 denoise, latent=None, temporal_prompt=None) -> io.NodeOutput:
         sets = require_layers(model)
+        check_texts(model, positive, negative, temporal_prompt)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
         fps = fps_of(sets)
-        clip_model = with_clip_options(model, frames, temporal_texts(temporal_prompt), fps)
+        texts = temporal_texts(temporal_prompt, frames_of_batch(len(latent["samples"]), frames))
+        clip_model = with_clip_options(model, frames, texts, fps)
         samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent,
                                    denoise)
         return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames}, fps)
@@ -110,6 +72,8 @@ def clip_latent(model, latent, frames: int, clips: int, width: int, height: int,
                                 "Connect one, or set denoise to 1.")
         return {"samples": sampling.empty_latent(model, clips * frames, width, height)}
     samples = latents.check_frames(latent["samples"], "The connected frames")
+    if samples.count_nonzero():         # core fits an empty latent to the model
+        latents.check_channels(samples, sampling.latent_channels(model), "The connected frames")
     if len(samples) % frames:
         raise VideoLDMError(f"The connected latent has {len(samples)} frames, which do not divide into clips of "
                             f"{frames}. Set frames to {len(samples)}, or to a number that divides it.")

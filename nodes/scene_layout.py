@@ -12,6 +12,7 @@ from ..temporal.families import load_layout
 from ..temporal.scene_layout import NOT_SAID, Layout
 from .host import files, scene_layout
 from .host.api import io
+from .host.inputs import checked
 
 DEMO_FILE = "video_ldm_driving_layout.safetensors"
 ANY, NONE = "any", "none"
@@ -68,6 +69,7 @@ class SceneLayout(io.ComfyNode):
         return files.fingerprint(file)
 
     @classmethod
+    @checked
     def execute(cls, file, boxes, light, crowdedness, width, height, positive=None, negative=None) -> io.NodeOutput:
         path = files.resolve(file)
         content = load_layout(path)

@@ -2,17 +2,22 @@
 
 import torch
 
+from ..temporal.clip_length import check_clip_length
 from ..temporal.errors import VideoLDMError
 from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, check_level, cut
 from ..temporal.video import DEFAULT_RATE
-from .decode import IMAGE_SLOT, pictures_and_video
 from .host import temporal_vae, upscaling, wiring
 from .host.api import io
+from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
 from .host.decoding import SMALLEST_TILE, ColoursKept, DecodeSettings, Decoding, Unfolding
+from .host.inputs import checked
 from .host.options import LayerSet, layer_sets
-from .sample import sampler_inputs
+from .host.pictures import check_pictures
+from .host.sampler_inputs import sampler_inputs
+from .host.sampling import SamplerSettings
 
 TITLE = "Video Upscale"
+LARGEST = 16384     # pixels of a side of a large frame, as of core's widgets
 
 
 class VideoUpscale(io.ComfyNode):
@@ -91,6 +96,7 @@ class VideoUpscale(io.ComfyNode):
         return wiring.used_in_running("VideoLDMUpscale", IMAGE_SLOT)
 
     @classmethod
+    @checked
     def execute(cls, model, positive, negative, noise_level, window, overlap, tile, fps, seed, steps, cfg, sampler,
                 scheduler, images=None, video=None, vae=None, keep_colours=True) -> io.NodeOutput:
         sets = layer_sets(model)
@@ -103,9 +109,11 @@ class VideoUpscale(io.ComfyNode):
         small, rate = small_frames(images, video)
         count, height, width = small.shape[:3]
         cuts = cut(count, height, width, window, overlap if sets else 0, tile // FACTOR)
-        check_window([layers.params for layers in sets], cuts.largest[0])
-        made = upscaling.upscaled(model, small, noise_level, cuts, seed, steps, cfg, sampler, scheduler, positive,
-                                  negative)
+        for layers in sets:
+            check_clip_length(layers.params, cuts.largest[0], "the pieces have",
+                              "Set window to {limit}, and connect at least as many frames as a clip takes.")
+        settings = SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
+        made = upscaling.upscaled(model, small, noise_level, cuts, seed, settings)
         report = report_of(model, small, noise_level, cuts, sets)
         if keep_colours:
             report += "\nColours are kept as the small frames have them."
@@ -137,27 +145,12 @@ def small_frames(images, video):
         images, rate = components.images, components.frame_rate
     if not len(images):
         raise VideoLDMError("The connected images are an empty batch. Connect at least one frame.")
-    if images.shape[-1] not in (3, 4):
-        raise VideoLDMError(f"The small frames have {images.shape[-1]} channels, and the upscaler takes colour "
-                            "pictures of 3. Convert them to RGB.")
-    return images[..., :3], rate
+    return check_pictures(images, "The small frames", LARGEST // FACTOR, smallest=1), rate
 
 
 def check_tile(tile: int):
     if tile and tile < SMALLEST_TILE:
         raise VideoLDMError(f"tile is {tile} pixels; {SMALLEST_TILE} is the least. Raise it, or set it to 0 for none.")
-
-
-def check_window(layers: list, frames: int):
-    """Refuse a window that the temporal layers cannot run."""
-    for params in layers:
-        if params.mix_length > 1 and frames != params.mix_length:
-            raise VideoLDMError(f"The temporal layers on this MODEL run clips of exactly {params.mix_length} frames, "
-                                f"and the pieces have {frames}. Set window to {params.mix_length}, and connect at "
-                                "least so many frames.")
-        if params.table_length and frames > params.table_length:
-            raise VideoLDMError(f"The temporal layers on this MODEL run clips of up to {params.table_length} frames, "
-                                f"and the pieces have {frames}. Set window to {params.table_length} or fewer.")
 
 
 def decode_settings(vae, window: int, overlap: int, tile: int) -> DecodeSettings:

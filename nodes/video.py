@@ -11,6 +11,7 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.video import DEFAULT_RATE, FORMATS, Sheet, as_rate, open_video, read_audio, write_sheet, write_video
 from .host import files
 from .host.api import InputImpl, io
+from .host.inputs import checked
 from .host.lazy_video import HeldVideo
 from .host.pixels import broken_frames
 from .host.video_sources import ImageSource, video_source
@@ -55,6 +56,7 @@ class LoadVideoFrames(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, file, start_frame, frame_count, stride):
         start_frame = _number("start_frame", start_frame, 0, MOST_FRAMES)
         frame_count = _number("frame_count", frame_count, 0, MOST_FRAMES)
@@ -164,6 +166,7 @@ class SaveVideoFile(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, filename_prefix, format, fps, crf, contact_sheet, images=None, video=None):
         problem = _input_problem(images is not None, video is not None)
         if problem:

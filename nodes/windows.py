@@ -1,9 +1,11 @@
 """More frames than the temporal layers were trained on: Frame Windows."""
 
+from ..temporal.clip_length import check_clip_length, clip_limit
 from ..temporal.errors import VideoLDMError
 from ..temporal.schedules import FUSES, SCHEDULES
 from .host import windows
 from .host.api import io
+from .host.inputs import checked
 from .host.options import layer_sets
 
 WINDOWS, CONVOLUTION = "windows", "convolution in time"
@@ -46,6 +48,7 @@ class FrameWindows(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, mode, length, overlap, schedule, fuse, max_distance) -> io.NodeOutput:
         layers = [found.params for found in layer_sets(model)]
         if not layers:
@@ -64,25 +67,14 @@ def check_windows(layers, length: int, overlap: int):
     if overlap >= length:
         raise VideoLDMError(f"Windows of {length} frames cannot overlap by {overlap}. Set overlap below {length}.")
     for params in layers:
-        if params.mix_length > 1 and length != params.mix_length:
-            raise VideoLDMError(f"{mixed_by_vector(params)}, so windows of {length} frames do not fit them. Set length "
-                                f"to {params.mix_length}.")
-        if params.table_length and length > params.table_length:
-            raise VideoLDMError(f"These {params.family} layers have a learned table of {params.table_length} frame "
-                                f"positions, so windows of {length} frames are too long. Set length to "
-                                f"{params.table_length} or fewer.")
+        check_clip_length(params, length, "a window has", "Set length to {limit}.")
 
 
 def check_convolution(layers):
     """Refuse layers whose mix knows the frames of a clip by their number: a convolution is the same everywhere."""
-    for params in layers:
-        if params.mix_length > 1:
-            raise VideoLDMError(f"{mixed_by_vector(params)}, so they cannot be convolved in time. Choose the mode "
-                                "windows.")
-
-
-def mixed_by_vector(params) -> str:
-    return f"These {params.family} layers mix over time with a vector of {params.mix_length} frames"
+    for limit in filter(None, map(clip_limit, layers)):
+        if limit.exactly:
+            raise VideoLDMError(f"{limit.reason}, so they cannot be convolved in time. Choose the mode windows.")
 
 
 NODES = [FrameWindows]

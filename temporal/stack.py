@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .clip_length import check_clip_length
 from .errors import VideoLDMError
 from .layers import ContextDownsampler, Factory, FpsToken
 from .params import StackParams
@@ -29,16 +30,8 @@ class TemporalStack(nn.Module):
     def check_frames(self, frames: int) -> str | None:
         """Refuse a clip length that the layers cannot run; return a warning for one they were not made for."""
         params = self.params
-        if params.mix_length > 1 and frames != params.mix_length:
-            raise VideoLDMError(
-                f"These {params.family} layers mix over time with a vector of {params.mix_length} frames, so they take "
-                f"clips of exactly {params.mix_length} frames, not {frames}. Set the number of frames to "
-                f"{params.mix_length}, or connect Frame Windows for more.")
-        if params.table_length and frames > params.table_length:
-            raise VideoLDMError(
-                f"These {params.family} layers have a learned table of {params.table_length} frame positions, which does "
-                f"not reach {frames} frames. Set the number of frames to {params.table_length} or fewer, or connect Frame "
-                "Windows for more.")
+        check_clip_length(params, frames, "the clip has",
+                          "Set the number of frames to {limit}, or connect Frame Windows for more.")
         if params.positions is not None and frames > params.positions:
             return (f"{frames} frames exceed the {params.positions} positions that these {params.family} layers were "
                     f"trained with ({params.frames}-frame clips): positions are computed beyond the table, and motion "

@@ -10,18 +10,30 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.ldm.modules import attention
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_model_advanced import LCM, ModelSamplingContinuousEDM, ModelSamplingDiscrete
 
 from video_ldm.nodes.host import sampling
 from video_ldm.nodes.host.attach import attach_layers
 from video_ldm.nodes.host.layer_weights import build_stack
-from video_ldm.nodes.host.noise_schedule import with_schedule
+from video_ldm.nodes.host.noise_schedule import same_steps, with_schedule
 from video_ldm.nodes.host.options import LayerSet, with_clip_options
-from video_ldm.nodes.load import AS_MODEL, AS_TRAINED
+from video_ldm.nodes.load import AS_MODEL, AS_TRAINED, LoadTemporalLayers
 from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.temporal.call import CallSettings, open_call
+from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests import attach_help
-from video_ldm.tests.attach_help import (HEIGHT, WIDTH, load_model, motion_lora, noise_of, prediction, predictions,
-                                         text, with_layers)
+from video_ldm.tests.attach_help import (
+    HEIGHT,
+    WIDTH,
+    load_model,
+    motion_lora,
+    noise_of,
+    prediction,
+    predictions,
+    text,
+    with_layers,
+)
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
 from video_ldm.tests.small import batch, relative_error
@@ -184,12 +196,125 @@ def test_the_trained_schedule_is_applied_unless_told_to_keep_the_models_own(imag
     assert sigma_max("video.safetensors", AS_TRAINED) == pytest.approx(14.6146, abs=1e-3)
 
 
-def test_a_model_that_predicts_v_keeps_doing_so_unless_the_layers_say_otherwise(image):
-    v_model = with_schedule(image, "linear", 0.00085, 0.012, "v")
-    kept = with_schedule(v_model, "sqrt_linear", 0.00085, 0.012, None).get_model_object("model_sampling")
-    told = with_schedule(v_model, "sqrt_linear", 0.00085, 0.012, "eps").get_model_object("model_sampling")
-    assert isinstance(kept, comfy.model_sampling.V_PREDICTION)
-    assert not isinstance(told, comfy.model_sampling.V_PREDICTION) and isinstance(told, comfy.model_sampling.EPS)
+def discrete(model, kind, zsnr=False):
+    """What core's node ModelSamplingDiscrete makes of a MODEL."""
+    return ModelSamplingDiscrete().patch(model, kind, zsnr)[0]
+
+
+def sampling_of(model):
+    return model.get_model_object("model_sampling")
+
+
+EVENLY = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)      # AnimateDiff's betas
+
+
+def test_the_layers_prediction_counts_where_no_node_on_the_model_says_another(image):
+    told = sampling_of(with_schedule(image, "sqrt_linear", 0.00085, 0.012, "v"))
+    assert isinstance(told, comfy.model_sampling.V_PREDICTION)
+    unsaid = sampling_of(with_schedule(image, "sqrt_linear", 0.00085, 0.012, None))
+    assert not isinstance(unsaid, comfy.model_sampling.V_PREDICTION) and isinstance(unsaid, comfy.model_sampling.EPS)
+    chained = with_schedule(with_schedule(image, "linear", 0.00085, 0.012, "v"), "sqrt_linear", 0.00085, 0.012, "eps")
+    assert not isinstance(sampling_of(chained), comfy.model_sampling.V_PREDICTION)
+
+
+@pytest.mark.parametrize("kind, base", [
+    ("eps", comfy.model_sampling.EPS), ("v_prediction", comfy.model_sampling.V_PREDICTION), ("lcm", LCM),
+    ("x0", comfy.model_sampling.X0), ("img_to_img", comfy.model_sampling.IMG_TO_IMG)])
+@pytest.mark.parametrize("zsnr", [False, True])
+def test_a_node_before_the_layers_keeps_its_rules_on_the_trained_betas(image, folder, kind, base, zsnr):
+    found = sampling_of(with_layers(discrete(image, kind, zsnr), "motion.safetensors", schedule=AS_TRAINED))
+    trained = sigmas_of(EVENLY)
+    if zsnr:
+        trained = comfy.model_sampling.rescale_zero_terminal_snr_sigmas(trained)
+    assert isinstance(found, base)
+    assert isinstance(found, comfy.model_sampling.V_PREDICTION) == (kind == "v_prediction")
+    wanted = trained[19::20] if kind == "lcm" else trained      # LCM takes 50 of 1000 steps
+    assert relative_error(found.sigmas.double()[:-1], wanted[:-1]) < 1e-5 and len(found.sigmas) == len(wanted)
+    assert float(found.sigma_max) == pytest.approx(float(wanted[-1]), rel=1e-3)
+
+
+def core_sample(model, scheduler="ddim_uniform", steps=3, denoise=1.0, sampler="euler", seen=None):
+    """KSampler, and the noise levels that its sampler got."""
+    m = model.clone()
+
+    def note(executor, guider, sigmas, *args, **kwargs):
+        if seen is not None:
+            seen.append(sigmas.clone())
+        return executor(guider, sigmas, *args, **kwargs)
+    m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "test", note)
+    noise = noise_of()
+    return comfy.sample.sample(m, noise, steps, 1.0, sampler, scheduler, text(), text(12), torch.zeros_like(noise),
+                               seed=7, disable_pbar=True, denoise=denoise)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "lcm"])
+def test_a_node_behind_the_layers_gives_the_same_frames_as_before_them(image, folder, kind):
+    before = with_layers(discrete(image, kind), "motion.safetensors", schedule=AS_TRAINED)
+    after = discrete(with_layers(image, "motion.safetensors", schedule=AS_TRAINED), kind)
+    assert float(sampling_of(after).sigma_max) == pytest.approx(14.6146, abs=1e-3)
+    for scheduler, denoise in (("ddim_uniform", 1.0), ("sgm_uniform", 0.6)):
+        levels = []
+        one, other = (core_sample(model, scheduler, denoise=denoise, seen=levels) for model in (before, after))
+        assert relative_error(levels[1], levels[0]) < 1e-6
+        assert relative_error(other, one) < 1e-5
+    assert float(levels[0][0]) < 25 < float(sampling_of(before).sigma_max)
+    # A scheduler that spaces noise levels, not steps, is right on the pack's samplers, which ask it themselves.
+    latent = {"samples": torch.zeros_like(noise_of())}
+    one, other = (sampling.ksample(model, 7, 3, 1.0, "euler", "karras", text(), text(12), latent, 1.0)
+                  for model in (before, after))
+    assert torch.equal(one, other)
+
+
+def test_the_models_own_schedule_behind_the_layers_stays(image, folder):
+    m, levels = discrete(with_layers(image, "motion.safetensors", schedule=AS_MODEL), "eps"), []
+    core_sample(m, seen=levels)
+    assert float(levels[0][0]) < 14.62
+
+
+def test_putting_betas_back_changes_no_model_and_lasts_for_one_sampling(image, folder):
+    plain = core_sample(image)
+    lost = discrete(with_layers(image, "motion.safetensors", schedule=AS_TRAINED), "v_prediction")
+    own = sampling_of(lost)
+    first = core_sample(lost)
+    assert sampling_of(lost) is own and torch.equal(core_sample(image), plain)
+    assert torch.equal(core_sample(lost), first)
+
+
+def test_noise_levels_that_were_chosen_with_the_trained_betas_stay_as_they_are(image, folder):
+    trained = with_layers(image, "motion.safetensors", schedule=AS_TRAINED)
+    right, wrong = sampling_of(trained), sampling_of(image)
+    for scheduler in ("ddim_uniform", "normal", "karras"):
+        chosen = comfy.samplers.calculate_sigmas(right, scheduler, 5)
+        assert torch.equal(same_steps(chosen, wrong, right), chosen)
+        moved = same_steps(comfy.samplers.calculate_sigmas(wrong, scheduler, 5), wrong, right)
+        assert float(moved[0]) == pytest.approx(float(chosen[0]), rel=1e-5) and moved[-1] == 0
+        if scheduler != "karras":
+            assert relative_error(moved, chosen) < 1e-5
+
+
+def test_a_schedule_without_betas_is_refused(image, folder):
+    continuous = ModelSamplingContinuousEDM().patch(image, "v_prediction", 120.0, 0.002)[0]
+    with pytest.raises(VideoLDMError, match="has no place for the betas .* schedule on Load Temporal Layers"):
+        with_layers(continuous, "motion.safetensors", schedule=AS_TRAINED)
+    with_layers(continuous, "motion.safetensors", schedule=AS_MODEL)
+    behind = ModelSamplingContinuousEDM().patch(with_layers(image, "motion.safetensors", schedule=AS_TRAINED),
+                                                "v_prediction", 120.0, 0.002)[0]
+    with pytest.raises(VideoLDMError, match="has no place for the betas"):
+        core_sample(behind)
+
+
+def test_the_report_says_which_schedule_and_prediction_are_in_force(image, folder):
+    def report(model, file, schedule):
+        return LoadTemporalLayers.execute(model, file, 1.0, schedule).result[1]
+    lcm = report(discrete(image, "lcm", True), "motion.safetensors", AS_TRAINED)
+    assert "Noise schedule: as trained (sqrt_linear 0.00085 to 0.012)." in lcm
+    assert "Prediction: that of the MODEL (LCM, 50 of 1000 steps, zero terminal SNR)." in lcm
+    assert "Prediction: as trained (eps)." in report(image, "motion.safetensors", AS_TRAINED)
+    first = with_layers(image, "motion.safetensors", schedule=AS_TRAINED)
+    second = report(first, "video.safetensors", AS_TRAINED)
+    assert "takes the place of that of motion.safetensors (sqrt_linear 0.00085 to 0.012)" in second
+    assert "the model's own, which is that of motion.safetensors" in report(first, "video.safetensors", AS_MODEL)
+    assert "Noise schedule: the model's own." in report(image, "video.safetensors", AS_MODEL)
 
 
 def ddim_with_eta_1(model, x, sigmas, extra_args=None, callback=None, disable=None):

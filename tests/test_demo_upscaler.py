@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d
+
 from video_ldm.demo import bundle, models, train, upscaler, world
 from video_ldm.nodes.host import models as host
 from video_ldm.nodes.host import upscaler_model, upscaling
 from video_ldm.nodes.host.attach import attach_layers
 from video_ldm.nodes.host.layer_weights import build_stack
 from video_ldm.nodes.host.options import LayerSet
+from video_ldm.nodes.host.sampling import SamplerSettings
 from video_ldm.temporal.families import load_temporal, load_upscaler
 from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, cut, unfolded
 from video_ldm.temporal.windows import spread
@@ -45,7 +47,8 @@ def drives():
 def upscaled(model, small, text, window=FRAMES, tile=0):
     """Large frames `t h w 3` in 0..1; tile in large pixels."""
     cuts = cut(*small.shape[:3], window, OVERLAP, tile // FACTOR)
-    x = upscaling.upscaled(model, small, upscaler.USUAL_LEVEL, cuts, 3, STEPS, 1.0, "euler", "ddim_uniform", text, text)
+    settings = SamplerSettings(STEPS, 1.0, "euler", "ddim_uniform", text, text)
+    x = upscaling.upscaled(model, small, upscaler.USUAL_LEVEL, cuts, 3, settings)
     return ((unfolded(x) + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 

@@ -73,7 +73,7 @@ def test_animatediff_sdxl_brings_its_own_facts(tmp_path):
     file = sdxl_file(tmp_path, "mm_sdxl_v10_beta.safetensors", 32)
     assert (file.kind, file.title) == ("animatediff_sdxl", "an AnimateDiff SDXL beta motion module")
     assert (file.base, file.fps) == (Base("SDXL", 2048), 8.0)
-    assert file.schedule == Schedule("linear", 0.00085, 0.02, "eps")
+    assert file.schedule == Schedule("linear", 0.00085, 0.02)
     assert (file.params.frames, file.params.positions, file.params.pool_spatial_norms) == (16, 32, False)
     assert {brick.norm_pooled for _, brick in file.params.bricks} == {True}
     assert [(site, brick.channels) for site, brick in file.params.bricks] == [
@@ -85,7 +85,7 @@ def test_animatediff_sdxl_brings_its_own_facts(tmp_path):
 def test_hotshot_is_read_in_its_own_names_and_in_animatediffs(tmp_path, name, rename):
     file = sdxl_file(tmp_path, name, 24, rename)
     assert (file.kind, file.params.family, file.base.family, file.fps) == ("hotshot_xl", "Hotshot-XL", "SDXL", 8.0)
-    assert file.schedule == Schedule("linear", 0.00085, 0.012, "eps")
+    assert file.schedule == Schedule("linear", 0.00085, 0.012)
     assert (file.params.frames, file.params.positions, file.params.pool_spatial_norms) == (8, 24, True)
     assert {brick.norm_pooled for _, brick in file.params.bricks} == {False}
     tensors = motion_tensors(motion_shapes(LEVELS, 1, False, 24), dtype=torch.float16)

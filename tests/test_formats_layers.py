@@ -21,7 +21,7 @@ from video_ldm.temporal.unet_names import UNetNames
 from video_ldm.tests.formats_help import PUBLISHED, motion_shapes, motion_tensors, narrow, saved
 from video_ldm.tests.small import SD15_SIZE, SMALL, randomise, unet_model
 
-SQRT_LINEAR = Schedule("sqrt_linear", 0.00085, 0.012, "eps")
+SQRT_LINEAR = Schedule("sqrt_linear", 0.00085, 0.012)
 LINEAR = Schedule("linear", 0.00085, 0.012, None)
 SD1 = Base("Stable Diffusion 1.x", 768)
 

@@ -290,7 +290,7 @@ def test_cancelling_stops_or_keeps_what_is_finished(models, monkeypatch):
 
 @pytest.mark.parametrize("kind, changes, sentence", [
     ("image", {}, "has no temporal layers"),
-    ("prediction", {"length": 1}, "Set a length above 1"),
+    ("prediction", {"length": 2, "latent": {"samples": frames_of(2)}}, "Set a length above 2"),
     ("prediction", {"frames": 2}, "more than 2 frames"),
     ("prediction", {"overlap": 3}, "trained for the context frames none; 0; 0, 1, not for 0, 1, 2"),
     ("prediction", {"latent": {"samples": frames_of(4), "clip_frames": 2}}, "holds 2 clips, and one video is extended"),

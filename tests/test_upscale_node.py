@@ -79,8 +79,8 @@ def latents_of(model, small, window=8, overlap=2, tile=0, level=30, seed=5, step
                positive=None, scheduler="normal"):
     """What the node samples; overlap and tile (in latents) as they come."""
     cuts = cut(*small.shape[:3], window, overlap, tile)
-    return upscaling.upscaled(model, small, level, cuts, seed, steps, cfg, sampler, scheduler,
-                                      positive or text(), text(12))
+    settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive or text(), text(12))
+    return upscaling.upscaled(model, small, level, cuts, seed, settings)
 
 
 # Sampling
@@ -331,7 +331,7 @@ VIDEO = LazyVideo(lambda first, last: iter(()), 3, 24, 20, 12)
 
 
 @pytest.mark.parametrize("changes, sentence", [
-    ({"noise_level": 351}, "noise_level is 351, .* levels from 0 to 350"),
+    ({"noise_level": 351}, "noise_level is 351, and it takes whole numbers from 0 to 350"),
     ({"images": None}, "has nothing to upscale. Connect images or a video"),
     ({"images": small_frames(1), "video": VIDEO}, "images or a video, and both are connected"),
     ({"images": torch.rand(2, 8, 8, 1)}, "The small frames have 1 channels"),
@@ -359,7 +359,7 @@ def test_with_layers_the_limits_are_theirs(upscaler, folder, run):
     *_, report = run(lavie.model, noise_level=350, steps=1)
     assert lavie.calls[0]["y"].tolist() == [350] * 6
     assert "strength 0, trained on clips of 8 frames.\nLaVie used noise level 50." in report
-    with pytest.raises(VideoLDMError, match="noise_level is 351, .* levels from 0 to 350. Set it within that; 50 is"):
+    with pytest.raises(VideoLDMError, match="noise_level is 351, and it takes whole numbers from 0 to 350"):
         run(lavie.model, noise_level=351)
     with pytest.raises(VideoLDMError, match="noise_level is 251, .* levels from 0 to 250"):
         run(with_layers(lavie.model, strength=0.0), noise_level=251)

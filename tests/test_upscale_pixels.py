@@ -8,7 +8,7 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import load_file, save_file
 
 from video_ldm.nodes import upscale as nodes
-from video_ldm.nodes.host import upscaling
+from video_ldm.nodes.host import sampling, upscaling
 from video_ldm.nodes.host.noise_schedule import with_schedule
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers, LoadVideoModel
 from video_ldm.temporal.call import CallSettings, open_call
@@ -50,7 +50,8 @@ def with_layers(model, strength=1.0, file=LAYERS):
 def made(model, small, window=8, overlap=2, tile=0, level=150, seed=5, steps=2, cfg=2.0, sampler="euler"):
     """What the node samples, as pixels; tile in small ones."""
     cuts = cut(*small.shape[:3], window, overlap, tile)
-    x = upscaling.upscaled(model, small, level, cuts, seed, steps, cfg, sampler, "normal", text(), text(12))
+    x = upscaling.upscaled(model, small, level, cuts, seed,
+                           sampling.SamplerSettings(steps, cfg, sampler, "normal", text(), text(12)))
     return unfolded(x)
 
 

@@ -99,9 +99,9 @@ def test_every_attention_of_the_host_takes_the_band_as_it_is_given(name):
     ("image", {}, "has no temporal layers, so there are no clips"),
     ("image", {"mode": CONVOLUTION}, "has no temporal layers, so there are no clips"),
     ("video", {"overlap": 4}, "Windows of 4 frames cannot overlap by 4. Set overlap below 4"),
-    ("vector", {"length": 6}, "vector of 4 frames, so windows of 6 frames do not fit them. Set length to 4"),
+    ("vector", {"length": 6}, "so they take clips of exactly 4 frames, and a window has 6. Set length to 4"),
     ("vector", {"mode": CONVOLUTION}, "of 4 frames, so they cannot be convolved in time. Choose the mode windows"),
-    ("learned", {"length": 33}, "table of 32 frame positions, so windows of 33 frames are too long. Set length to 32")])
+    ("learned", {"length": 33}, "they take clips of up to 32 frames, and a window has 33. Set length to 32 or fewer")])
 def test_what_cannot_be_sampled_in_pieces_is_refused_with_a_sentence(models, name, options, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         windowed(models[name], **options)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
 from .compat import apart
-from .latents import check_frames
+from .latents import check_channels, check_frames
 from .options import CLIP, ContextFrames, clip_options, frames_per_clip, layer_sets, set_clip_options
 
 KEY = "video_ldm_context"       # of the wrappers
@@ -46,10 +46,7 @@ def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0
     if not positions or len(latents) % len(positions):
         raise VideoLDMError(f"{len(latents)} context frames were given for {len(positions)} positions. Give one frame "
                             "for each position.")
-    channels = model.get_model_object("latent_format").latent_channels
-    if latents.shape[1] != channels:
-        raise VideoLDMError(f"The context frames have {latents.shape[1]} latent channels, and this model's have "
-                            f"{channels}. Encode them with the VAE that belongs to the model.")
+    check_channels(latents, model.get_model_object("latent_format").latent_channels, "The context frames")
     m = model.clone()
     set_clip_options(m, context=ContextFrames(latents, m.model.process_latent_in(latents), positions))
     m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)

@@ -20,6 +20,14 @@ def check_frames(frames: Tensor, what: str) -> Tensor:
     return frames
 
 
+def check_channels(frames: Tensor, channels: int, what: str) -> Tensor:
+    """Frames `t c h w` as they are; refused where their VAE belongs to another model. what: "The key frames"."""
+    if frames.shape[1] != channels:
+        raise VideoLDMError(f"{what} have {frames.shape[1]} latent channels, and this model's have {channels}. Encode "
+                            "them with the VAE that belongs to the model.")
+    return frames
+
+
 def clips_of(latent: dict, frames: int) -> int:
     """How many clips a LATENT of so many frames holds; one that was cut within a clip is one clip."""
     length = latent.get(CLIP_FRAMES) or frames

@@ -1,27 +1,197 @@
-"""The noise schedule that a MODEL is sampled with."""
+"""The noise schedule that a MODEL is sampled with.
 
+Two things meet in ComfyUI's `model_sampling`. The betas are those that the temporal layers were trained on. What the
+network predicts and how a step is made of it (eps, v, LCM, zero terminal SNR) belong to the image model and its LoRA.
+Load Temporal Layers puts the trained betas into the object that the MODEL has. A ModelSamplingDiscrete node behind it
+makes a new object with the image model's betas: the trained ones are then put into that one for each sampling.
+"""
+
+import logging
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import comfy.model_sampling
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...temporal.errors import VideoLDMError
+
+KEY = "video_ldm_schedule"          # of the wrapper that keeps the trained betas
+OBJECT = "model_sampling"           # core's name of the object
+PREDICTIONS = {"eps": comfy.model_sampling.EPS, "v": comfy.model_sampling.V_PREDICTION, "x0": comfy.model_sampling.X0}
+RULES = {"EPS": "eps", "V_PREDICTION": "v", "X0": "x0", "IMG_TO_IMG": "image to image"}      # of core's classes, in words
+SAME = 1e-5                         # relative difference of noise levels that are the same but for rounding
 
 
-def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: float, prediction: str | None):
-    """A clone sampled with the noise schedule of temporal layers' training; prediction None: the model's own."""
-    base = model.get_model_object("model_sampling")
-    if prediction is None:
-        prediction = next((name for name in ("v", "x0") if isinstance(base, PREDICTIONS[name])), "eps")
+@dataclass(frozen=True)
+class TrainedBetas:
+    """The noise schedule of temporal layers' training, in ComfyUI's names."""
+
+    beta_schedule: str
+    linear_start: float
+    linear_end: float
+    prediction: str | None      # what the network predicts with these layers; None: what the image model does
+    title: str                  # of the layers, for reports
+
+    def words(self) -> str:
+        return f"{self.beta_schedule} {self.linear_start:g} to {self.linear_end:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class KeepTrainedBetas:
+    """A wrapper around a sampling that notices lost betas and puts them back, for this sampling alone."""
+
+    trained: TrainedBetas
+    made: object                # the model_sampling with these betas that Load Temporal Layers put on the MODEL
+    of_model: bool              # whether its prediction is that of a node before Load Temporal Layers
+
+    def restored(self, model):
+        """The model_sampling to sample with in place of the MODEL's; None where the trained betas are in force."""
+        current = model.get_model_object(OBJECT)
+        if current is self.made:
+            return None
+        right = with_betas(current, self.trained)
+        return None if torch.equal(right.sigmas, current.sigmas) else right
+
+    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        guider = executor.class_obj
+        given, right = guider.model_patcher, self.restored(guider.model_patcher)
+        if right is None:
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        sigmas = same_steps(sigmas, given.get_model_object(OBJECT), right)
+        guider.model_patcher = sampled_with(given, right)
+        try:
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        finally:
+            guider.model_patcher = given
+
+
+def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: float, prediction: str | None,
+                  title: str = "the temporal layers"):
+    """A clone sampled with the noise schedule of temporal layers' training.
+
+    Args:
+        beta_schedule, linear_start, linear_end: the betas, in ComfyUI's names.
+        prediction: what the network predicts with these layers; None: what the image model does. A node such as
+            ModelSamplingDiscrete on the MODEL decides in either case.
+        title: of the layers, for reports.
+    """
+    trained = TrainedBetas(beta_schedule, linear_start, linear_end, prediction, title)
+    base, before = model.get_model_object(OBJECT), kept(model)
+    of_model = OBJECT in model.object_patches
+    if before is not None and base is before.made:
+        of_model = before.of_model
+    if of_model or prediction is None:
+        made = with_betas(base, trained)
+    else:
+        check_discrete(base, trained)
+        made = schedule_of(beta_schedule, linear_start, linear_end, prediction, base.zsnr)
     m = model.clone()
-    m.add_object_patch("model_sampling", schedule_of(beta_schedule, linear_start, linear_end, prediction))
+    m.add_object_patch(OBJECT, made)
+    m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, KeepTrainedBetas(trained, made, of_model))
     return m
 
 
-PREDICTIONS = {"eps": comfy.model_sampling.EPS, "v": comfy.model_sampling.V_PREDICTION, "x0": comfy.model_sampling.X0}
+def kept(model) -> KeepTrainedBetas | None:
+    """What a MODEL carries about trained betas; None where no layers on it brought any."""
+    return next(iter(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)), None)
 
 
-def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, prediction: str):
+def with_trained_betas(model):
+    """The MODEL, or where a node behind Load Temporal Layers replaced the trained betas a clone that has them again."""
+    keep = kept(model)
+    right = keep and keep.restored(model)
+    return model if right is None else sampled_with(model, right)
+
+
+def sampled_with(model, sampling):
+    logging.info("[Video LDM] A node behind Load Temporal Layers brought betas of its own. The clip is sampled with "
+                 "those of the layers' training and with that node's prediction.")
+    m = model.clone()
+    m.add_object_patch(OBJECT, sampling)
+    return m
+
+
+def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, prediction: str, zsnr: bool = False):
     """ComfyUI's object for a noise schedule of 1000 steps and what the network predicts."""
     class TrainedSchedule(comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[prediction]):
         pass
 
     return TrainedSchedule(SimpleNamespace(sampling_settings={
-        "beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end}))
+        "beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end}), zsnr=zsnr)
+
+
+def with_betas(base, trained: TrainedBetas):
+    """An object of the same class as `base`, the same prediction and step rule, with the trained betas."""
+    check_discrete(base, trained)
+    settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
+                "linear_end": trained.linear_end, "timesteps": base.num_timesteps}
+    try:
+        return type(base)(SimpleNamespace(sampling_settings=settings), zsnr=base.zsnr)
+    except TypeError:
+        raise no_place(base, trained) from None
+
+
+def check_discrete(base, trained: TrainedBetas):
+    if not isinstance(base, comfy.model_sampling.ModelSamplingDiscrete):
+        raise no_place(base, trained)
+
+
+def no_place(base, trained: TrainedBetas) -> VideoLDMError:
+    kind = next(kind.__name__ for kind in type(base).__mro__ if kind.__module__.startswith("comfy.")
+                or kind is type(base))
+    return VideoLDMError(f"The MODEL's noise schedule ({kind}) has no place for the betas that {trained.title} were "
+                         "trained on. Remove the node that set it, or set schedule on Load Temporal Layers to the "
+                         "model's own.")
+
+
+def same_steps(sigmas: Tensor, wrong, right) -> Tensor:
+    """Noise levels of the same timesteps in another schedule of the same class.
+
+    Core's samplers are given noise levels that were chosen with the MODEL's own schedule. Levels that were chosen with
+    the right one already, by a scheduler node on another MODEL, stay as they are.
+    """
+    if chosen_with(sigmas, right) > chosen_with(sigmas, wrong) or sigmas.max() > wrong.sigma_max * (1 + SAME):
+        return sigmas
+    levels, place = wrong.log_sigmas.double(), sigmas.double().clamp(min=1e-10).log().to(wrong.log_sigmas.device)
+    above = torch.searchsorted(levels, place).clamp(1, len(levels) - 1)
+    share = ((place - levels[above - 1]) / (levels[above] - levels[above - 1])).clamp(0, 1)
+    share = torch.where((share - share.round()).abs() < 1e-3, share.round(), share)     # rounding of a level itself
+    found = torch.lerp(right.log_sigmas.double()[above - 1], right.log_sigmas.double()[above], share).exp()
+    return torch.where(sigmas > 0, found.to(sigmas), sigmas)
+
+
+def chosen_with(sigmas: Tensor, sampling) -> int:
+    """How many noise levels are levels of a schedule."""
+    levels = sampling.sigmas.to(sigmas)
+    return int(torch.isclose(sigmas[:, None], levels, rtol=SAME, atol=0).any(dim=1).sum())
+
+
+def words(sampling) -> str:
+    """What the network predicts and how its steps are made, in words for a report."""
+    kinds = [kind for kind in type(sampling).__mro__ if issubclass(kind, comfy.model_sampling.EPS)
+             and not issubclass(kind, torch.nn.Module)]
+    name = kinds[0].__name__ if kinds else type(sampling).__name__
+    found = [RULES.get(name, name)]
+    levels, steps = len(sampling.sigmas), getattr(sampling, "num_timesteps", None)
+    if steps and levels != steps:
+        found.append(f"{levels} of {steps} steps")
+    if getattr(sampling, "zsnr", False):
+        found.append("zero terminal SNR")
+    return ", ".join(found)
+
+
+def report(model, as_trained: bool) -> list[str]:
+    """The lines of Load Temporal Layers' report about the schedule. model: the MODEL it made."""
+    keep = kept(model)
+    if as_trained:
+        betas = f"as trained ({keep.trained.words()})"
+        source = "that of the MODEL" if keep.of_model or keep.trained.prediction is None else "as trained"
+    else:
+        in_force = keep is not None and model.get_model_object(OBJECT) is keep.made
+        betas = "the model's own" + (f", which is that of {keep.trained.title} ({keep.trained.words()})"
+                                     if in_force else "")
+        source = "that of the MODEL"
+    return [f"Noise schedule: {betas}.", f"Prediction: {source} ({words(model.get_model_object(OBJECT))})."]

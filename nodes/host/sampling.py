@@ -1,5 +1,7 @@
 """ComfyUI's own sampling, as KSampler runs it: noise, preview, progress and cancel are core's."""
 
+from dataclasses import dataclass
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -9,9 +11,22 @@ import torch
 from PIL import Image
 
 from .attach import ACTIVATIONS
+from .noise_schedule import with_trained_betas
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What the pack's samplers hand around: KSampler's settings but for the MODEL, the latent and the seed."""
+
+    steps: int
+    cfg: float
+    sampler: str            # one of SAMPLERS
+    scheduler: str          # one of SCHEDULERS
+    positive: list          # CONDITIONING
+    negative: list          # CONDITIONING
 
 
 def empty_latent(model, images: int, width: int, height: int) -> torch.Tensor:
@@ -20,10 +35,16 @@ def empty_latent(model, images: int, width: int, height: int) -> torch.Tensor:
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 
+def latent_channels(model) -> int:
+    """Channels of the model's latents."""
+    return model.get_model_object("latent_format").latent_channels
+
+
 def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent: dict, denoise: float,
             noise=None, callback=None) -> torch.Tensor:
     """KSampler: the same initial noise for the same seed, live preview, progress bar, cancel. noise, callback: others
     than KSampler's."""
+    model = with_trained_betas(model)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     if noise is None:
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
@@ -31,6 +52,13 @@ def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, lat
         model, noise, steps, cfg, sampler, scheduler, positive, negative, samples, denoise=denoise,
         noise_mask=latent.get("noise_mask"), callback=callback or latent_preview.prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+
+
+def sample(model, seed: int, settings: SamplerSettings, samples: torch.Tensor, noise: torch.Tensor | None = None,
+           callback=None) -> torch.Tensor:
+    """ksample from noise alone. samples: a latent of the size to make."""
+    return ksample(model, seed, settings.steps, settings.cfg, settings.sampler, settings.scheduler, settings.positive,
+                   settings.negative, {"samples": samples}, 1.0, noise=noise, callback=callback)
 
 
 def noise_like(latent: torch.Tensor, seed: int) -> torch.Tensor:

@@ -115,9 +115,9 @@ def makes_pixels(model) -> bool:
     return isinstance(model.model, PixelUpscaler)
 
 
-def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int, *settings) -> Tensor:
+def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, settings: sampling.SamplerSettings) -> Tensor:
     """Latents `t 4 h w` of the large frames, or of an upscaler in pixel space these themselves, folded: `t 48 h w`.
-    small: `t h w 3` in 0..1; settings: as ksample has them after its steps.
+    small: `t h w 3` in 0..1; level: of the noise on them.
 
     Without temporal layers all frames have the same noise, so that what stands still flickers less; with them they have
     what the layers were trained on, the same too or each its own.
@@ -132,7 +132,7 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     def finished(x: Tensor) -> Tensor:
         """What a sampled x, of the first frames or all, is the details of."""
         return with_details(model, x, c_low[:len(x)], level) if makes_pixels(model) else x
-    progress = PieceProgress(model, steps, cuts.pieces, finished)
+    progress = PieceProgress(model, settings.steps, cuts.pieces, finished)
     m = model.clone()
     # Core's windows over frames, and the pack's, give way to this node's own.
     m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, CORE_ESTIMATE)
@@ -142,8 +142,7 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, steps: int
     length, tile_height, tile_width = cuts.largest
     set_clip_options(m, frames=length)      # what core prepares is one clip
     piece = torch.zeros(length, channels, tile_height, tile_width)
-    return finished(sampling.ksample(m, seed, steps, *settings, {"samples": piece}, 1.0, noise=piece,
-                                     callback=progress.callback))
+    return finished(sampling.sample(m, seed, settings, piece, noise=piece, callback=progress.callback))
 
 
 def shares_noise(model) -> bool:

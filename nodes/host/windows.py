@@ -37,7 +37,11 @@ class ClipWindow(IndexListContextWindow):
 
     def of(self, full):
         """The window's part of something with one item for each image, or one for all; fewer items are repeated."""
-        return full if len(full) == 1 else full[[image % len(full) for image in self.index_list]]
+        return full if len(full) == 1 else full[self.items(len(full))]
+
+    def items(self, count: int) -> list[int]:
+        """Which of `count` items belongs to each image."""
+        return [image % count for image in self.index_list]
 
 
 class FrameWindows(IndexListContextHandler):
@@ -181,7 +185,7 @@ def check_chain(control):
 
 def hint_part(extra: torch.Tensor, hints: int, window: ClipWindow) -> torch.Tensor:
     """A mask that goes with hints: core spreads it over the hints, and those over the images."""
-    return extra if len(extra) == 1 else extra[[image % hints % len(extra) for image in window.index_list]]
+    return extra if len(extra) == 1 else extra[[hint % len(extra) for hint in window.items(hints)]]
 
 
 def with_windows(model, length: int, overlap: int, schedule: str, fuse: str):

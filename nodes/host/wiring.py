@@ -25,13 +25,24 @@ def users_of(prompt: dict, slot: int) -> set[str]:
 def used_in_running(kind: str, slot: int) -> list[str]:
     """Ids of the nodes of a kind in the running prompt whose output is connected: part of the fingerprint of a node
     that leaves unused outputs out, so that connecting one makes it run again."""
-    # A running ComfyUI has imported it; in scripts and tests there is none to ask.
-    running = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    running = server()
     if running is None:
         return []
     prompts = [item[2] for item in running.prompt_queue.get_current_queue()[0]]
     return sorted(node for prompt in prompts for node in users_of(prompt, slot)
                   if prompt.get(node, {}).get("class_type") == kind)
+
+
+def server():
+    """The running ComfyUI; in scripts and tests there is none."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def show_on_node(hidden, text: str):
+    """Write a text onto the running node in the page. hidden: its `cls.hidden` (unique_id)."""
+    running, node = server(), getattr(hidden, "unique_id", None)
+    if running is not None and node is not None and hasattr(running, "send_progress_text"):
+        running.send_progress_text(text, node)
 
 
 def left_out(message: str) -> ExecutionBlocker:

@@ -10,8 +10,9 @@ from .family import Facts, Family
 from .motion_modules import ANIMATEDIFF, is_layout, is_sdxl, load_modules, table_length
 
 SD15, SDXL = Base("Stable Diffusion 1.x", 768), Base("SDXL", 2048)
-SCHEDULE = Schedule("sqrt_linear", 0.00085, 0.012, "eps")
-SDXL_SCHEDULE = Schedule("linear", 0.00085, 0.02, "eps")
+# What is predicted is up to the image model: checkpoints for v-prediction stay so.
+SCHEDULE = Schedule("sqrt_linear", 0.00085, 0.012)
+SDXL_SCHEDULE = Schedule("linear", 0.00085, 0.02)
 FPS = 8.0       # the rate at which the authors save their clips
 UNSTATED = "not stated by its authors"
 

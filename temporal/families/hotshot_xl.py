@@ -18,7 +18,7 @@ from .motion_modules import ANIMATEDIFF, HOTSHOT, is_layout, is_sdxl, load_modul
 
 TABLE = 24      # frames of its position tables
 FACTS = Facts(
-    "Hotshot-XL", "a Hotshot-XL file", Base("SDXL", 2048), Schedule("linear", 0.00085, 0.012, "eps"), frames=8,
+    "Hotshot-XL", "a Hotshot-XL file", Base("SDXL", 2048), Schedule("linear", 0.00085, 0.012), frames=8,
     licence="code Apache-2.0, weights CreativeML Open RAIL++-M", fps=8.0, positions=TABLE, spatial=(POOLED_NORMS,),
     notes=("The image model's norms see all frames of a clip together.",
            "Its authors sample with euler_ancestral, 30 steps and the negative prompt \"blurry\", at about 512x512, and "

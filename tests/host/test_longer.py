@@ -61,6 +61,26 @@ def test_interpolation_keeps_key_frames_and_passes_the_frame_rate_on(server, lib
     assert frames.shape == (33, 4, 2, 3) and torch.equal(frames[::16], keys)
 
 
+def test_what_was_kept_of_a_cancelled_video_is_not_the_result_of_the_same_graph(server, library):
+    graph = Longer()
+    layers = graph.layers(graph.image_model(), PREDICTION)
+    video = graph.extend(layers, graph.start(server, latents(1)), length=10, on_cancel="keep finished clips", steps=8)
+    told, pressed = [], []
+
+    def cancel(kind, data):
+        if kind == "executed" and data["node"] == video[0]:
+            told.append(data["output"]["text"][0])
+        if kind == "progress" and data["node"] == video[0] and data["value"] > 9 and not pressed:
+            pressed.append(data["value"])           # in the second clip
+            server.client.interrupt()
+    short = server.latent(graph, video[0], on_event=cancel)
+    assert pressed and 4 <= len(short) < 10
+    assert told == [f"Cancelled: {len(short)} of 10 frames are finished and kept, and the video is short. Queue it "
+                    "again for the whole."]
+    whole = server.latent(graph, video[0])
+    assert len(whole) == 10 and torch.equal(whole[:len(short)], short)
+
+
 @pytest.mark.parametrize("build, sentence", [
     (lambda g, s: g.context(g.layers(g.image_model(), PREDICTION), g.start(s, latents(1)), "2"), "were trained for the context"),
     (lambda g, s: g.context(g.image_model(), g.start(s, latents(1))), "has no temporal layers"),

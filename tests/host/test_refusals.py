@@ -137,7 +137,7 @@ def test_a_batch_of_a_core_sampler_that_is_no_whole_number_of_clips_is_refused(s
 
 
 @pytest.mark.parametrize("file, words", [("learned.safetensors", "learned table of 32 frame positions"),
-                                         ("vector.safetensors", "clips of exactly 4 frames, not 33")])
+                                         ("vector.safetensors", "clips of exactly 4 frames, and the clip has 33")])
 def test_more_frames_than_the_layers_can_place_in_time_are_refused_by_loader_and_sampler(
         server, client, wrong_files, file, words):
     graph = Graph()

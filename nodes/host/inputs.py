@@ -1,0 +1,196 @@
+"""What a node accepts. ComfyUI checks a widget's own value; what comes through a link it hands over as it is.
+
+Every node of the pack has `@checked` above its `execute`. It compares each value with the node's own schema and refuses
+what is outside it with one sentence, before the node begins to work.
+"""
+
+import functools
+import inspect
+import numbers
+from collections.abc import Callable
+
+import torch
+
+from ...temporal.errors import VideoLDMError
+from .api import io
+from .latents import CLIP_FRAMES, RATE
+
+FILE = "file"       # inputs of this name take files that are not in their list too; the node looks for them
+SHOWN = 40          # characters of a wrong text that a sentence repeats
+LINKED = "Correct what is linked there."
+
+
+class Wrong(Exception):
+    """What is wrong with a value: the end of a sentence that begins with the input's name."""
+
+
+def checked(execute: Callable) -> Callable:
+    """Above a node's `execute`, below @classmethod: the values are checked against the node's schema first."""
+    signature = inspect.signature(execute)
+
+    @functools.wraps(execute)
+    def run(cls, *args, **kwargs):
+        given = signature.bind(cls, *args, **kwargs)
+        schema = cls.define_schema()
+        for declared in schema.inputs:
+            if declared.id in given.arguments:
+                value = given.arguments[declared.id]
+                given.arguments[declared.id] = accepted(schema.display_name, declared, value)
+        return execute(*given.args, **given.kwargs)
+    run.checks_inputs = True
+    return run
+
+
+def accepted(node: str, declared: io.Input, value):
+    """The value for an input, a whole number as int; a sentence for one that the input does not take."""
+    if value is None and declared.optional:
+        return None
+    try:
+        return CHECKS.get(str(declared.get_io_type()), anything)(declared, value)
+    except Wrong as wrong:
+        raise VideoLDMError(f"{node}: {declared.id} {wrong}") from None
+
+
+def anything(declared, value):
+    if value is None:
+        raise Wrong(f"was given nothing, and it takes {declared.get_io_type()}. {LINKED}")
+    return value
+
+
+# Widgets
+
+def whole_number(declared, value) -> int:
+    takes = f"whole numbers from {declared.min} to {declared.max}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
+        raise Wrong(f"is {shown(value)}, and it takes {takes}. {LINKED}")
+    if value != int(value):
+        raise Wrong(f"is {shown(value)}, a fraction, and it takes {takes}. {LINKED}")
+    return int(value)
+
+
+def number(declared, value) -> float:
+    # Written so that NaN, which is neither above nor below anything, is refused.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
+        raise Wrong(f"is {shown(value)}, and it takes numbers from {declared.min:g} to {declared.max:g}. {LINKED}")
+    return float(value)
+
+
+def text(declared, value) -> str:
+    if not isinstance(value, str):
+        raise Wrong(f"is {shown(value)}, and it takes text. {LINKED}")
+    return value
+
+
+def choice(declared, value) -> str:
+    if declared.id == FILE:
+        if not isinstance(value, str) or not value:
+            raise Wrong(f"is {shown(value)}, and it takes the name of a file. Choose one from its list.")
+        return value
+    options = list(declared.options or [])
+    if value not in options:
+        names = ", ".join(map(str, options[:12])) + (", ..." if len(options) > 12 else "")
+        raise Wrong(f"is {shown(value)}, and it takes one of these: {names}. {LINKED}")
+    return value
+
+
+def shown(value) -> str:
+    """A wrong value, short enough for a sentence."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return f"'{value[:SHOWN]}'" + ("..." if len(value) > SHOWN else "")
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, bool | numbers.Number):
+        return str(value)
+    return f"of the type {type(value).__name__}"
+
+
+# What is connected
+
+def model(declared, value):
+    if not all(hasattr(value, part) for part in ("clone", "model_options", "get_model_object")):
+        raise Wrong(f"was given {what(value)}, and it takes a MODEL. Connect one, such as that of Load Checkpoint.")
+    return value
+
+
+def vae(declared, value):
+    if not all(hasattr(value, part) for part in ("encode", "decode", "first_stage_model")):
+        raise Wrong(f"was given {what(value)}, and it takes a VAE. Connect one, such as that of Load Checkpoint.")
+    return value
+
+
+def conditioning(declared, value) -> list:
+    if not isinstance(value, list | tuple):
+        raise Wrong(f"was given {what(value)}, and it takes a CONDITIONING. Connect that of CLIP Text Encode.")
+    if not value:
+        raise Wrong("is an empty CONDITIONING. Connect that of CLIP Text Encode.")
+    for entry in value:
+        if not isinstance(entry, list | tuple) or len(entry) != 2 or not isinstance(entry[1], dict):
+            raise Wrong("is no CONDITIONING of text and options. Connect that of CLIP Text Encode.")
+        if entry[0] is None:
+            raise Wrong("is a CONDITIONING without text, which image models attend to. Connect that of CLIP Text "
+                        "Encode.")
+        if not isinstance(entry[0], torch.Tensor) or entry[0].ndim != 3 or not entry[0].numel():
+            raise Wrong("is a CONDITIONING whose text is no batch of tokens. Connect that of CLIP Text Encode.")
+    return value
+
+
+def latent(declared, value) -> dict:
+    samples = value.get("samples") if isinstance(value, dict) else None
+    if samples is None:
+        raise Wrong(f"was given {what(value)}, and it takes a LATENT with samples. Connect that of a sampler or of VAE "
+                    "Encode.")
+    if not isinstance(samples, torch.Tensor):
+        raise Wrong("is a LATENT of another kind of model, whose samples are no frames. Connect that of a Stable "
+                    "Diffusion model.")
+    if samples.ndim and not len(samples):
+        raise Wrong("is a LATENT without frames. Connect the LATENT of a sampler.")
+    if samples.ndim < 4 or not samples.numel():
+        raise Wrong(f"is a LATENT of the size {size(samples)}, which is no batch of frames (frames, channels, height, "
+                    "width). Connect that of a sampler or of VAE Encode.")
+    if not torch.isfinite(samples).all():
+        raise Wrong("is a LATENT with values that are no numbers (NaN or infinity). Whatever made it has failed: "
+                    "sample it again, with a lower cfg or in float32.")
+    check_said(value)
+    return value
+
+
+def check_said(value: dict):
+    """The frame rate and the length of a clip that a LATENT may say."""
+    rate, frames = value.get(RATE), value.get(CLIP_FRAMES)
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate <= 1e6):
+        raise Wrong(f"is a LATENT whose frame rate is {shown(rate)}. Sample it again, or set fps where there is one.")
+    if frames is not None and (isinstance(frames, bool) or not isinstance(frames, numbers.Integral) or frames < 1):
+        raise Wrong(f"is a LATENT that says its clips have {shown(frames)} frames. Sample it again.")
+
+
+def image(declared, value) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise Wrong(f"was given {what(value)}, and it takes an IMAGE. Connect one.")
+    if value.ndim != 4:
+        raise Wrong(f"is of the size {size(value)}, and an IMAGE has frames, height, width and channels. Connect one.")
+    if not len(value):
+        raise Wrong("is an empty batch, with no picture in it. Connect at least one frame.")
+    if not value.numel():
+        raise Wrong(f"has pictures of {value.shape[2]}x{value.shape[1]} pixels and {value.shape[3]} channels. Connect "
+                    "pictures that are not empty.")
+    return value
+
+
+def video(declared, value):
+    if not hasattr(value, "get_components"):
+        raise Wrong(f"was given {what(value)}, and it takes a VIDEO. Connect that of Load Video or Load Video Frames.")
+    return value
+
+
+def what(value) -> str:
+    return "nothing" if value is None else f"something of the type {type(value).__name__}"
+
+
+def size(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "1"
+
+
+CHECKS = {"INT": whole_number, "FLOAT": number, "STRING": text, "COMBO": choice, "MODEL": model, "VAE": vae,
+          "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video}

@@ -1,0 +1,30 @@
+"""The inputs that every sampler of the pack has."""
+
+from .api import io
+from .sampling import SAMPLERS, SCHEDULERS
+
+
+def sampler_inputs():
+    """The inputs that every sampler of the pack has, in this order; a function, for a schema owns its inputs."""
+    return [
+        io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
+        io.Conditioning.Input("positive", tooltip="What the video shows."),
+        io.Conditioning.Input("negative", tooltip="What it should not show."),
+        io.Int.Input("frames", default=16, min=1, max=4096,
+                     tooltip="Frames of one clip. Best is the number the temporal layers were trained on: the report "
+                             "of Load Temporal Layers says it."),
+        io.Int.Input("width", default=512, min=16, max=8192, step=8,
+                     tooltip="Width in pixels. Not used where a latent is connected."),
+        io.Int.Input("height", default=512, min=16, max=8192, step=8,
+                     tooltip="Height in pixels. Not used where a latent is connected."),
+        io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
+                     tooltip="The random noise to begin with; the same seed gives the same video."),
+        io.Int.Input("steps", default=25, min=1, max=10000,
+                     tooltip="Denoising steps. More is slower and finer; the paper used 250."),
+        io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                       tooltip="How strictly the text is followed. The paper used 8; AnimateLCM wants 1 to 2."),
+        io.Combo.Input("sampler", options=SAMPLERS, default="euler_ancestral",
+                       tooltip="Core's samplers. euler_ancestral is the paper's DDIM with eta 1."),
+        io.Combo.Input("scheduler", options=SCHEDULERS, default="ddim_uniform",
+                       tooltip="How the noise levels are spaced. ddim_uniform is the paper's."),
+    ]
