@@ -9,7 +9,7 @@ from ..temporal.training.loop import LoopParams
 
 HEIGHT, WIDTH, FRAMES, FPS = 64, 128, 8, 4.0
 TRAIN_CLIPS = 8000                      # rendered once, seeds 0..7999
-LINEAR_START, LINEAR_END, PREDICTION = 0.0015, 0.0195, "v"      # the paper's driving model, Table 6
+LINEAR_START, LINEAR_END, PREDICTION = 0.0015, 0.0195, "v"      # the paper's driving model, Video LDM, Table 6
 DROPOUT = 0.1                           # of the text, for classifier-free guidance
 CONTEXT_CHANNELS = 64                   # the paper's 128, at this UNet's width
 INTERPOLATED_FRAMES = 5                 # frames of a window of the interpolation layers

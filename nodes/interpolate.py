@@ -13,7 +13,7 @@ from .host.inputs import checked
 from .host.required_layers import require_layers
 from .host.texts import check_texts
 
-WINDOW = 5      # a key frame, three frames to make, the next key frame (section 3.3)
+WINDOW = 5      # a key frame, three frames to make, the next key frame (docs/papers.md#interpolation)
 ENDS = (0, -1)
 
 

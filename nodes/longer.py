@@ -97,7 +97,8 @@ def report_of(model, positions, guidance) -> str:
 
 
 class ExtendVideo(io.ComfyNode):
-    """Section 3.2: a first call with one context frame, further ones with the last two."""
+    """Video LDM, section 3.2 (docs/papers.md#prediction): a first call with one context frame, further ones with the
+    last two."""
 
     @classmethod
     def define_schema(cls):

@@ -12,8 +12,9 @@ from .host.texts import check_texts
 
 
 class VideoLDMSampler(io.ComfyNode):
-    """The paper's text-to-video preset is DDIM with eta 1, 250 steps, guidance 8 (Table 6): in core's terms the
-    ancestral Euler sampler, which is the same step, on the DDIM's uniform steps."""
+    """The paper's text-to-video preset is DDIM with eta 1, 250 steps, guidance 8 (Video LDM, Table 6;
+    docs/papers.md#settings): in core's terms the ancestral Euler sampler, which is the same step, on the DDIM's uniform
+    steps."""
 
     @classmethod
     def define_schema(cls):

@@ -22,7 +22,7 @@ LARGEST = 16384     # pixels of a side of a large frame, as of core's widgets
 
 class VideoUpscale(io.ComfyNode):
     """The paper's text-to-video upsampler is the Stable Diffusion x4 upscaler with temporal layers, on 8 frames with a
-    noise augmentation of 30 steps (section 3.4, Appendix H)."""
+    noise augmentation of 30 steps (docs/papers.md#upscalers)."""
 
     @classmethod
     def define_schema(cls):

@@ -10,7 +10,7 @@ from .layers import ResBlockParams
 from .params import ContextParams, SmallFramesParams, StackParams
 from .stack import TemporalStack
 
-CHANNELS = 128          # of context per resolution (Table 6)
+CHANNELS = 128          # of context per resolution (Video LDM, Table 6)
 
 
 def resolve_positions(positions, frames: int) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ def with_context(params: StackParams, levels: int, positions, latent_channels: i
 
 
 def with_small_frames(params: StackParams, levels: int, channels: int = CHANNELS) -> StackParams:
-    """Params of the same layers with an upscaler's input for small frames (Table 6: dim c_S 3)."""
+    """Params of the same layers with an upscaler's input for small frames (docs/papers.md#upscalers)."""
     return widened(params, SmallFramesParams(channels, levels))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .errors import VideoLDMError
 
-SVD_KERNEL, PAPER_KERNEL = (3, 1, 1), (3, 3, 3)     # time alone (public SVD); time and space (Table 8)
+SVD_KERNEL, PAPER_KERNEL = (3, 1, 1), (3, 3, 3)     # time alone (public SVD); time and space (Video LDM, Table 8)
 KERNELS = (SVD_KERNEL, PAPER_KERNEL)
 GROUPS = 32
 PARTS = ("conv_in", "mid", "up", "norm_out", "conv_out")
@@ -146,7 +146,8 @@ class TemporalDecoder(nn.Module):
 
 def over_time(block: nn.Module, h: Tensor, frames: int) -> Tensor:
     """A ResBlock and, on clips of `frames`, its temporal one, mixed with a = sigmoid(mix_factor) as
-    a * temporal + (1 - a) * spatial: the other way round than in the U-Net (A.5). frames 0: the image model."""
+    a * temporal + (1 - a) * spatial: the other way round than in the U-Net (docs/formats.md#mix). frames 0: the image
+    model."""
     x = block(h, None)
     if not frames:
         return x

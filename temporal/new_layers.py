@@ -12,7 +12,7 @@ from .slots import Site, unet_sites
 def video_ldm_params(unet: nn.Module, emb_dim: int, context_dim: int, heads_of: Callable[[int], int], frames: int,
                      mix_length: int = 1, convolution: bool = True, attention: bool = True) -> StackParams:
     """Params of untrained Video LDM layers for an LDM UNet: a temporal ResBlock after every ResBlock and a temporal
-    transformer in every spatial transformer (papers.md A.2).
+    transformer in every spatial transformer (docs/papers.md#layers).
 
     heads_of: channels -> number of heads, as the spatial transformers have it. `convolution` and `attention` leave
     one kind out, for ablations.

@@ -6,8 +6,8 @@ from .layers import BrickParams
 from .slots import Site
 from .spatial_changes import POOLED_NORMS, SpatialChange
 
-FIRST_FRAMES = ((), (0,), (0, 1))       # of prediction layers: no, one or two first frames (section 3.2)
-BOTH_ENDS = ((0, -1),)                  # of interpolation layers: the two key frames (section 3.3)
+FIRST_FRAMES = ((), (0,), (0, 1))       # of prediction layers: no, one or two first frames (docs/papers.md#prediction)
+BOTH_ENDS = ((0, -1),)                  # of interpolation layers: the two key frames (docs/papers.md#interpolation)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Long video, clip after clip: which frames come from which call (Video LDM, section 3.2; papers.md A.3).
+"""Long video, clip after clip: which frames come from which call (Video LDM, section 3.2; docs/papers.md#prediction).
 
 The first call is given one frame, each later one the last two of what is there, which show the direction of motion.
 """
@@ -38,5 +38,5 @@ def plan(length: int, clip: int, given: int, overlap: int = OVERLAP) -> list[Ste
 
 
 def between(frames: int) -> int:
-    """Length of a video of key frames after one interpolation: 4 (T - 1) + 1 (section 3.3)."""
+    """Length of a video of key frames after one interpolation: 4 (T - 1) + 1 (docs/papers.md#interpolation)."""
     return 4 * (frames - 1) + 1

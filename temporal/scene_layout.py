@@ -1,4 +1,4 @@
-"""Scene layouts: boxes and labels that condition an image LDM (Video LDM, appendix on bounding-box conditioning).
+"""Scene layouts: boxes and labels that condition an image LDM (docs/papers.md#boxes).
 
 As in the paper, box coordinates are embedded, a transformer fuses the boxes and labels of a scene into tokens, and the
 network cross-attends to them. The paper trains an image LDM of its own for it; here cross-attentions beside those to

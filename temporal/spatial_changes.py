@@ -38,7 +38,7 @@ class SpatialChange(Protocol):
 
 @dataclass(frozen=True)
 class PooledNorms:
-    """The spatial GroupNorms see all frames of a clip together (formats.md, trap 2)."""
+    """The spatial GroupNorms see all frames of a clip together (docs/formats.md#norms)."""
 
     note = "The image model's norms see all frames of a clip together."
 

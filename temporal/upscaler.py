@@ -1,4 +1,4 @@
-"""Upscaling video with a diffusion model that sees the small frames (Video LDM, section 3.4; papers.md A.6).
+"""Upscaling video with a diffusion model that sees the small frames (Video LDM, section 3.4; docs/papers.md#upscalers).
 
     g(x_tau; c_gamma, gamma, tau)        c_gamma = alpha_gamma * x_low + sigma_gamma * eps
 
@@ -18,7 +18,7 @@ from .errors import VideoLDMError
 from .diffusion import Diffusion
 from .windows import ramp, spread
 
-TRAINED_LEVEL = 250     # temporal layers are trained with levels drawn from 0 to this (Appendix H)
+TRAINED_LEVEL = 250     # temporal layers are trained with levels drawn from 0 to this (docs/papers.md#upscalers)
 USUAL_LEVEL = 30        # and sampled with this one; published layers of other authors bring their own
 FACTOR = 4              # large pixels for each small one, along each side
 TILE_OVERLAP = 4        # neighbouring tiles share one part in so many of a tile

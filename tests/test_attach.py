@@ -148,7 +148,8 @@ def test_a_temporal_prompt_is_heard_by_the_temporal_layers_alone(image, folder):
 
 
 def test_spatial_and_temporal_text_swapped_are_two_other_videos_and_the_same_text_twice_is_the_usual_one(image, folder):
-    """Statement 17. A DreamBooth prompt goes to the spatial layers, the same without its token to the temporal ones."""
+    """docs/papers.md#v17. A DreamBooth prompt goes to the spatial layers, the same without its token to the temporal
+    ones."""
     model = with_layers(image, "video.safetensors")
 
     def video(spatial, temporal):

@@ -1,4 +1,5 @@
-"""Temporal layers on a MODEL: precision and place of their weights, motion LoRA, noise and schedule (statement 18)."""
+"""Temporal layers on a MODEL: precision and place of their weights, motion LoRA, noise and schedule
+(docs/papers.md#v18)."""
 
 import copy
 
@@ -172,7 +173,7 @@ def test_on_other_devices_than_a_cpu_layers_attend_as_the_host_was_told_to(image
     assert [one for one in asked if one[:2] == (1, 9 * places)] == [(1, 9 * places, 7, None)] * to_text
 
 
-# Noise and schedule (statement 18)
+# Noise and schedule (docs/papers.md#v18)
 
 def sigmas_of(betas):
     alphas = torch.cumprod(1 - betas, 0)

@@ -1,4 +1,4 @@
-"""Known frames of prediction and interpolation layers: papers.md D.1, statements 9, 11, 12."""
+"""Known frames of prediction and interpolation layers: docs/papers.md#statements-on-video-ldm, V9, V11 and V12."""
 
 import copy
 import math

@@ -77,7 +77,7 @@ def test_tau_is_uniform_over_all_steps():
 
 
 def test_ddim_with_eta_1_is_the_ancestral_sampler_of_core():
-    """Statement D.1 18: in core's terms, on x / alpha and sigma / alpha, DDIM at eta 1 is euler_ancestral."""
+    """docs/papers.md#v18: in core's terms, on x / alpha and sigma / alpha, DDIM at eta 1 is euler_ancestral."""
     from comfy.k_diffusion.sampling import get_ancestral_step
     diffusion = Diffusion(*SD)
     x, eps, noise = clips(0), clips(1), clips(2)

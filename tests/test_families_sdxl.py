@@ -96,7 +96,7 @@ def test_hotshot_is_read_in_its_own_names_and_in_animatediffs(tmp_path, name, re
 
 @pytest.mark.parametrize("name, layout", [("hotshotxl", HOTSHOT), ("ad_mm_sdxl_v10_beta", ANIMATEDIFF)])
 def test_the_published_files_have_a_module_after_every_resblock_of_sdxl(name, layout):
-    """formats.md, 1.1: input blocks 1, 2, 4, 5, 7, 8 and all nine output blocks."""
+    """docs/formats.md#numbering-of-blocks: input blocks 1, 2, 4, 5, 7, 8 and all nine output blocks."""
     keys = [ModuleKey(key, layout) for key in PUBLISHED[name]]
     sites = {key.site(UNetNames(2)) for key in keys}
     assert sites == {Site("input", index, "post_attn") for index in (1, 2, 4, 5, 7, 8)} | {

@@ -75,7 +75,8 @@ def test_animatediff_layers_equal_diffusers_whole_unet(tmp_path, name, clips, fr
     reference = reference.transpose(1, 2).flatten(0, 1)
 
     assert relative_error(run(unet, stack_of(file, pooled=True), x, timesteps, context, frames), reference) < 1e-5
-    # Upstream's norm sees one frame at a time, diffusers' the whole clip (formats.md, trap 2): not the same function.
+    # Upstream's norm sees one frame at a time, diffusers' the whole clip (docs/formats.md#norms): not the same
+    # function.
     assert relative_error(run(unet, stack_of(file, pooled=False), x, timesteps, context, frames), reference) > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""What must be true of temporal layers on a UNet: papers.md, statements D.1 1-8, 16 and 17."""
+"""What must be true of temporal layers on a UNet: docs/papers.md#statements-on-video-ldm, V1 to V8, V16 and V17."""
 
 import threading
 
@@ -52,7 +52,7 @@ def motion_stack(unet, pool=False, table_length=0, positions=32):
     return randomise(TemporalStack(StackParams("AnimateDiff", bricks, 16, positions, (POOLED_NORMS,) if pool else ())), 3)
 
 
-# Statement 3
+# docs/papers.md#v3
 
 @pytest.mark.parametrize("context_dim, expected", [(768, 649_687_078), (1024, 656_076_838)])
 def test_a_stable_diffusion_unet_gets_22_resblocks_16_transformers_and_the_papers_parameter_count(
@@ -66,7 +66,7 @@ def test_a_stable_diffusion_unet_gets_22_resblocks_16_transformers_and_the_paper
     assert sum(weight.numel() for weight in stack.parameters()) == expected
 
 
-# Statements 1, 2 and 4
+# docs/papers.md#v1, #v2 and #v4
 
 def test_strength_0_is_bit_identical_to_the_image_model_even_with_nan_in_the_layers(unet, stack):
     x, timesteps, context = batch(2, T)
@@ -116,7 +116,7 @@ def test_all_alphas_at_1_give_the_image_model_even_with_nan_in_the_layers(unet):
     assert torch.equal(with_layers, call(unet, [], x, timesteps, context))
 
 
-# Statement 5
+# docs/papers.md#v5
 
 def test_a_mix_over_time_takes_clips_of_its_own_length_alone(unet):
     stack = small_stack(unet, T, mix_length=T)
@@ -135,7 +135,7 @@ def test_a_mix_over_time_weights_each_frame_with_its_own_alpha():
     assert torch.equal(out[0::2], spatial[0::2]) and torch.equal(out[1::2], temporal[1::2])
 
 
-# Statement 6
+# docs/papers.md#v6
 
 def test_temporal_convolution_sees_only_its_own_pixel():
     block = TemporalResBlock(ResBlockParams(64, 32, 1))
@@ -169,7 +169,7 @@ def test_temporal_attention_mixes_neither_places_nor_clips(kind):
     assert difference.max() == 0
 
 
-# Statement 7
+# docs/papers.md#v7
 
 def test_a_fresh_temporal_resblock_is_the_identity_whatever_its_mix():
     block = TemporalResBlock(ResBlockParams(64, 32, 1))
@@ -192,7 +192,7 @@ def test_scalar_mixes_run_any_number_of_frames(unet, stack, frames):
     assert relative_error(call(unet, [(stack, CallSettings(frames))], *both)[:frames], alone) < 1e-5
 
 
-# Statement 8
+# docs/papers.md#v8
 
 def test_gradients_reach_every_temporal_parameter_and_no_spatial_one(unet, stack):
     unet.requires_grad_(False)
@@ -205,7 +205,7 @@ def test_gradients_reach_every_temporal_parameter_and_no_spatial_one(unet, stack
     assert all(weight.grad is None for weight in unet.parameters())
 
 
-# Statements 16 and 17
+# docs/papers.md#v16 and #v17
 
 def test_the_attention_band_changes_nothing_up_to_its_length_and_cuts_what_lies_beyond():
     brick = randomise(TemporalTransformer(TRANSFORMER))

@@ -46,7 +46,7 @@ def gradients(module):
 # Who learns
 
 def test_gradients_go_to_the_temporal_parameters_and_to_every_one_of_them():
-    """Statement D.1 8, on ComfyUI's own UNet."""
+    """docs/papers.md#v8, on ComfyUI's own UNet."""
     unet = small_unet()
     stack = small_stack(unet, 4)
     texts = torch.randn(2, 7, 768, generator=torch.Generator().manual_seed(0))
@@ -82,7 +82,7 @@ def test_the_loss_is_the_denoising_loss_with_one_tau_per_clip_and_noise_per_fram
 
 
 def test_image_frames_bypass_the_temporal_layers_and_give_them_no_gradient():
-    """LaVie, statement D.2 9: the image loss is that of the image model alone."""
+    """docs/papers.md#l9: the image loss is that of the image model alone."""
     loss = temporal_loss(2, images=tiny_images(), train_spatial=True)
     image = loss.image_loss(step())["loss"]
     image.backward()

@@ -380,6 +380,6 @@ def test_another_model_and_the_videos_own_vae_are_refused(upscaler, run):
 
 
 def test_the_widgets_begin_with_the_papers_settings():
-    """Statement 14: noise augmentation 30 and windows of 8 frames (Appendix H); levels were trained up to 250."""
+    """docs/papers.md#v14: noise augmentation 30 and windows of 8 frames (Appendix H); levels were trained up to 250."""
     defaults = {entry.id: getattr(entry, "default", None) for entry in nodes.VideoUpscale.GET_SCHEMA().inputs}
     assert (defaults["noise_level"], defaults["window"]) == (30, 8) and TRAINED_LEVEL == 250

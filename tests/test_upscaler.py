@@ -139,7 +139,7 @@ def test_levels_that_the_upscaler_has_never_seen_are_refused(level):
         check_level(level, TRAINED_LEVEL)
 
 
-# Statement 14
+# docs/papers.md#v14
 
 def test_with_a_networks_reach_within_the_margin_tiles_are_the_whole_and_beyond_it_differ_at_their_borders_alone():
     """Convolutions see the padding at a tile's border; what a tile's outermost quarter of its overlap says, counts not."""

@@ -1,4 +1,4 @@
-"""Layers for the x4 upscaler, of LaVie's super-resolution and Upscale-A-Video: papers.md, B.2, B.5 and D.2."""
+"""Layers for the x4 upscaler, of LaVie's super-resolution and Upscale-A-Video: docs/papers.md#l3 to #l8."""
 
 import math
 from dataclasses import replace

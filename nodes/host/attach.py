@@ -122,7 +122,8 @@ def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.
 
 
 def temporal_text(context: torch.Tensor | None, call: CallClips, options: dict) -> torch.Tensor | None:
-    """The text of the temporal layers, `(b t) l d`, where it is not the spatial one (papers.md A.8), else None."""
+    """The text of the temporal layers, `(b t) l d`, where it is not the spatial one (docs/papers.md#two-texts), else
+    None."""
     texts = clip_options(options).texts
     if not texts or context is None:
         return None

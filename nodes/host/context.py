@@ -109,8 +109,8 @@ def sample_with_noise_mask(executor, noise, latent_image, sampler, sigmas, denoi
 
 class ContextGuidance:
     """`e = e(c, neg) + s_t (e(c, pos) - e(c, neg)) + (s_c - 1)(e(c, pos) - e(0, pos))`: Video LDM's context guidance
-    (section 3.2) beside that of the text. Linear in the denoised prediction as in the noise, so that adding the last
-    term to every condition's prediction adds it to what the guider makes of them."""
+    (docs/papers.md#prediction) beside that of the text. Linear in the denoised prediction as in the noise, so that
+    adding the last term to every condition's prediction adds it to what the guider makes of them."""
 
     def __init__(self, scale: float):
         self.scale = scale

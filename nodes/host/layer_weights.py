@@ -64,7 +64,8 @@ def patcher_of(stack: TemporalStack):
 
 
 def lora_patches(patcher, pairs: dict, strength: float):
-    """Motion LoRA as ComfyUI's own LoRA patches: W += strength * up @ down, without alpha (formats.md, a)."""
+    """Motion LoRA as ComfyUI's own LoRA patches: W += strength * up @ down, without alpha
+    (docs/formats.md#motion-lora)."""
     names = {name: name for name in pairs}
     files = {}
     for name, (up, down) in pairs.items():

@@ -1,4 +1,4 @@
-"""AnimateDiff motion modules (formats.md, a): v1, v2, v3, AnimateLCM, LongAnimateDiff, and the beta for SDXL."""
+"""AnimateDiff motion modules (docs/formats.md#animatediff): v1, v2, v3, AnimateLCM, LongAnimateDiff, and the beta for SDXL."""
 
 from collections.abc import Mapping
 

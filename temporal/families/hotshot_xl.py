@@ -1,4 +1,4 @@
-"""Hotshot-XL: AnimateDiff's kind of motion module for SDXL, 8 frames (formats.md, a).
+"""Hotshot-XL: AnimateDiff's kind of motion module for SDXL, 8 frames (docs/formats.md#animatediff).
 
 It is published under names of its own, and in a re-save under AnimateDiff's. The re-save is told from AnimateDiff's
 SDXL beta by the length of its position tables.

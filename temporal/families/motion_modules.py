@@ -1,4 +1,4 @@
-"""Reading files of motion modules: what AnimateDiff's family and Hotshot-XL have in common (formats.md, a)."""
+"""Reading files of motion modules: what AnimateDiff's family and Hotshot-XL have in common (docs/formats.md#animatediff)."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """Everything that an artist may choose by mistake, told by keys and shapes: what it is, and where it belongs.
 
-The public files of temporal layers that this version does not take (formats.md, 1.6), and every other kind of file that
-lies in a ComfyUI models folder. The order matters: the first entry that fits names the file.
+The public files of temporal layers that this version does not take (docs/formats.md#refused-files), and every other
+kind of file that lies in a ComfyUI models folder. The order matters: the first entry that fits names the file.
 """
 
 from collections.abc import Callable

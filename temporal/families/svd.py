@@ -1,4 +1,4 @@
-"""The temporal part of Stable Video Diffusion, as a start for training and nothing else (formats.md, b).
+"""The temporal part of Stable Video Diffusion, as a start for training and nothing else (docs/formats.md#svd-layers).
 
 On an image model these weights would be silent garbage: they were trained with EDM scaling and v-prediction on a
 network that sees the first frame, with spatial layers fine-tuned beside them. As initial values they are of use.

@@ -1,7 +1,8 @@
 """Video LDM layers: the file format of this pack, read and written.
 
-Keys are those of the public SVD checkpoints, without prefix (formats.md, b): the spatial module that a layer follows,
-then `time_stack`, `time_pos_embed`, `time_mixer`. The metadata rebuilds everything that shapes do not tell:
+Keys are those of the public SVD checkpoints, without prefix (docs/formats.md#video-ldm-layers): the spatial module that
+a layer follows, then `time_stack`, `time_pos_embed`, `time_mixer`. The metadata rebuilds everything that shapes do not
+tell:
 
     format, version             what this is; another version than VERSION is refused
     family, layers              the layers' name, and their number, which tells a cut set from a whole one

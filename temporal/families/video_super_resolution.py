@@ -1,4 +1,5 @@
-"""Layers for the Stable Diffusion x4 upscaler: LaVie's video super-resolution and Upscale-A-Video (formats.md, h).
+"""Layers for the Stable Diffusion x4 upscaler: LaVie's video super-resolution and Upscale-A-Video
+(docs/formats.md#x4-upscaler-layers).
 
 Both files are whole UNets of one structure under two sets of names. Only the temporal layers are read.
 

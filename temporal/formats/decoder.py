@@ -1,9 +1,10 @@
 """Temporal decoders: Stable Video Diffusion's in every form it is published in, and those trained here.
 
 Internally, and in files of this pack, names are those of the public SVD decoder behind `decoder.`: `mid.block_1.conv1`,
-`mid.block_1.time_stack.in_layers.2`, `mid.block_1.mix_factor`, `conv_out.time_mix_conv` (formats.md, b). A file holds
-the whole decoder, spatial layers too, since they are fine-tuned with the temporal ones; and `post_quant_conv` where it
-was trained behind one (SVD's was not). Sizes are told by shapes. The metadata of a file of this pack:
+`mid.block_1.time_stack.in_layers.2`, `mid.block_1.mix_factor`, `conv_out.time_mix_conv` (docs/formats.md#svd-decoder).
+A file holds the whole decoder, spatial layers too, since they are fine-tuned with the temporal ones; and
+`post_quant_conv` where it was trained behind one (SVD's was not). Sizes are told by shapes. The metadata of a file of
+this pack:
 
     format, version         what this is; another version than VERSION is refused
     latents                 the image model whose latents it decodes

@@ -1,4 +1,5 @@
-"""Motion LoRA: small patches of the attentions of AnimateDiff motion modules (formats.md, a), in both layouts.
+"""Motion LoRA: small patches of the attentions of AnimateDiff motion modules (docs/formats.md#motion-lora), in both
+layouts.
 
 AnimateDiff's own layout, and diffusers' (with `processor.to_q_lora.down` or, from PEFT, `to_q.lora_A`). Merged as
 `W += strength * up @ down`: the published files carry no alpha, and a file that does is refused.

@@ -1,4 +1,4 @@
-"""Video upscalers in pixel space (Video LDM, section 3.4: the driving stack's kind), a whole UNet: read and written.
+"""Video upscalers in pixel space (docs/formats.md#upscaler-in-pixel-space), a whole UNet: read and written.
 
 No such file was ever published; these are trained with this pack, on details, folded (temporal/upscaler.py). A safetensors file with the UNet's LDM keys behind
 `model.diffusion_model.`, and metadata that rebuilds everything:

@@ -178,7 +178,7 @@ def check_tuples(path: Path, stream: io.BytesIO):
 # After torch.load
 
 def flat_tensors(path: Path, loaded) -> dict[str, Tensor]:
-    """Peel the dictionaries that training scripts wrap weights in (formats.md, 1.5), and drop what is no tensor with a
+    """Peel the dictionaries that training scripts wrap weights in (docs/formats.md#opening-a-file), and drop what is no tensor with a
     name."""
     for _ in range(DEEPEST):
         wrapper = next((w for w in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(w), dict)), None)

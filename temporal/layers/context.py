@@ -31,7 +31,7 @@ class ContextDownsampler(nn.Module):
 
 
 class FpsToken(nn.Module):
-    """The frame rate to make, as one more token of the temporal layers' text (section 3.3, appendix H.2).
+    """The frame rate to make, as one more token of the temporal layers' text (docs/papers.md#interpolation).
 
     Embedded as a timestep is, on 100 log2(fps): rates are told apart by their ratio. That form is ours; the paper says
     "cross attention to a corresponding embedding".

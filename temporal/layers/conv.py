@@ -10,7 +10,7 @@ from .brick import BrickCall
 from .factory import Factory
 from .mix import Mix
 
-KERNEL = (3, 1, 1)      # over time alone: a pixel sees only its own place in neighbouring frames (Table 6)
+KERNEL = (3, 1, 1)      # over time alone: a pixel sees only its own place in neighbouring frames (Video LDM, Table 6)
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class ResBlockParams:
 class TimeStack(nn.Module):
     """`x + conv2(SiLU(GN(conv1(SiLU(GN(x)), known) + emb)))` on `b c t h w`; its norms pool over t, h and w.
 
-    known: context channels, concatenated to the input of the first convolution (section 3.2) behind norm and SiLU, so
-    that norm and skip keep the width of layers without them.
+    known: context channels, concatenated to the input of the first convolution (docs/papers.md#prediction) behind norm
+    and SiLU, so that norm and skip keep the width of layers without them.
     """
 
     def __init__(self, params: ResBlockParams, make: Factory = Factory()):

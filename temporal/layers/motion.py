@@ -1,4 +1,4 @@
-"""The AnimateDiff motion module: temporal self-attention after a spatial transformer (formats.md, a)."""
+"""The AnimateDiff motion module: temporal self-attention after a spatial transformer (docs/formats.md#animatediff)."""
 
 from dataclasses import dataclass
 

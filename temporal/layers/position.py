@@ -29,14 +29,15 @@ def interleaved_sinusoid(length: int, dim: int, device=None) -> Tensor:
 
 
 def distance_band(frames: int, max_distance: int | None, device=None) -> Tensor | None:
-    """Attention mask for convolution in time: true where |i - j| <= max_distance (appendix D); none if all are."""
+    """Attention mask for convolution in time: true where |i - j| <= max_distance (docs/papers.md#convolution-in-time);
+    none if all are."""
     if max_distance is None or frames - 1 <= max_distance:
         return None
     index = torch.arange(frames, device=device)
     return (index[:, None] - index[None]).abs() <= max_distance
 
 
-# Relative positions: LaVie's super-resolution and Upscale-A-Video (papers.md B.2)
+# Relative positions: LaVie's super-resolution and Upscale-A-Video (docs/papers.md#lavie-attention)
 
 ROTATED = 32            # channels at the front of each head that are turned
 BUCKETS, REACH = 32, 32         # of the table of distances: its rows, and the distance from which they are one

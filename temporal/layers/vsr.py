@@ -1,4 +1,5 @@
-"""Layers of LaVie's video super-resolution and of Upscale-A-Video, for the x4 upscaler (papers.md B.5; formats.md, h).
+"""Layers of LaVie's video super-resolution and of Upscale-A-Video, for the x4 upscaler
+(docs/papers.md#lavie-super-resolution; docs/formats.md#x4-upscaler-layers).
 
 Three kinds: a residual block of 3-D convolutions before each spatial transformer, attention over t inside it, and after
 each resolution level a residual block over t and one over h and w. Their names are those of LaVie's file.

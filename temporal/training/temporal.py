@@ -1,4 +1,5 @@
-"""The loss of temporal layers on an image LDM (Video LDM, section 3.1), alone or jointly with images (LaVie, 4.1)."""
+"""The loss of temporal layers on an image LDM (Video LDM, section 3.1), alone or jointly with images
+(docs/papers.md#lavie-joint-training)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
