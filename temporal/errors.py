@@ -1,11 +1,22 @@
 """The one error an artist sees: a sentence that says what is wrong, with which input, and what to do."""
 
+SHOWN_NAME = "Video LDM"
+
 
 class VideoLDMError(ValueError):
-    """Bad input, refused with a sentence; never raised for a fault of the pack itself."""
+    """Bad input, refused with a sentence; never raised for a fault of the pack itself.
+
+    ComfyUI's page shows an error's full name in front of its sentence, as "module.name: sentence", and leaves out the
+    module of Python's own errors. So this class and its kinds take the pack's name. Pickle cannot find them.
+    """
+
+    def __init_subclass__(cls):
+        show_as_the_pack(cls)
 
 
-# ComfyUI's page shows the error's full name in front of its sentence, "module.name: sentence", and leaves out the module
-# of Python's own errors. So the sentence follows the name of the pack. (It also means that pickle cannot find the class.)
-SHOWN_NAME = "Video LDM"
-VideoLDMError.__module__, VideoLDMError.__qualname__ = "builtins", SHOWN_NAME
+def show_as_the_pack(cls: type):
+    """Let ComfyUI's page name an error class after the pack."""
+    cls.__module__, cls.__qualname__ = "builtins", SHOWN_NAME
+
+
+show_as_the_pack(VideoLDMError)

@@ -58,7 +58,7 @@ def test_a_text_goes_with_a_layout(server, client):
 
 
 def test_bad_boxes_and_the_wrong_model_are_one_sentence(server, client):
-    with pytest.raises(NodeError, match="beyond the picture"):
+    with pytest.raises(NodeError, match="seems to be in pixels"):
         sampled(server, boxes="12 8 20 20 red")
     with pytest.raises(NodeError, match="colour 'pink'"):
         sampled(server, boxes="0.1 0.1 0.2 0.2 pink")
