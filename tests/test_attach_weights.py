@@ -310,7 +310,7 @@ def test_the_report_says_which_schedule_and_prediction_are_in_force(image, folde
     lcm = report(discrete(image, "lcm", True), "motion.safetensors", AS_TRAINED)
     assert "Noise schedule: as trained (sqrt_linear 0.00085 to 0.012)." in lcm
     assert "Prediction: that of the MODEL (LCM, 50 of 1000 steps, zero terminal SNR)." in lcm
-    assert "Prediction: as trained (eps)." in report(image, "motion.safetensors", AS_TRAINED)
+    assert "Prediction: that of the MODEL (eps)." in report(image, "motion.safetensors", AS_TRAINED)
     first = with_layers(image, "motion.safetensors", schedule=AS_TRAINED)
     second = report(first, "video.safetensors", AS_TRAINED)
     assert "takes the place of that of motion.safetensors (sqrt_linear 0.00085 to 0.012)" in second

@@ -125,7 +125,7 @@ def test_the_middles_of_a_feature_maps_places_are_in_reading_order():
     grid = picture_grid(8, 4, 7)        # latents of 4 x 7, once halved: 2 x 4
     assert grid[:4, 0].tolist() == [0.125, 0.375, 0.625, 0.875] and grid[:4, 1].tolist() == [0.25] * 4
     assert grid[4:, 1].tolist() == [0.75] * 4
-    with pytest.raises(VideoLDMError, match="feature map of 9 places belongs to no halving"):
+    with pytest.raises(VideoLDMError, match="9 places are no halving of the latents"):
         picture_grid(9, 4, 7)
 
 

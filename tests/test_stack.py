@@ -122,7 +122,7 @@ def test_a_mix_over_time_takes_clips_of_its_own_length_alone(unet):
     stack = small_stack(unet, T, mix_length=T)
     x, timesteps, context = batch(2, T)
     call(unet, [(stack, CallSettings(T))], x, timesteps, context)
-    with pytest.raises(VideoLDMError, match=f"exactly {T} frames, not {2 * T}"):
+    with pytest.raises(VideoLDMError, match=f"clips of exactly {T} frames, and the clip has {2 * T}"):
         call(unet, [(stack, CallSettings(2 * T))], x, timesteps, context)
 
 

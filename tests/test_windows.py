@@ -57,7 +57,7 @@ def test_every_window_is_a_clip_of_its_own_whose_positions_begin_at_0(models, fi
 def test_a_vector_over_time_mixes_every_window_as_it_was_trained(models):
     seen = prediction(windowed(models["vector"]))
     assert relative_error(seen, by_hand(lambda noise, _: prediction(models["vector"], noise))) < 1e-5
-    with pytest.raises(VideoLDMError, match="exactly 4 frames, not 6"):
+    with pytest.raises(VideoLDMError, match="clips of exactly 4 frames, and the clip has 6"):
         prediction(models["vector"])
 
 

@@ -75,6 +75,12 @@ def number(declared, value) -> float:
     return float(value)
 
 
+def switch(declared, value) -> bool:
+    if not isinstance(value, bool):
+        raise Wrong(f"is {shown(value)}, and it takes true or false. {LINKED}")
+    return value
+
+
 def text(declared, value) -> str:
     if not isinstance(value, str):
         raise Wrong(f"is {shown(value)}, and it takes text. {LINKED}")
@@ -192,5 +198,5 @@ def size(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "1"
 
 
-CHECKS = {"INT": whole_number, "FLOAT": number, "STRING": text, "COMBO": choice, "MODEL": model, "VAE": vae,
+CHECKS = {"INT": whole_number, "FLOAT": number, "BOOLEAN": switch, "STRING": text, "COMBO": choice, "MODEL": model, "VAE": vae,
           "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video}
