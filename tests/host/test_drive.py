@@ -40,3 +40,6 @@ def test_the_drive_leaves_a_smooth_clip_that_begins_with_its_start_frame(server,
     assert large.shape == (8, 4 * 64, 4 * 128, 3) and rate == 16
     averaged = large.reshape(8, 64, 4, 128, 4, 3).mean((2, 4))
     assert abs(averaged - frames[:8]).mean() < 12                   # the same video, larger
+    shifts = abs(averaged.mean((1, 2)) - frames[:8].mean((1, 2)))   # of each frame's mean colour
+    sky = abs(averaged[:, :16].mean((0, 1, 2)) - frames[:8, :16].mean((0, 1, 2)))
+    assert shifts.max() < 2 and sky.max() < 2                       # of 255: Video Upscale keeps the colours
