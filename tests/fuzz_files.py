@@ -11,7 +11,7 @@ import pickletools
 import random
 import struct
 import zipfile
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from video_ldm.temporal.decoder import PAPER_KERNEL, SVD_KERNEL
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_decoder, load_temporal

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+
 from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import decode as nodes
 from video_ldm.nodes.host import compat, decoding, temporal_vae, wiring

@@ -8,6 +8,7 @@ from io import BytesIO
 
 import pytest
 import torch
+
 from video_ldm.nodes.host import lazy_video, temporal_vae
 from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.nodes.host.lazy_video import LazyVideo

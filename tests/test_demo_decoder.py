@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from video_ldm.demo import bundle, models, train, world
 from video_ldm.nodes.host import models as host
 from video_ldm.nodes.host.decoding import DecodeSettings, Decoding

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_temporal
 from video_ldm.temporal.formats.files import open_file

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_svd_initialisation, load_temporal, video_ldm
 from video_ldm.temporal.families.motion_modules import ANIMATEDIFF, ModuleKey

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify_keys, load_temporal
 from video_ldm.temporal.families import video_super_resolution as vsr

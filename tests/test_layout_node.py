@@ -6,6 +6,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
+
 from video_ldm.nodes.scene_layout import EXAMPLE, SceneLayout, parse_boxes, preview
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_layout

@@ -8,6 +8,8 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from nodes import LatentFromBatch  # ComfyUI's
+
 from video_ldm.nodes.host import context, sampling
 from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.interpolate import LatentInterpolate
@@ -20,8 +22,6 @@ from video_ldm.tests.attach_help import models_with_layers
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
 from video_ldm.tests.small import relative_error
-
-from nodes import LatentFromBatch  # ComfyUI's
 
 SIZE = (4, 2, 3)        # of a latent frame
 

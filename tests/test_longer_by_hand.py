@@ -7,7 +7,7 @@ import comfy.sample
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from nodes import KSampler      # ComfyUI's
+from nodes import KSampler  # ComfyUI's
 
 from video_ldm.nodes.host import sampling
 from video_ldm.nodes.host.options import with_clip_options

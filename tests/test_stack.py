@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+
 from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.layers import (

@@ -3,9 +3,21 @@
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras import (nodes_apg, nodes_cfg, nodes_easycache, nodes_eps, nodes_fresca, nodes_hypertile,
-                          nodes_mahiro, nodes_model_advanced, nodes_model_downscale, nodes_pag, nodes_sag, nodes_tcfg,
-                          nodes_tomesd)
+from comfy_extras import (
+    nodes_apg,
+    nodes_cfg,
+    nodes_easycache,
+    nodes_eps,
+    nodes_fresca,
+    nodes_hypertile,
+    nodes_mahiro,
+    nodes_model_advanced,
+    nodes_model_downscale,
+    nodes_pag,
+    nodes_sag,
+    nodes_tcfg,
+    nodes_tomesd,
+)
 
 from video_ldm.nodes.host.conflicts import recording_node
 from video_ldm.nodes.host.upscaling import UpscalePieces

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.diffusion import Diffusion
+from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.upscaler import Patches, UpscalerLoss
 from video_ldm.temporal.upscaler import PIXEL_CHANNELS, folded, noised, spread_out, unfolded, unnoised

@@ -12,11 +12,11 @@ from comfy_extras.nodes_sdupscale import SD_4XUpscale_Conditioning
 from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import upscale as nodes
 from video_ldm.nodes.host import decoding, sampling, upscaling
-from video_ldm.nodes.host.options import clip_options
 from video_ldm.nodes.host.lazy_video import LazyVideo
+from video_ldm.nodes.host.options import clip_options
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
-from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.diffusion import Diffusion
+from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.upscaler import TRAINED_LEVEL, cut, noise_augmented
 from video_ldm.tests import upscale_help
 from video_ldm.tests.attach_help import load_model

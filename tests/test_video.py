@@ -11,9 +11,9 @@ from PIL import Image
 from video_ldm.temporal.atomic import replaced
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import Sheet, open_video, read_audio, write_sheet, write_video
+from video_ldm.temporal.video.pictures import Encodable
 from video_ldm.temporal.video.sheet import GAP, columns, grid, thumbnail
 from video_ldm.temporal.video.timing import as_rate
-from video_ldm.temporal.video.pictures import Encodable
 from video_ldm.temporal.video.write import _picture_stream, even_size
 from video_ldm.tests.video_help import clip, numbered, numbers, psnr
 

@@ -4,6 +4,7 @@ import comfy.conds
 import comfy.model_management
 import pytest
 import torch
+
 from video_ldm.nodes.host import attach, sampling
 from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.host.windows import ClipWindow, windowed_value

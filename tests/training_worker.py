@@ -75,8 +75,8 @@ def tiny_videos(count=5, length=9, seed=2):
 
 
 def temporal_loss(batch, **options):
-    from video_ldm.temporal.training.clips import Clips
     from video_ldm.temporal.diffusion import Diffusion
+    from video_ldm.temporal.training.clips import Clips
     from video_ldm.temporal.training.temporal import TemporalLoss
     unet = tiny_unet()
     videos, texts = tiny_videos()

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
+
 from video_ldm.temporal.conditioning import with_context
 from video_ldm.temporal.families import video_ldm
 from video_ldm.temporal.formats.temporal_file import Base, Schedule

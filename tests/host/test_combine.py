@@ -3,8 +3,21 @@
 import pytest
 import torch
 
-from video_ldm.tests.host.graphs import (CONTROLNET, FRAMES, HEIGHT, IMAGE, LORA, MOTION, NEGATIVE, POSITIVE, SECOND, VIDEO, WIDTH,
-                                         Graph, out)
+from video_ldm.tests.host.graphs import (
+    CONTROLNET,
+    FRAMES,
+    HEIGHT,
+    IMAGE,
+    LORA,
+    MOTION,
+    NEGATIVE,
+    POSITIVE,
+    SECOND,
+    VIDEO,
+    WIDTH,
+    Graph,
+    out,
+)
 from video_ldm.tests.small import relative_error
 
 pytestmark = pytest.mark.usefixtures("library")

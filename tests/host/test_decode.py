@@ -22,6 +22,7 @@ FRAMES, WIDTH, HEIGHT = 10, 128, 64
 def files(server):
     """A temporal decoder for the bundled autoencoder, its temporal layers random but weak; latents of some frames."""
     from comfy.ldm.modules.diffusionmodules.model import Decoder
+
     from video_ldm.demo.decoder import params
     weights = {key: value.float() for key, value in load_file(DEMO_FOLDER / "autoencoder.safetensors").items()}
     decoder = TemporalDecoder(Decoder(**params().config()), params().kernel)

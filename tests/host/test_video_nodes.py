@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import open_video, read_audio, write_video
 from video_ldm.tests.host.client import Interrupted, NodeError
@@ -223,6 +224,7 @@ def test_cancelling_leaves_no_file(server, client):
 def test_model_files_of_the_pack_its_demo_and_its_neighbours_are_listed_together(host, tmp_path, monkeypatch):
     """In this process, with the host's real folder_paths."""
     import folder_paths
+
     from video_ldm.nodes.host import files
     own, demo, neighbour, loras = (tmp_path / name for name in ("video_ldm", "demo", "animatediff_models", "loras"))
     for folder, names in ((own, ("mine.safetensors", "notes.txt")), (neighbour, ("mm_sd_v15_v2.ckpt",)),
