@@ -87,7 +87,7 @@ class FirstPrediction(comfy.samplers.CFGGuider):
 
     others = ()
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
         turns = [model_options, *self.other_options(), model_options] if self.others else [model_options]
         predict = super().predict_noise
         self.seen = [predict(x, timestep, options, seed) for options in turns]

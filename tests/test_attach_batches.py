@@ -81,7 +81,7 @@ def test_a_call_outside_a_sampling_is_refused_unless_the_frames_of_a_clip_are_sa
 
     def called(model):
         class Bare(Predictions):
-            def predict_noise(self, x, timestep, model_options={}, seed=None):
+            def predict_noise(self, x, timestep, model_options=None, seed=None):
                 options = self.model_patcher.model_options["transformer_options"]
                 wrappers = model_options["transformer_options"]["wrappers"]
                 seen = self.inner_model.apply_model(x, timestep, c_crossattn=heard,

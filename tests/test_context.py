@@ -88,7 +88,10 @@ def test_context_for_another_number_of_clips_is_refused():
 def test_every_resblock_takes_the_context_channels_of_its_own_resolution(unet):
     levels = unet_levels(unet)
     shapes = {}
-    handles = [module.register_forward_hook(lambda m, a, out, key=(site.part, site.index): shapes.update({key: out.shape[2:]}))
+
+    def noting(key):
+        return lambda module, args, out: shapes.update({key: out.shape[2:]})
+    handles = [module.register_forward_hook(noting((site.part, site.index)))
                for site, (module, _) in unet_sites(unet).items() if site.slot == "post_res"]
     x, t, context = batch(1, 1, height=9, width=12)        # odd: the downsampler must round as the network does
     with torch.no_grad():

@@ -196,7 +196,7 @@ def test_the_result_does_not_depend_on_free_memory(made, monkeypatch):
     results, core = [], []
     for free in (2 ** 40, 1):
         monkeypatch.setattr(comfy.model_management, "get_free_memory",
-                            lambda *args, **more: (free, free) if more else free)
+                            lambda *args, free=free, **more: (free, free) if more else free)
         results.append(whole(made, z, 6, 2))
         core.append(made.decode(z))
     assert torch.equal(*results) and not torch.equal(*core)

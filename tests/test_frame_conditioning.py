@@ -161,7 +161,7 @@ def test_other_packs_are_told_the_frames_of_each_call_as_animatediff_evolved_tel
             (interpolate, "between", 9, [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]])):
         model, told = models[kind].clone(), []
 
-        def note(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        def note(executor, x, timesteps, context, y, control, transformer_options, *, told=told, **kwargs):
             told.append(transformer_options["ad_params"])
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note)

@@ -63,8 +63,11 @@ for number, source in enumerate(whole_files(folder)):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """[file, damage, outcome, seconds of work, megabytes] of every case. Seconds of the processor, for test machines are
-    busy; what waits for ever is named by faulthandler."""
+    """[file, damage, outcome, seconds of work, megabytes] of every case.
+
+    The seconds are those of the processor, because test machines are busy. A case that waits for ever is named by
+    faulthandler.
+    """
     run = str(Path(__file__).resolve().parent.parent / "run.py")
     script = WORK.format(run=run, folder=str(tmp_path_factory.mktemp("fuzz")), variants=VARIANTS)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300,

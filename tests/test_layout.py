@@ -208,10 +208,10 @@ def test_what_does_not_belong_together_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def rewritten(path, metadata={}, **changes):
+def rewritten(path, metadata=None, **changes):
     """The file with other metadata or tensors; None takes one out."""
     with safe_open(str(path), framework="pt") as file:
-        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, {**file.metadata(), **metadata}
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, {**file.metadata(), **(metadata or {})}
     tensors |= changes
     save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path, metadata=header)
 

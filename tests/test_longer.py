@@ -66,7 +66,8 @@ def test_known_frames_come_back_exactly_and_change_the_others(models, kind):
 
 def test_the_report_says_how_known_frames_enter(models):
     latent = {"samples": frames_of(1)}
-    assert "seen by the temporal layers" in ContextFrames.execute(models["prediction"], "0", 1.5, latent=latent).result[1]
+    report = ContextFrames.execute(models["prediction"], "0", 1.5, latent=latent).result[1]
+    assert "seen by the temporal layers" in report
     report = ContextFrames.execute(models["motion_modules"], "0", 1.5, latent=latent).result[1]
     assert "noise mask" in report and "guidance does nothing" in report
 
@@ -91,7 +92,7 @@ def test_several_clips_have_their_own_context_or_share_one(models):
 class Guider(comfy.samplers.CFGGuider):
     """Notes the first prediction of the noise, e = x - denoised up to a factor that is the same for all."""
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
         self.denoised = super().predict_noise(x, timestep, model_options, seed)
         return self.denoised
 
@@ -125,10 +126,14 @@ def test_context_guidance_of_1_calls_the_model_no_more_than_without(models):
 
 
 def test_windows_beyond_the_known_frames_are_clips_from_noise(models):
-    """Frame Windows and Context Frames together: the first window goes on from the frame, the others from each other."""
+    """Frame Windows and Context Frames together.
+
+    The first window goes on from the known frame. Each other window goes on from the window before it.
+    """
     base = FrameWindows.execute(models["prediction"], "windows", 4, 2, "static", "flat", 8).result[0]
     m = ContextFrames.execute(base, "0", 1.0, latent={"samples": frames_of(2)}).result[0]
-    free, known = sample(base, frames=8, clips=2).unflatten(0, (2, 8)), sample(m, frames=8, clips=2).unflatten(0, (2, 8))
+    free = sample(base, frames=8, clips=2).unflatten(0, (2, 8))
+    known = sample(m, frames=8, clips=2).unflatten(0, (2, 8))
     assert torch.equal(known[:, 0], frames_of(2))
     assert relative_error(known[:, 1:4], free[:, 1:4]) > 1e-3
 
@@ -223,7 +228,8 @@ def test_the_plan_makes_no_frame_twice_and_begins_with_one_then_two():
         assert all(step.known == 2 for step in steps[1:])
 
 
-@pytest.mark.parametrize("arguments, sentence", [((1, 8, 1), "Set a length above 1"), ((20, 2, 1), "more than 2 frames")])
+@pytest.mark.parametrize("arguments, sentence", [((1, 8, 1), "Set a length above 1"),
+                                                 ((20, 2, 1), "more than 2 frames")])
 def test_a_plan_that_makes_nothing_is_refused(arguments, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         plan(*arguments)

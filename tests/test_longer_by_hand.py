@@ -178,7 +178,8 @@ def test_the_overlap_is_what_each_clip_takes_over_from_the_one_before(models):
     video = extend(masked, frames_of(3), 7, overlap=3)[0]["samples"]
     assert len(video) == 7 and torch.equal(video[:3], frames_of(3))
     for overlap, count in ((3, 4), (1, 2)):     # calls that make one new frame each, and three
-        calls = noises(models["motion"], lambda m: extend(m, frames_of(3), 7, overlap=overlap, cfg=1.0))
+        calls = noises(models["motion"],
+                       lambda m, overlap=overlap: extend(m, frames_of(3), 7, overlap=overlap, cfg=1.0))
         assert [len(batch) for batch in calls] == [FRAMES] * count
 
 

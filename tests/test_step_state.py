@@ -247,7 +247,7 @@ def test_nodes_that_act_on_whole_steps_are_right_in_windows(models, name):
         m.set_model_sampler_calc_cond_batch_function(lambda args: list(joined))
         return m
     noise = noise_of()
-    joined = [by_hand(lambda part, _: prediction(models["video"], part, positive=cond), noise)
+    joined = [by_hand(lambda part, _, cond=cond: prediction(models["video"], part, positive=cond), noise)
               for cond in (text(), text(12))]
     seen = prediction(OUTSIDE[name](windowed(models["video"])), noise, cfg=2.0)
     assert relative_error(seen, prediction(given(models["image"]), noise, cfg=2.0)) < 1e-5

@@ -172,7 +172,10 @@ def test_folding_pixels_loses_nothing_and_keeps_each_small_pixels_own_together()
 
 @pytest.mark.parametrize("prediction", ["v", "eps", "x0"])
 def test_what_is_made_of_folded_pixels_is_what_the_small_frames_lack(prediction):
-    """A network that knows the details has no loss, by either error; and with them the small frames are the large ones."""
+    """A network that knows the details has no loss by either error.
+
+    The small frames and the details together are the large frames.
+    """
     drawn, scale = patches(), 3.0
     diffusion = Diffusion(0.0001, 0.02, prediction=prediction)
 

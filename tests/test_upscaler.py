@@ -142,7 +142,7 @@ def test_levels_that_the_upscaler_has_never_seen_are_refused(level):
 # docs/papers.md#v14
 
 def test_with_a_networks_reach_within_the_margin_tiles_are_the_whole_and_beyond_it_differ_at_their_borders_alone():
-    """Convolutions see the padding at a tile's border; what a tile's outermost quarter of its overlap says, counts not."""
+    """Convolutions see the padding at a tile's border. The outermost quarter of a tile's overlap does not count."""
     kernels = noise(2, 3, 3, 3, 3, seed=4) / 5
     x, cuts = noise(2, 3, 30, 44), cut(2, 30, 44, 8, 2, 16)
 
@@ -152,7 +152,8 @@ def test_with_a_networks_reach_within_the_margin_tiles_are_the_whole_and_beyond_
         return x
     for layers in (1, 2):
         whole = network(x, layers)
-        pieces = in_pieces(lambda frames, rows, columns: network(x[frames, :, rows, columns], layers), cuts, 3)
+        pieces = in_pieces(
+            lambda frames, rows, columns, layers=layers: network(x[frames, :, rows, columns], layers), cuts, 3)
         error = (pieces - whole).abs().amax((0, 1))
         borders = torch.zeros(30, 44, dtype=torch.bool)
         for spans, dim in ((cuts.rows, 0), (cuts.columns, 1)):

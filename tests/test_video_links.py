@@ -93,7 +93,8 @@ def test_frames_with_nan_are_written_black_there_and_remarked_on(folders, bad):
     frames[7:] = bad
     file, _, report = save(frames, format="webp", crf=0)
     read = open_video(file).read()
-    assert "frames 4, 7, 8, 9, 10 and 1 more hold values that are no numbers (NaN), which were written as black" in report
+    remark = "frames 4, 7, 8, 9, 10 and 1 more hold values that are no numbers (NaN), which were written as black"
+    assert remark in report
     assert read[4, :8].max() == 0 and abs(read[4, 8:] - 0.5).max() < 0.01 and read[7:].max() == 0
     assert "NaN" not in save(images(3))[2]
 
@@ -101,8 +102,9 @@ def test_frames_with_nan_are_written_black_there_and_remarked_on(folders, bad):
 def test_dates_are_filled_in_as_the_page_does_for_cores_nodes(folders):
     from video_ldm.nodes.host.files import with_dates
     now = datetime(2026, 3, 4, 5, 6, 7)
-    for text, expected in (("%date:yyyy-MM-dd%", "2026-03-04"), ("%date:d.M.yy%", "4.3.26"), ("%date:hh-mm-ss%", "05-06-07"),
-                           ("%date:h_m_s%", "5_6_7"), ("%date:HHmm%", "0506"), ("%date:yyyyMMdd%/a_%date:H%", "20260304/a_5"),
+    for text, expected in (("%date:yyyy-MM-dd%", "2026-03-04"), ("%date:d.M.yy%", "4.3.26"),
+                           ("%date:hh-mm-ss%", "05-06-07"), ("%date:h_m_s%", "5_6_7"), ("%date:HHmm%", "0506"),
+                           ("%date:yyyyMMdd%/a_%date:H%", "20260304/a_5"),
                            ("%date:yyy%", "yyy"), ("a%width%b", "a%width%b"), ("%date:%", "%date:%"), ("50%", "50%")):
         assert with_dates(text, now) == expected
     before, file, after = f"{datetime.now():%Y-%m-%d}", save(filename_prefix="v/%date:yyyy-MM-dd%_%width%")[0], \
@@ -148,7 +150,8 @@ def test_files_with_their_folder_are_found(folders):
 
 def surround(seconds=1.5, rate=48000):
     time = np.arange(int(seconds * rate)) / rate
-    return np.stack([0.4 * np.sin(2 * np.pi * f * time) for f in (400, 500, 600, 60, 700, 800)]).astype(np.float32), rate
+    waves = np.stack([0.4 * np.sin(2 * np.pi * f * time) for f in (400, 500, 600, 60, 700, 800)])
+    return waves.astype(np.float32), rate
 
 
 def pitches(sound, rate):
@@ -189,7 +192,8 @@ def test_the_video_of_a_range_is_as_bright_in_cores_save_as_it_was(folders):
 def test_sound_that_is_no_sound_is_refused(folders):
     from video_ldm.nodes.host.api import InputImpl, Types
     for wave in (torch.zeros(1, 9, 100), torch.zeros(2, 100), torch.zeros(0, 1, 100)):
-        parts = Types.VideoComponents(images=images(), audio={"waveform": wave, "sample_rate": 8000}, frame_rate=Fraction(8))
+        parts = Types.VideoComponents(images=images(), audio={"waveform": wave, "sample_rate": 8000},
+                                      frame_rate=Fraction(8))
         with pytest.raises(VideoLDMError, match="The sound is a tensor of shape"):
             save(video=InputImpl.VideoFromComponents(parts), fps=0.0)
 

@@ -128,7 +128,8 @@ LISTS = {
     "concat": "ffconcat version 1.0\nfile {path}\n",
     "concat_uri": "ffconcat version 1.0\nfile 'file:{path}'\n",
     "dash": ('<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
-             '<Representation id="1" bandwidth="1"><BaseURL>{path}</BaseURL></Representation></AdaptationSet></Period></MPD>'),
+             '<Representation id="1" bandwidth="1"><BaseURL>{path}</BaseURL></Representation></AdaptationSet></Period>'
+             '</MPD>'),
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
            "a=rtpmap:96 H264/90000\n",
     "asx": "[Reference]\nRef1=file:{path}\n",

@@ -93,8 +93,9 @@ def test_the_sound_of_a_range_is_what_is_heard_during_its_frames(tmp_path, case)
     assert click(*read_audio(video, start=0.0, seconds=FLASH / FPS)) is None
 
 
-@pytest.mark.parametrize("case, alike", [("mkv_from_5_seconds", True), ("from_zero_mov", True),
-                                         ("pictures_0.7_seconds_late_mkv", False), ("sound_0.5_seconds_late_mkv", False)])
+@pytest.mark.parametrize("case, alike", [
+    ("mkv_from_5_seconds", True), ("from_zero_mov", True), ("pictures_0.7_seconds_late_mkv", False),
+    ("sound_0.5_seconds_late_mkv", False)])
 def test_a_file_is_handed_on_as_it_is_only_where_its_sound_begins_with_its_pictures(tmp_path, case, alike):
     """ComfyUI's own classes lay the first sample beside the first frame, whatever the file's clock says."""
     name, video_at, sound_at, settings = CLOCKS[case]

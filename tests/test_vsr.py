@@ -216,9 +216,9 @@ def test_convolution_over_time_sees_its_own_pixel_and_the_frames_within_two_step
     long = randomise(LevelModule(LevelParams(64, 32))).resblocks_3d_t.conv1
     x = torch.zeros(1, 64, 9, 5, 5)
     x[:, :, 4, 2, 2] = 1
-    for conv, reach in ((conv, 1), (long, 2)):
+    for network, reach in ((conv, 1), (long, 2)):
         with torch.no_grad():
-            seen = (conv(x) - conv(torch.zeros_like(x))).abs().amax(dim=(0, 1))
+            seen = (network(x) - network(torch.zeros_like(x))).abs().amax(dim=(0, 1))
         touched = seen[:, 2, 2] > 0
         assert touched.nonzero().flatten().tolist() == list(range(4 - reach, 5 + reach))
         seen[:, 2, 2] = 0

@@ -85,7 +85,8 @@ def test_the_weights_of_the_windows_are_above_0_and_sum_to_1_at_every_frame(sche
 def test_what_all_windows_agree_on_stays_to_the_bit(schedule, fuse):
     for frames, length, overlap in LENGTHS:
         said = torch.randn(2 * frames, 2)
-        assert torch.equal(fused(schedule, fuse, frames, length, overlap, 2, 2, lambda _, images: said[images]), said)
+        joined = fused(schedule, fuse, frames, length, overlap, 2, 2, lambda _, images, said=said: said[images])
+        assert torch.equal(joined, said)
 
 
 @pytest.mark.parametrize("fuse, expected", [("pyramid", [4 / 5, 3 / 5, 2 / 5, 1 / 5]), ("flat", [0.5] * 4),

@@ -58,8 +58,8 @@ def inputs_of(node, nodes, links):
 
 def widget_values(node):
     """{name: value} of a node's widgets."""
-    return {entry["name"]: value for entry, value in zip((entry for entry in node.get("inputs", ()) if "widget" in entry),
-                                                         node.get("widgets_values", ()))}
+    inputs = [entry for entry in node.get("inputs", ()) if "widget" in entry]
+    return {entry["name"]: value for entry, value in zip(inputs, node.get("widgets_values", ()))}
 
 
 def grown(node):

@@ -1,7 +1,8 @@
 """Small random files of every kind that the host tests load, as ComfyUI's stock loaders detect them.
 
-A UNet with the 320 channels and the text width of Stable Diffusion 1.5 and one level of one ResBlock; temporal layers of
-both families for it, and what an artist combines them with. Every function gives a state dict or writes one file.
+The UNet has the 320 channels and the text width of Stable Diffusion 1.5. It has one level of one ResBlock. There are
+temporal layers of both families for it, and the files that an artist combines them with. Every function gives a state
+dict or writes one file.
 """
 
 import pickle
@@ -130,7 +131,8 @@ def motion_layers(seed: int = 2, table_length: int = 0, pool: bool = False) -> T
     """AnimateDiff motion modules for UNET."""
     bricks = tuple((site, MotionParams(channels, HEADS, 1, 2, table_length, False))
                    for site, (_, channels) in unet_sites(meta_unet()).items() if site.slot == "post_attn")
-    return randomise(TemporalStack(StackParams("AnimateDiff v2", bricks, 16, POSITIONS, (POOLED_NORMS,) if pool else ())), seed)
+    params = StackParams("AnimateDiff v2", bricks, 16, POSITIONS, (POOLED_NORMS,) if pool else ())
+    return randomise(TemporalStack(params), seed)
 
 
 def motion_key(key: str) -> str:

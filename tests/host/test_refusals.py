@@ -11,7 +11,8 @@ SPOILT = {      # files that are no model at all, and words of the sentences tha
     "page.ckpt": "is a web page", "empty.safetensors": "is empty", "cut.safetensors": "only partly downloaded",
     "code.ckpt": "needs Python code", "bare.ckpt": "needs Python code"}
 OTHERS = {      # files of another kind, and what they are called
-    "vae.safetensors": "a VAE", "cnet.safetensors": "a ControlNet", "image_lora.safetensors": "a LoRA for an image model",
+    "vae.safetensors": "a VAE", "cnet.safetensors": "a ControlNet",
+    "image_lora.safetensors": "a LoRA for an image model",
     "checkpoint.safetensors": "a whole Stable Diffusion 1.x checkpoint", MOTION_LORA: "a Motion LoRA"}
 
 

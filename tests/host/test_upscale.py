@@ -110,7 +110,8 @@ def test_a_file_that_is_no_video_model_is_one_sentence_at_its_loader(server, cli
     graph = Graph()
     loader = graph.add("VideoLDMLoadVideoModel", file=LAYERS)
     save(graph, video=out(upscaled(graph, server, model=loader), 1))
-    with pytest.raises(NodeError, match="x4_layers.safetensors is a file of Video LDM temporal layers, not a whole") as caught:
+    refusal = "x4_layers.safetensors is a file of Video LDM temporal layers, not a whole"
+    with pytest.raises(NodeError, match=refusal) as caught:
         client.run(graph)
     assert caught.value.node_id == loader[0] and caught.value.exception_type == "Video LDM"
 

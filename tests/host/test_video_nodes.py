@@ -295,5 +295,6 @@ def test_images_become_bytes_by_rounding_and_grey_or_transparent_ones_are_saved_
     levels = torch.arange(256).div(255).view(16, 16, 1)
     assert np.array_equal(frame_bytes(levels.expand(16, 16, 3))[..., 0].ravel(), np.arange(256))
     assert np.array_equal(frame_bytes(levels), frame_bytes(levels.expand(16, 16, 3)))
-    assert np.array_equal(frame_bytes(torch.cat([levels.expand(16, 16, 3), torch.zeros(16, 16, 1)], -1)), frame_bytes(levels))
+    transparent = torch.cat([levels.expand(16, 16, 3), torch.zeros(16, 16, 1)], -1)
+    assert np.array_equal(frame_bytes(transparent), frame_bytes(levels))
     assert frame_bytes(torch.tensor([[[-1.0, 2.0, 0.5]]])).tolist() == [[[0, 255, 128]]]
