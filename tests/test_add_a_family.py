@@ -123,7 +123,7 @@ def test_a_family_in_one_file_loads_attaches_and_samples(listed, image, state, f
     assert relative_error(prediction(video, noise=noise), prediction(image, noise=noise)) > 1e-2
 
 
-def test_its_facts_reach_the_report_the_list_and_the_refusals(listed, image, folder, tmp_path):
+def test_the_familys_facts_reach_the_report_the_list_and_the_refusals(listed, image, folder, tmp_path):
     from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
     saved(folder, "mean.safetensors", weights())
     report = LoadTemporalLayers.execute(image, "mean.safetensors", 1.0, AS_TRAINED).result[1]
@@ -137,7 +137,7 @@ def test_its_facts_reach_the_report_the_list_and_the_refusals(listed, image, fol
         with_layers(image, other.name)
 
 
-def test_nothing_of_it_is_left_on_the_network(listed, image, folder):
+def test_nothing_of_the_family_is_left_on_the_network(listed, image, folder):
     saved(folder, "mean.safetensors", weights())
     plain = prediction(image)
     prediction(with_layers(image, "mean.safetensors"))

@@ -196,7 +196,7 @@ def test_checkpointed_training_gives_the_same_gradients(unet):
         assert (kept_less[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
-def test_the_frame_rate_is_the_only_difference_between_two_steps(unet):
+def test_the_frame_rate_that_a_clip_is_told_changes_that_clip_alone(unet):
     stack = context_stack(unet, BOTH_ENDS, fps_width=768)
     x, t, context = batch(2, FRAMES)
     slow, fast = run(unet, stack, x, t, context, fps=7.5), run(unet, stack, x, t, context, fps=30.0)

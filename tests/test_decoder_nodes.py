@@ -86,7 +86,7 @@ def test_a_vae_that_has_a_temporal_decoder_already_gets_the_new_one(made, tmp_pa
     assert isinstance(made.first_stage_model.decoder, TemporalDecoder)
 
 
-def test_what_a_host_has_left_on_a_loaded_model_is_not_copied():
+def test_attributes_that_comfyui_has_left_on_a_loaded_model_are_not_copied():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     module[0]._v = module[0].weight_function = object()
     module.dynamic_vbars, module[0].comfy_patched_weights, module[0].weight_comfy_model_dtype = {}, True, torch.float16
@@ -312,7 +312,7 @@ def test_cancel_is_noticed_within_a_window_and_leaves_no_hooks(made, monkeypatch
     (latents(5), {"window": 4, "overlap": 4}, "overlap is 4 frames and window is 4"),
     (latents(4), {"tile": 32}, "tile is 32 pixels; 64 is the least"),
 ])
-def test_what_cannot_be_decoded_is_a_sentence(made, z, settings, sentence):
+def test_what_cannot_be_decoded_is_refused_in_a_sentence(made, z, settings, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         Decoding(made, z, DecodeSettings(**{"window": 8, "overlap": 2, "tile": 0, "clips": 1, **settings}))
 

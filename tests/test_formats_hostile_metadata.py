@@ -118,21 +118,21 @@ VALUES = [      # of one place within an entry of JSON
 
 
 @pytest.mark.parametrize("name, entry, value, words", ENTRIES)
-def test_an_entry_of_the_metadata_that_cannot_be_is_refused_by_its_name(files, tmp_path, name, entry, value, words):
+def test_an_impossible_entry_of_the_metadata_is_refused_by_its_name(files, tmp_path, name, entry, value, words):
     def change(_, header):
         header[entry] = value
     assert words in refused(files[name].load, rewritten(files[name], tmp_path, change))
 
 
 @pytest.mark.parametrize("name, entry, place, value, words", VALUES)
-def test_a_value_within_the_metadata_that_cannot_be_is_refused_by_its_name(files, tmp_path, name, entry, place, value,
+def test_an_impossible_value_within_an_entry_is_refused_by_its_name(files, tmp_path, name, entry, place, value,
                                                                            words):
     def change(_, header):
         header[entry] = json.dumps({**json.loads(header[entry]), place: value})
     assert words in refused(files[name].load, rewritten(files[name], tmp_path, change))
 
 
-def test_json_is_read_to_a_depth_and_a_length():
+def test_json_that_is_too_deep_or_too_long_is_refused():
     assert metadata.parsed_json('{"a": [[1, 2.5, "x", null]]}', "it") == {"a": [[1, 2.5, "x", None]]}
     assert metadata.parsed_json("[" * 8 + "]" * 8, "it") == [[[[[[[[]]]]]]]]
     for text, words in (("[" * 9 + "]" * 9, "it is nested more than 8 deep"), (DEEP * 300, "is nested|no.* JSON"),
@@ -141,7 +141,7 @@ def test_json_is_read_to_a_depth_and_a_length():
             metadata.parsed_json(text, "it")
 
 
-def test_numbers_are_read_as_they_are_written():
+def test_only_numbers_in_plain_digits_and_within_their_bounds_are_read():
     assert [metadata.whole(value, "it", -5, 20, text=True) for value in ("16", "-5", "+7")] == [16, -5, 7]
     assert metadata.whole(16, "it", -5, 20) == 16 and metadata.number(0.5, "it", 0, 1) == 0.5
     assert [metadata.number(value, "it", 0, 1, text=True) for value in ("0.5", "5e-1")] == [0.5] * 2

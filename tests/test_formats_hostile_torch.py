@@ -39,7 +39,7 @@ def test_dictionaries_nested_without_end_are_refused(tensors, tmp_path, times):
     assert "damaged" in refused(load_temporal, path) or "holds no named tensors" in refused(load_temporal, path)
 
 
-def test_what_has_no_name_of_text_is_no_tensor_of_the_file(tensors, tmp_path):
+def test_tensors_whose_name_is_not_text_are_left_out(tensors, tmp_path):
     more = torch.zeros(1)
     torch.save({**tensors, 7: more, (1, 2): more, None: more, b"x": {"a": more}}, tmp_path / "odd.ckpt")
     assert len(load_temporal(tmp_path / "odd.ckpt").tensors) == len(load_temporal(
@@ -49,7 +49,7 @@ def test_what_has_no_name_of_text_is_no_tensor_of_the_file(tensors, tmp_path):
 @pytest.mark.parametrize("name", ["long.ckpt", "long.safetensors"])
 @pytest.mark.parametrize("key, words", [("k" * 1_000_000, "1000000 characters long"), ("a\nb", "cannot be printed"),
                                         ("a\x1b[2Jb", "cannot be printed")])
-def test_names_that_no_sentence_can_hold_are_refused_without_them(tensors, tmp_path, name, key, words):
+def test_names_that_are_too_long_or_cannot_be_printed_are_refused_and_not_quoted(tensors, tmp_path, name, key, words):
     sentence = refused(load_temporal, saved(tmp_path, name, {**tensors, key: torch.zeros(1)}))
     assert f"holds a tensor whose name {'is ' if 'long' in words else ''}{words}" in sentence and len(sentence) < 300
 
@@ -108,7 +108,7 @@ def odd_tensor(tensor, kind: str):
     ("int", "not a floating-point type")])
 @pytest.mark.parametrize("file", ["motion.ckpt", "lora.ckpt", "vsr.ckpt", "svd.ckpt"])
 @pytest.mark.filterwarnings("ignore")       # of torch, while the test makes such tensors
-def test_what_is_no_plain_array_of_numbers_is_refused(files, tmp_path, file, kind, words):
+def test_a_tensor_that_is_no_plain_array_of_numbers_is_refused(files, tmp_path, file, kind, words):
     content = torch.load(files[file].path, weights_only=True)
     key = next(key for key, tensor in content.items() if tensor.ndim == 2 or file == "svd.ckpt" and tensor.ndim == 1)
     torch.save({**content, key: odd_tensor(content[key], kind)}, tmp_path / file)

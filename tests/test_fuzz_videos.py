@@ -83,7 +83,7 @@ def test_every_damaged_video_is_refused_in_a_sentence_or_read(outcomes):
     assert not broken, broken[:5]
 
 
-def test_the_damage_reaches_both_ways_out(outcomes):
+def test_damaged_videos_are_both_refused_and_read(outcomes):
     """Were all of them refused, or all read, the damage would be of one kind only."""
     read = sum(case[2] == "read" for case in outcomes)
     assert 0.1 < read / len(outcomes) < 0.9

@@ -12,6 +12,7 @@ from video_ldm.nodes.host.inputs import CHECKS, checked
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests.attach_help import models_with_layers
 from video_ldm.tests.host import checkpoints
+from video_ldm.tests.longer_help import write_known_frame_layers
 
 NODES = [node for part in (load, scene_layout, sample, windows, longer, interpolate, decode, upscale, video)
          for node in part.NODES]
@@ -125,7 +126,7 @@ WRONG = {
 
 
 @inputs_of(*WRONG)
-def test_what_is_connected_is_what_the_socket_says(node, declared):
+def test_a_connected_value_that_is_not_of_its_sockets_type_is_refused(node, declared):
     for value in WRONG[kind_of(declared)]:
         if value is None and declared.optional:
             continue
@@ -137,10 +138,7 @@ def test_what_is_connected_is_what_the_socket_says(node, declared):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    def write(folder):
-        checkpoints.write_context_layers(folder / "prediction.safetensors")
-        checkpoints.write_interpolation_layers(folder / "between.safetensors")
-    yield from models_with_layers(tmp_path_factory, write)
+    yield from models_with_layers(tmp_path_factory, write_known_frame_layers)
 
 
 KEYS = {"samples": torch.ones(2, 4, 2, 3), "frame_rate": 2.0}

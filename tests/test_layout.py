@@ -57,7 +57,7 @@ def test_before_training_a_layout_changes_nothing_to_the_bit(unet):
     assert torch.equal(output(unet, SceneLayout(PARAMS), layout()), output(unet, None, None, patched=False))
 
 
-def test_boxes_colours_labels_and_the_silence_about_them_are_each_heard(unet):
+def test_boxes_colours_labels_and_leaving_them_out_each_change_the_output(unet):
     network, first = scene(), layout()
     heard = output(unet, network, first)
     others = [replace(first, boxes=first.boxes + 0.05), replace(first, colours=torch.tensor([[0, 2]])),
@@ -75,7 +75,7 @@ def test_the_order_of_boxes_does_not_matter_and_absent_boxes_are_as_if_they_were
     assert relative_error(output(unet, network, absent), output(unet, network, alone)) < 1e-5
 
 
-def test_a_layout_without_boxes_or_with_nothing_said_runs(unet):
+def test_a_layout_without_boxes_and_one_that_says_nothing_run_and_differ(unet):
     network = scene()
     empty = layout(boxes=(), colours=())
     absent = output(unet, network, layout(present=(False, False)))
@@ -94,7 +94,7 @@ def test_images_with_a_layout_each_are_what_each_is_alone(unet):
 
 
 @torch.no_grad()
-def test_a_box_is_told_by_the_waves_of_its_corners_and_middle_and_its_colour():
+def test_a_boxs_token_is_made_of_the_waves_of_its_corners_and_middle_and_its_colour():
     """sin and cos of pi 2^k times each of x0, y0, x1, y1 and the middle, k from 0; then the layers' own weights."""
     network = randomise(SceneLayout(replace(PARAMS, layers=0)), 3).conditioner
     first = layout()
@@ -112,7 +112,7 @@ def test_a_box_is_told_by_the_waves_of_its_corners_and_middle_and_its_colour():
 
 
 @torch.no_grad()
-def test_each_place_of_an_even_picture_hears_a_layout_in_its_own_way():
+def test_a_layout_changes_each_place_of_an_even_picture_differently():
     """Queries know where they are: the same features in all places, and other answers in each."""
     act = scene().conditioned(layout(), 4, 6)
     x = torch.randn(64, generator=torch.Generator().manual_seed(2)).expand(1, 24, 64)
@@ -236,7 +236,7 @@ def test_a_damaged_scene_layout_is_refused_by_name(tmp_path, metadata, changes, 
     assert "scene.safetensors" in str(caught.value)
 
 
-def test_files_in_the_wrong_node_are_told_where_they_belong(tmp_path):
+def test_files_in_the_wrong_node_are_refused_with_the_node_they_belong_to(tmp_path):
     path, other = tmp_path / "scene.safetensors", tmp_path / "vae.safetensors"
     write(path)
     save_file({"decoder.mid.block_1.norm1.weight": torch.zeros(4)}, other)

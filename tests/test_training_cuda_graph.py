@@ -191,14 +191,14 @@ def together(loop):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_recorded_training_is_the_training(name, tmp_path):
+def test_a_training_that_is_recorded_ends_with_the_weights_of_one_that_is_not(name, tmp_path):
     plain, recorded, resumed = (trained(tmp_path / str(number), name, record, stop)
                                 for number, (record, stop) in enumerate([(False, None), (True, None), (True, 3)]))
     for other in (recorded, resumed):       # a GPU adds in any order; a stale input would be another way altogether
         assert (other - plain).norm() < 0.02 * plain.norm()
 
 
-def test_every_kind_of_thing_that_a_loss_may_draw_is_gone_through():
+def test_tensors_are_found_in_everything_that_a_loss_may_draw():
     drawn = {"a": (torch.ones(1), None, 3), "b": scene_layout_stage.layout_of(scene_layout_stage.world.scene(0), [0.0])}
     twice = map_tensors(drawn, lambda tensor: tensor.clone())
     assert twice["a"][1:] == (None, 3) and len(tensors_of(twice)) == 1 + 5

@@ -163,7 +163,7 @@ def test_noise_beyond_the_schedule_is_refused():
         UpscalerLoss(Recorder(), None, V, AUGMENTATION, None, most_noise=1000)
 
 
-def test_folding_pixels_loses_nothing_and_keeps_each_small_pixels_own_together():
+def test_folding_loses_nothing_and_keeps_the_large_pixels_of_a_small_one_together():
     pixels = torch.randn(2, 5, 3, 12, 16)
     x = folded(pixels)
     assert x.shape == (2, 5, PIXEL_CHANNELS, 3, 4) and torch.equal(unfolded(x), pixels)
@@ -171,7 +171,7 @@ def test_folding_pixels_loses_nothing_and_keeps_each_small_pixels_own_together()
 
 
 @pytest.mark.parametrize("prediction", ["v", "eps", "x0"])
-def test_what_is_made_of_folded_pixels_is_what_the_small_frames_lack(prediction):
+def test_the_target_of_folded_pixels_is_the_details_that_the_small_frames_lack(prediction):
     """A network that knows the details has no loss by either error.
 
     The small frames and the details together are the large frames.

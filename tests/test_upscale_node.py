@@ -238,7 +238,7 @@ def test_the_video_is_four_times_as_large_and_its_frames_are_the_images(upscaler
     assert torch.equal(streamed.get_components().images, images) and torch.equal(video.get_components().images, images)
 
 
-def test_images_are_decoded_only_where_they_are_connected_and_a_video_only_when_asked(upscaler, run, monkeypatch):
+def test_images_are_decoded_only_where_they_are_connected_and_a_video_only_when_asked_for(upscaler, run, monkeypatch):
     monkeypatch.setattr(decoding.Decoding, "decode_piece", None)
     blocked, video, _ = run(Stub(upscaler).model)
     assert type(blocked).__name__ == "ExecutionBlocker"
@@ -317,7 +317,7 @@ def test_cancelling_is_noticed_between_pieces_and_leaves_the_model_as_it_was(ups
     assert len(stub.calls) == 2 and stub.model.model_options == options
 
 
-def test_memory_running_out_is_a_sentence(upscaler, run):
+def test_running_out_of_memory_is_told_in_a_sentence(upscaler, run):
     model = upscaler.clone()
 
     def fail(*args, **kwargs):
@@ -344,14 +344,14 @@ VIDEO = LazyVideo(lambda first, last: iter(()), 3, 24, 20, 12)
     ({"positive": [[text()[0][0], {"mask": torch.ones(1, 8, 8)}]]}, "The positive conditioning carries a mask"),
     ({"positive": [[text()[0][0], {"area": (1, 1, 0, 0)}]]}, "The positive conditioning carries an area"),
 ])
-def test_what_cannot_be_upscaled_is_a_sentence_before_anything_is_sampled(upscaler, run, changes, sentence):
+def test_what_cannot_be_upscaled_is_refused_before_anything_is_sampled(upscaler, run, changes, sentence):
     stub = Stub(upscaler)
     with pytest.raises(VideoLDMError, match=sentence):
         run(stub.model, **changes)
     assert not stub.calls
 
 
-def test_with_layers_the_limits_are_theirs(upscaler, folder, run):
+def test_with_layers_the_limits_of_the_layers_count(upscaler, folder, run):
     layers = Stub(with_layers(upscaler, strength=0.0)).model
     with pytest.raises(VideoLDMError, match="noise_level is 251, .* levels from 0 to 250"):
         run(layers, noise_level=251)
@@ -379,7 +379,7 @@ def test_another_model_and_the_videos_own_vae_are_refused(upscaler, run):
         run(upscaler, vae=decoder_help.small_vae())
 
 
-def test_the_widgets_begin_with_the_papers_settings():
+def test_the_widgets_show_the_papers_settings_at_first():
     """docs/papers.md#v14: noise augmentation 30 and windows of 8 frames (Appendix H); levels were trained up to 250."""
     defaults = {entry.id: getattr(entry, "default", None) for entry in nodes.VideoUpscale.GET_SCHEMA().inputs}
     assert (defaults["noise_level"], defaults["window"]) == (30, 8) and TRAINED_LEVEL == 250

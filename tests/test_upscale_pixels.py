@@ -110,7 +110,7 @@ def test_other_files_are_refused_by_the_loader_and_layers_by_other_models(folder
 
 # The MODEL
 
-def test_it_samples_as_the_published_formula_says(model):
+def test_a_pixel_upscaler_samples_by_the_published_formula(model):
     """One Euler step from pure noise, written out.
 
     The small frames are noised and concatenated. The network predicts v. What is made are details of the small frames.
@@ -286,12 +286,12 @@ def test_the_report_says_whose_noise_it_was_and_layers_that_disagree_on_it_are_r
     ({"vae": small_vae()}, "This upscaler makes pixels, not latents.*Disconnect the VAE"),
     ({"noise_level": 251}, "noise_level is 251, .* levels from 0 to 250"),
 ])
-def test_what_does_not_go_with_pixels_is_a_sentence(model, run, changes, sentence):
+def test_inputs_that_do_not_go_with_a_pixel_upscaler_are_refused_in_a_sentence(model, run, changes, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         run(model, **changes)
 
 
-def test_the_report_of_the_loader_says_what_it_is_and_how_to_run_it(folder):
+def test_the_report_of_the_loader_says_what_the_upscaler_is_and_how_to_run_it(folder):
     report = LoadVideoModel.execute(FILE).result[1]
     assert "a random upscaler" in report and "150 is what it was made" in report and "Licence: Apache-2.0." in report
 

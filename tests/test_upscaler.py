@@ -30,7 +30,7 @@ def noise(*shape, seed=0):
 
 
 @pytest.mark.parametrize("video", VIDEOS)
-def test_windows_and_tiles_of_a_pointwise_denoiser_are_the_whole_to_the_bit(video):
+def test_windows_and_tiles_of_a_pointwise_denoiser_give_the_whole_video_to_the_bit(video):
     cuts, x = cut(*video), noise(video[0], 3, *video[1:3])
 
     def denoise(x):
@@ -141,7 +141,7 @@ def test_levels_that_the_upscaler_has_never_seen_are_refused(level):
 
 # docs/papers.md#v14
 
-def test_with_a_networks_reach_within_the_margin_tiles_are_the_whole_and_beyond_it_differ_at_their_borders_alone():
+def test_tiles_equal_the_whole_up_to_the_margin_of_a_networks_reach_and_differ_at_their_borders_alone_beyond_it():
     """Convolutions see the padding at a tile's border. The outermost quarter of a tile's overlap does not count."""
     kernels = noise(2, 3, 3, 3, 3, seed=4) / 5
     x, cuts = noise(2, 3, 30, 44), cut(2, 30, 44, 8, 2, 16)

@@ -69,7 +69,7 @@ def test_colours_are_declared_and_not_shifted(tmp_path):
         assert np.abs(plain.astype(int) - patch[0]).max() <= 4, "readers that ignore the declaration see the same"
 
 
-def test_another_file_s_declared_colours_are_honoured(tmp_path):
+def test_the_colours_that_another_programs_file_declares_are_honoured(tmp_path):
     path, colour = tmp_path / "bt709.mp4", (200, 30, 60)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)

@@ -48,7 +48,7 @@ def images(count=3, height=16, width=16, channels=3):
 @pytest.mark.parametrize("name, values", [
     ("start_frame", (-1, 0.5, None, NAN, INF, "0", 10**10)), ("frame_count", (-5, 1.5, None, NAN)),
     ("stride", (0, -1, 2.5, None, INF))])
-def test_load_refuses_numbers_that_are_no_counts(folders, name, values):
+def test_load_refuses_frame_numbers_that_are_not_whole_or_out_of_bounds(folders, name, values):
     write_video(folders / "input" / "clip.mp4", clip(), 8)
     for value in values:
         with pytest.raises(VideoLDMError, match=rf"^{name} is .*; it must be a whole number from "):
@@ -237,7 +237,7 @@ def test_trimming_by_a_negative_duration_is_refused(host):
 
 
 @pytest.mark.parametrize("crf", [NAN, -1, 52, "18"])
-def test_a_quality_that_the_codec_has_not_is_refused(host, tmp_path, crf):
+def test_a_quality_that_the_codec_does_not_have_is_refused(host, tmp_path, crf):
     with pytest.raises(VideoLDMError, match="crf is .*; for mp4 it must be a number from 0 to 51"):
         lazy().save_to(str(tmp_path / "clip.mp4"), crf=crf)
     assert list(tmp_path.iterdir()) == []

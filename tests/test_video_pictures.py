@@ -225,7 +225,7 @@ def test_the_smallest_and_the_longest_frames_are_written(tmp_path, format, width
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0, -8, 1e-5, None])
-def test_a_frame_rate_that_is_none_is_refused(tmp_path, rate):
+def test_a_frame_rate_that_is_no_number_above_0_is_refused(tmp_path, rate):
     with pytest.raises(VideoLDMError, match=r"The frame rate is .* it must be a number above 0"):
         write_video(tmp_path / "clip.mp4", clip(), rate)
     assert list(tmp_path.iterdir()) == []

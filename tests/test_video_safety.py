@@ -11,16 +11,7 @@ import pytest
 
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import open_video, write_video
-from video_ldm.tests.video_help import clip, numbered, numbers
-
-
-def refusal(path, **select):
-    with pytest.raises(VideoLDMError) as caught:
-        video = open_video(path)
-        video.read(video.select(**select))
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    return sentence
+from video_ldm.tests.video_help import clip, numbered, numbers, refusal
 
 
 def write_avi(path, frames, codec="mpeg4", **options):
@@ -85,7 +76,7 @@ def test_the_number_of_frames_that_a_cut_file_is_said_to_hold_can_be_read(tmp_pa
 
 
 @pytest.mark.parametrize("text", ["forever", "", "::", "00:00:-4", "00:99:00.5", "1e400:0:0", "00:00:nan"])
-def test_a_duration_that_is_no_time_is_not_believed(tmp_path, text):
+def test_an_impossible_duration_in_a_file_is_not_believed(tmp_path, text):
     path = tmp_path / "clip.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)

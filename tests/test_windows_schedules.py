@@ -50,7 +50,7 @@ def test_looped_windows_join_the_last_frame_to_the_first():
         assert any({15, 0} <= set(window) for window in SCHEDULES["looped"](16, 8, 4, step))
 
 
-def test_steps_are_spread_by_halving():
+def test_the_shifts_of_successive_steps_are_spread_by_halving():
     assert [halving(step) for step in range(5)] == [0, 0.5, 0.25, 0.75, 0.125]
 
 
@@ -82,7 +82,7 @@ def test_the_weights_of_the_windows_are_above_0_and_sum_to_1_at_every_frame(sche
 
 @every_fuse
 @every_schedule
-def test_what_all_windows_agree_on_stays_to_the_bit(schedule, fuse):
+def test_windows_that_agree_are_joined_without_a_change_to_the_bit(schedule, fuse):
     for frames, length, overlap in LENGTHS:
         said = torch.randn(2 * frames, 2)
         joined = fused(schedule, fuse, frames, length, overlap, 2, 2, lambda _, images, said=said: said[images])

@@ -10,7 +10,7 @@ def brightness_error(a, b):
     return np.abs(a.astype(float) - b.astype(float)).mean()
 
 
-def test_a_seed_is_one_drive():
+def test_the_same_seed_gives_the_same_drive():
     first, again, other = (world.clip(seed, 3) for seed in (5, 5, 6))
     assert np.array_equal(first.frames, again.frames)
     assert (first.caption, first.labels, first.boxes) == (again.caption, again.labels, again.boxes)

@@ -117,7 +117,7 @@ def test_the_report_says_what_was_loaded(files, client):
     assert "decoder.safetensors" in report and "for latents of the Video LDM demo" in report and "Warning" not in report
 
 
-def test_wrong_files_and_widgets_are_one_sentence_at_the_node(files, client):
+def test_wrong_files_and_widgets_are_refused_in_one_sentence_at_the_node(files, client):
     wrong = graph()
     wrong["load"]["inputs"]["file"] = "video_ldm_driving.safetensors"
     for prompt, node, sentence in (

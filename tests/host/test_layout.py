@@ -58,7 +58,7 @@ def test_a_text_goes_with_a_layout(server, client):
     assert relative_error(latent, sampled(server)) > 1e-5
 
 
-def test_bad_boxes_and_the_wrong_model_are_one_sentence(server, client):
+def test_bad_boxes_and_the_wrong_model_are_refused_in_one_sentence(server, client):
     with pytest.raises(NodeError, match="beyond the picture"):
         sampled(server, boxes="12 8 20 20 red")
     with pytest.raises(NodeError, match="colour 'pink'"):

@@ -61,7 +61,7 @@ def test_interpolation_keeps_key_frames_and_passes_the_frame_rate_on(server, lib
     assert frames.shape == (33, 4, 2, 3) and torch.equal(frames[::16], keys)
 
 
-def test_what_was_kept_of_a_cancelled_video_is_not_the_result_of_the_same_graph(server, library):
+def test_after_a_cancelled_video_the_same_graph_makes_the_whole_video(server, library):
     graph = Longer()
     layers = graph.layers(graph.image_model(), PREDICTION)
     video = graph.extend(layers, graph.start(server, latents(1)), length=10, on_cancel="keep finished clips", steps=8)

@@ -29,7 +29,7 @@ def test_all_samplers_take_more_frames_than_a_window_and_agree(server, client, f
     assert torch.equal(short, same)     # one window is no window
 
 
-def test_clips_of_one_batch_are_what_each_is_alone(server, client):
+def test_clips_of_one_batch_each_come_out_as_alone(server, client):
     generator = torch.Generator().manual_seed(3)
     frames = torch.randn(2 * LONG, 4, 2, 3, generator=generator)
     names = [server.put_input_latent(f"clip_{name}.latent", part) for name, part in
@@ -94,7 +94,7 @@ def refused(server, graph, node, at):
     return error.message
 
 
-def test_a_model_without_layers_and_windows_that_are_none_are_refused_at_the_node(server, client):
+def test_a_model_without_layers_and_impossible_windows_are_refused_at_the_node(server, client):
     graph = Graph()
     bare = windows(graph, graph.image_model())
     assert "has no temporal layers" in refused(server, graph, graph.clip(bare), at=bare)
