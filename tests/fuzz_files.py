@@ -1,7 +1,8 @@
-"""Damage to model files, drawn by a seed: each damage takes a file's bytes and gives other bytes.
+"""Damage to model files, drawn by a seed. Each damage takes a file's bytes and gives other bytes.
 
-The whole of a file is damaged as a bad disk or download would do it, and its parts as a careless or hostile program
-would: headers, metadata, names, shapes, types and values, the directory of an archive, the instructions of a pickle.
+Some damage hits the whole of a file, as a bad disk or download does. Other damage hits its parts, as a careless or
+hostile program does. These parts are headers, metadata, names, shapes, types and values, the directory of an archive,
+and the instructions of a pickle.
 """
 
 import copy

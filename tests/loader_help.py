@@ -79,7 +79,7 @@ def peak() -> int:
 
 
 def fault_of(load, path) -> str | None:
-    """What is wrong with how a loader takes a file; None where nothing is."""
+    """What is wrong with how a loader takes a file, or None."""
     before, peak_before, start = resident(), peak(), time.process_time()
     try:
         with alarm(), warnings.catch_warnings():

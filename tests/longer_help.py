@@ -26,14 +26,14 @@ def frames_of(count, seed=5):
 
 
 def run_extend(model, **changes):
-    """Extend Video with small widgets; `changes` are other values of its inputs."""
+    """Extend Video with small widgets. `changes` are other values of its inputs."""
     widgets = dict(positive=text(), negative=text(12), frames=FRAMES, width=24, height=16, seed=7, steps=1, cfg=1.0,
                    sampler="euler", scheduler="normal", context_guidance=1.0, overlap=2, on_cancel=STOP)
     return ExtendVideo.execute(model=model, **{**widgets, **changes}).result
 
 
 def run_interpolate(model, keys, clip_frames=None, **changes):
-    """Latent Interpolate x4 on these key frames with small widgets; `changes` are other values of its inputs."""
+    """Latent Interpolate x4 on these key frames with small widgets. `changes` are other values of its inputs."""
     latent = {"samples": keys, "frame_rate": RATE} | ({"clip_frames": clip_frames} if clip_frames else {})
     widgets = dict(positive=text(), negative=text(12), latent=latent, seed=7, steps=1, times=1, cfg=1.0,
                    sampler="euler", scheduler="normal", fps=0.0, windows=0)

@@ -101,7 +101,7 @@ def weights(channels=320, width=checkpoints.EMB_DIM, seed=4):
 
 
 def by_hand(state, tensors, strength):
-    """The image MODEL whose own weights do what the layers do; the latents of a clip are one latent here."""
+    """The image MODEL whose own weights do what the layers do. The latents of a clip are one latent here."""
     changed = dict(state)
     # The mean of equal frames is each of them, so the layer multiplies the first convolution's output.
     factor = 1 + strength * tensors["mean.weight"]

@@ -1,5 +1,7 @@
-"""What temporal layers take for a clip where other nodes change the batch of a model call, or evaluate conditions of
-their own."""
+"""What temporal layers take for a clip where other nodes interfere.
+
+These nodes change the batch of a model call, or evaluate conditions of their own.
+"""
 
 import comfy.samplers
 import pytest

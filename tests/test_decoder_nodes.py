@@ -137,8 +137,11 @@ def demo_vae():
 
 
 def test_a_decoder_for_other_latents_is_warned_of_by_a_test_picture_and_one_that_fits_is_not(tmp_path):
-    """The bundled autoencoder, whose latents mean something; its decoder with fresh layers fits, and behind
-    other channels it is that of another latent space of the same shape."""
+    """The latents of the bundled autoencoder mean something.
+
+    Its decoder with fresh layers fits. Behind exchanged channels the decoder is one for another latent space of
+    the same shape.
+    """
     from video_ldm.demo.decoder import params
     from video_ldm.temporal.formats import decoder as file_format
     vae = demo_vae()

@@ -74,7 +74,7 @@ def test_formats_that_cannot_be_streamed_are_refused_in_a_sentence_and_leave_no_
 
 
 def pictures_alive() -> dict:
-    """Bytes of every piece of memory that holds pictures, by address; views of one are one."""
+    """Bytes of every piece of memory that holds pictures, by address. Views of one piece count once."""
     tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.ndim == 4]
     kept = [x.untyped_storage() for x in tensors if x.shape[1:] in ((3, 48, 64), (48, 64, 3))]
     return {storage.data_ptr(): storage.nbytes() for storage in kept}

@@ -45,7 +45,7 @@ def drives():
 
 @torch.inference_mode()
 def upscaled(model, small, text, window=FRAMES, tile=0):
-    """Large frames `t h w 3` in 0..1; tile in large pixels."""
+    """Large frames `t h w 3` in 0..1. `tile` is in large pixels."""
     cuts = cut(*small.shape[:3], window, OVERLAP, tile // FACTOR)
     settings = SamplerSettings(STEPS, 1.0, "euler", "ddim_uniform", text, text)
     x = upscaling.upscaled(model, small, upscaler.USUAL_LEVEL, cuts, 3, settings)
@@ -63,8 +63,10 @@ def test_the_upscaler_comes_nearer_to_the_large_frames_than_repeated_pixels(mode
 
 
 def ratio(pairs, at_seam):
-    """Mean of the differences in pieces at seams over that elsewhere, each in units of the same difference without
-    pieces: scenes do not move or vary evenly."""
+    """How much larger differences are at seams than elsewhere, on average.
+
+    Each is in units of the same difference in a video made without pieces, because scenes do not move or vary evenly.
+    """
     at, inside = [], []
     for ours, whole in pairs:
         for place, value in enumerate((ours / whole).tolist()):

@@ -1,7 +1,7 @@
 """Motion modules for SDXL: AnimateDiff's beta and Hotshot-XL, against outputs of their published code.
 
 tests/fixtures/motion_modules.json holds what the published modules add to `features()` with the weights of `filled`:
-every 17th number. Both modules have the same names and sizes; the beta's norm sees all frames of a clip together.
+every 17th number. Both modules have the same names and sizes. The beta's norm sees all frames of a clip together.
 """
 
 import json

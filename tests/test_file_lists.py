@@ -1,4 +1,7 @@
-"""The lists of the loaders: all files are in them, those that a loader takes first, and the first is one of these."""
+"""The lists of the loaders.
+
+All files are in them. Files that the loader takes come first, so the first is one of these.
+"""
 
 import os
 import shutil

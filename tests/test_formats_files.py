@@ -21,7 +21,7 @@ def tensors():
 
 
 def refused(path) -> str:
-    """The sentence with which a file is refused; the same from every entrance."""
+    """The sentence with which a file is refused. Every entrance gives the same."""
     with pytest.raises(VideoLDMError) as caught:
         identify(path)
     with pytest.raises(VideoLDMError) as loading:

@@ -84,7 +84,10 @@ def test_every_help_page_belongs_to_a_node():
 
 
 def messages_not_in_the_code(table):
-    """A quoted message is written as *... like this ...*, with dots for what varies; the parts that are not found."""
+    """The parts of quoted messages that the code does not hold.
+
+    A quoted message is written as *... like this ...*, with dots for what varies.
+    """
     texts = [path.read_text(encoding="utf-8") for path in [*SOURCES, ROOT / "__init__.py"]]
     code = squeezed(re.sub(r'"\s*\n\s*f?"', "", "\n".join(texts)))
     code = re.sub(r"\{[^{}]*\}", "...", code)

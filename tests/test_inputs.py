@@ -1,4 +1,7 @@
-"""What a node is given through a link: every input of every node takes what its widget takes, and nothing else."""
+"""What a node is given through a link.
+
+Every input of every node takes what its widget takes, and nothing else.
+"""
 
 import inspect
 from types import SimpleNamespace
@@ -46,7 +49,7 @@ def inputs_of(*kinds):
 
 
 def run(node, **changes):
-    """The node's checks with what is right for each input, but for the changes; raises Reached behind them."""
+    """Runs a node's checks on right values for every input, except for the changes. Raises Reached after them."""
     given = {}
     for declared in node.define_schema().inputs:
         kind = kind_of(declared)

@@ -1,4 +1,7 @@
-"""Scene layouts: boxes and labels become tokens, act on a frozen image LDM, are dropped, trained, written and read."""
+"""Scene layouts.
+
+Boxes and labels become tokens and act on a frozen image LDM. Training leaves some out. Files keep the layers.
+"""
 
 import math
 from dataclasses import replace
@@ -95,7 +98,7 @@ def test_images_with_a_layout_each_are_what_each_is_alone(unet):
 
 @torch.no_grad()
 def test_a_boxs_token_is_made_of_the_waves_of_its_corners_and_middle_and_its_colour():
-    """sin and cos of pi 2^k times each of x0, y0, x1, y1 and the middle, k from 0; then the layers' own weights."""
+    """By hand: sin and cos of pi 2^k times x0, y0, x1, y1 and the middle, k from 0, then the layers' weights."""
     network = randomise(SceneLayout(replace(PARAMS, layers=0)), 3).conditioner
     first = layout()
     tokens, there = network(first)
@@ -209,7 +212,7 @@ def test_what_does_not_belong_together_is_not_written(tmp_path):
 
 
 def rewritten(path, metadata=None, **changes):
-    """The file with other metadata or tensors; None takes one out."""
+    """The file with other metadata or tensors. None takes a tensor out."""
     with safe_open(str(path), framework="pt") as file:
         tensors, header = {key: file.get_tensor(key) for key in file.keys()}, {**file.metadata(), **(metadata or {})}
     tensors |= changes

@@ -1,4 +1,4 @@
-"""Scene Layout: lines of text become boxes, or a sentence; CONDITIONING carries them through core's samplers."""
+"""Scene Layout: lines of text become boxes, or a sentence. CONDITIONING carries them through core's samplers."""
 
 from dataclasses import replace
 
@@ -116,7 +116,7 @@ def scene_of(**widgets):
 
 
 def test_the_positive_says_what_the_widgets_say_and_the_negative_nothing(scenes):
-    """Labels by their number from 1, 0 where left open; colours by theirs from 0."""
+    """Labels have numbers from 1, and 0 stands for one that is left open. Colours have numbers from 0."""
     scene, unsaid = scene_of(boxes="0.5 0.25 0.25 0.5 blue\n0 0 1 1 red", light="night", crowdedness="any")
     assert scene.boxes.tolist() == [[[0.5, 0.25, 0.75, 0.75], [0.0, 0.0, 1.0, 1.0]]]
     assert scene.colours.tolist() == [[1, 0]] and scene.present.tolist() == [[True, True]]

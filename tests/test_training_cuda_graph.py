@@ -1,4 +1,7 @@
-"""Losses that a GPU can record: nothing is drawn, copied or waited for while they compute, and a replay is the step."""
+"""Losses that a GPU can record.
+
+Nothing is drawn, copied or waited for while they compute. A replay gives what the step gives.
+"""
 
 from dataclasses import replace
 
@@ -118,7 +121,7 @@ def test_the_tensors_of_one_step_can_be_filled_with_those_of_another(made):
 
 
 class FromTheCPU(TorchDispatchMode):
-    """Refuses tensors of the CPU in what a GPU is asked for, numbers apart; `meta` stands for the GPU."""
+    """Refuses tensors of the CPU in what a GPU computes, except for numbers. `meta` stands for the GPU."""
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
@@ -133,7 +136,7 @@ def is_large(leaf):
 
 
 def test_nothing_is_copied_from_the_cpu_or_waited_for_while_it_computes(made, monkeypatch):
-    """On `meta` a value that the CPU asks for raises; a GPU would have to be waited for, which a recording cannot."""
+    """On `meta` a value that the CPU asks for raises. On a GPU the CPU would wait for it. No recording can do so."""
     loss, networks = made
     monkeypatch.setattr(comfy.model_management, "get_free_memory",         # of `meta`
                         lambda device, both=False: (2 ** 30, 2 ** 30) if both else 2 ** 30)
@@ -170,7 +173,7 @@ def test_without_a_gpu_a_recording_that_is_asked_for_changes_nothing(tmp_path):
 
 
 def trained(folder, name, recorded, stop=None, **settings):
-    """What 6 steps change in the weights; with `stop`, in two runs."""
+    """What 6 steps change in the weights. With `stop` they are made in two runs."""
     def loop():
         torch.manual_seed(0)
         loss, networks = LOSSES[name]()

@@ -77,7 +77,7 @@ class Stub:
 
 def latents_of(model, small, window=8, overlap=2, tile=0, level=30, seed=5, steps=2, cfg=2.0, sampler="euler",
                positive=None, scheduler="normal"):
-    """What the node samples; overlap and tile (in latents) as they come."""
+    """What the node samples. `overlap` and `tile` (in latents) are its own values."""
     cuts = cut(*small.shape[:3], window, overlap, tile)
     settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive or text(), text(12))
     return upscaling.upscaled(model, small, level, cuts, seed, settings)
@@ -148,7 +148,7 @@ def test_the_sampler_works_on_the_cpu_and_core_prepares_for_one_piece(upscaler):
 
 
 def test_of_more_frames_only_a_few_times_their_latents_is_in_memory_while_sampling(upscaler, folder):
-    """Noise, latents, both predictions and what they are mixed from; the small frames, noised."""
+    """In memory are noise, latents, both predictions with what they are mixed from, and the noised small frames."""
     model, most = with_layers(upscaler, strength=0.0), []
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stub", lambda run, x, *others, **more: x[:, :4].tanh())
     for frames in (8, 24, 40):
@@ -380,6 +380,6 @@ def test_another_model_and_the_videos_own_vae_are_refused(upscaler, run):
 
 
 def test_the_widgets_show_the_papers_settings_at_first():
-    """docs/papers.md#v14: noise augmentation 30 and windows of 8 frames (Appendix H); levels were trained up to 250."""
+    """docs/papers.md#v14: noise augmentation 30 and windows of 8 frames (Appendix H). Levels were trained up to 250."""
     defaults = {entry.id: getattr(entry, "default", None) for entry in nodes.VideoUpscale.GET_SCHEMA().inputs}
     assert (defaults["noise_level"], defaults["window"]) == (30, 8) and TRAINED_LEVEL == 250

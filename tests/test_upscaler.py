@@ -89,7 +89,7 @@ def test_tiles_share_a_quarter_and_are_the_fewest_that_do():
 
 
 def test_small_frames_are_spread_over_their_pixels_and_freed_of_the_weight_of_their_noise():
-    """c_gamma / alpha_gamma stands for x_low; at level 0 nothing was weighted."""
+    """c_gamma / alpha_gamma stands for x_low. At level 0 there is no noise, so no weight is taken off."""
     x = noise(2, 3, 2, 3)
     for level in (0, 30, 250):
         levels = torch.tensor([level, 0])

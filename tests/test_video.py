@@ -37,7 +37,7 @@ def test_a_coded_video_comes_back_close_with_its_count_and_rate(tmp_path, format
 
 
 def test_few_frames_are_held_back_by_the_encoder(tmp_path):
-    """What a stream keeps in memory does not grow beyond them; x264 by itself holds 40 and more."""
+    """A stream keeps no more frames than these in memory. x264 by itself holds 40 and more."""
     frames = clip(64)
     with av.open(str(tmp_path / "clip.mp4"), mode="w") as container:
         stream = _picture_stream(container, "mp4", Fraction(8), 18, frames[0])

@@ -1,4 +1,4 @@
-"""Video files that are read: ranges, uneven times, turned pictures; bad files are refused in a sentence."""
+"""Reading of video files: ranges, uneven times and turned pictures. Bad files are refused in a sentence."""
 
 import io
 import struct

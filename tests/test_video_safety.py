@@ -96,7 +96,7 @@ def test_an_impossible_duration_in_a_file_is_not_believed(tmp_path, text):
 # One file, and nothing else
 
 def quickly(action, seconds=5):
-    """Run `action`; fail if it hangs."""
+    """Run `action`. Fail if it hangs."""
     outcome = []
 
     def work():

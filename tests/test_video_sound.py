@@ -21,7 +21,7 @@ def flashing(size=64):
 
 
 def clicking(channels=1, offset=0.0):
-    """Silence and one click, in the middle of the white frame; sound begins `offset` seconds after the pictures."""
+    """Silence with one click in the middle of the white frame. Sound begins `offset` seconds after the pictures."""
     wave = np.zeros((channels, round((FRAMES / FPS - min(offset, 0)) * RATE)), np.float32)
     middle = round(((FLASH + 0.5) / FPS - offset) * RATE)
     wave[:, middle:middle + 48] = 0.8
@@ -245,7 +245,7 @@ def write_long_sound(path, seconds, begin=0.0):
 
 
 def test_hours_of_sound_after_the_pictures_take_no_memory(tmp_path):
-    """An hour at 8 kHz is 115 MB as float32; what is heard during 20 frames is 25 KB."""
+    """An hour at 8 kHz is 115 MB as float32. What is heard during 20 frames is 25 KB."""
     path = tmp_path / "hours.mkv"
     write_long_sound(path, 3600)
     video = open_video(path)

@@ -70,7 +70,7 @@ def grown(node):
 
 
 def source_of(link, nodes, links):
-    """[node, slot] at the far end of a link; through a bypassed node, what its input of the same type receives."""
+    """[node, slot] at the far end of a link. A bypassed node passes on its input of the same type."""
     if link is None:
         return None
     _, node_id, slot, _, _, kind = links[link]

@@ -1,4 +1,7 @@
-"""The driving world: the same drive whatever the size and rate, and labels, captions and boxes that tell the truth."""
+"""The driving world.
+
+A drive is the same whatever its size and rate. Labels, captions and boxes tell the truth.
+"""
 
 import numpy as np
 import pytest

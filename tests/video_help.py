@@ -31,7 +31,7 @@ def numbers(images):
 
 
 def psnr(images, frames):
-    """Peak signal-to-noise ratio in decibels; images in 0..1, frames of bytes."""
+    """Peak signal-to-noise ratio in decibels. `images` are in 0..1, `frames` are bytes."""
     return 10 * np.log10(255**2 / np.mean((images * 255 - np.array(frames))**2))
 
 

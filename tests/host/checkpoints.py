@@ -35,7 +35,7 @@ UNET_PREFIX = "model.diffusion_model."
 # Image models
 
 def unet_state(seed: int = 0, **changes) -> dict:
-    """State dict of a random UNet; `changes` to UNET make models of other kinds."""
+    """State dict of a random UNet. `changes` to UNET make models of other kinds."""
     return randomise(unet_model({**UNET, **changes}), seed).state_dict()
 
 
@@ -117,7 +117,7 @@ def write_video_layers(path, seed: int = 1, mix_length: int = 1, dtype: torch.dt
 
 def write_context_layers(path, positions=FIRST_FRAMES, frames: int = FRAMES, fps_width: int = 0, seed: int = 8,
                          dtype: torch.dtype = torch.float32):
-    """Prediction layers for UNET; with BOTH_ENDS, 5 frames and TEXT as fps_width, interpolation layers."""
+    """Prediction layers for UNET. BOTH_ENDS, 5 frames and TEXT as fps_width make them interpolation layers."""
     params = with_context(replace(video_layers().params, frames=frames), 1, positions, channels=16, fps_width=fps_width)
     stack = randomise(TemporalStack(params), seed).to(dtype)
     video_ldm.write(path, stack, params, schedule=SCHEDULE, base=SD1, fps=None if fps_width else 4.0)

@@ -20,7 +20,7 @@ FRAMES, WIDTH, HEIGHT = 10, 128, 64
 
 @pytest.fixture(scope="module")
 def files(server):
-    """A temporal decoder for the bundled autoencoder, its temporal layers random but weak; latents of some frames."""
+    """A temporal decoder for the bundled autoencoder with weak random layers, and latents of some frames."""
     from comfy.ldm.modules.diffusionmodules.model import Decoder
 
     from video_ldm.demo.decoder import params
@@ -65,7 +65,7 @@ CORE_SAVE = {"class_type": "SaveVideo", "inputs": {
 
 
 def frames_of(server, result, node):
-    """Frames of the file that a node has saved, uint8; lossless where it is WebP."""
+    """The video that a node has saved, and its frames as uint8. WebP keeps them exactly."""
     video = open_video(server.output_path(next(iter(result.outputs[node]["images"]))))
     return video, np.stack(list(video.iterate()))
 

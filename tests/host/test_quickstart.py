@@ -1,4 +1,7 @@
-"""The first things that anybody runs, on the bundled models in a real server: the quickstart, and more frames of it."""
+"""The first workflows that a newcomer runs, on the bundled models in a real server.
+
+They are the quickstart and the same clip with more frames.
+"""
 
 import json
 from pathlib import Path

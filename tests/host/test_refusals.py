@@ -1,4 +1,7 @@
-"""What is refused in a running ComfyUI: one sentence, at the node where the mistake was made; nothing stays behind."""
+"""What a running ComfyUI refuses.
+
+One sentence appears at the node where the mistake was made. Nothing stays behind.
+"""
 
 import pytest
 import torch
@@ -40,7 +43,7 @@ def wrong_models(library):
 
 
 def refused(server, graph, node, at):
-    """The sentence with which a node refuses; the server must be as ready as before."""
+    """The sentence with which a node refuses. The server must be as ready as before."""
     with pytest.raises(NodeError) as caught:
         server.latent(graph, node[0])
     error = caught.value

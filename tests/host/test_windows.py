@@ -45,8 +45,11 @@ def test_clips_of_one_batch_each_come_out_as_alone(server, client):
 
 
 def test_the_pictures_of_a_controlnet_follow_their_frames(server, client):
-    """Pictures that differ in the last frame alone: in one step the first two, which share no window with it, stay to
-    the bit; with strength 0 of the layers all frames but the last stay, whatever the steps."""
+    """The pictures differ in the last frame alone.
+
+    In one step the first two frames stay to the bit, because they share no window with the last one. With strength 0 of
+    the layers all frames but the last stay, whatever the steps.
+    """
     def frames(strength, shades, steps=1):
         graph = Graph()
         names = [server.put_input_image(f"hint_{shade}.png", torch.full((HEIGHT, WIDTH, 3), shade)) for shade in shades]
