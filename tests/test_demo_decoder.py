@@ -45,6 +45,7 @@ def test_the_bundled_decoder_fits_the_bundled_autoencoder(vae, made):
     assert round_trip_warning(vae, made, load_decoder(FILE)) is None
 
 
+@pytest.mark.slow
 def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(made, drives):
     """In units of what the real frames differ there: scenes do not move evenly."""
     starts = spread(FRAMES, WINDOW, OVERLAP)
@@ -57,6 +58,7 @@ def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(made, dr
     assert sum(at) / len(at) <= LARGEST * sum(inside) / len(inside)
 
 
+@pytest.mark.slow
 def test_pixels_differ_no_more_at_the_seams_of_tiles_than_inside_them(made, drives):
     at, inside = [], []
     tile, overlap = TILE // 8, TILE // 8 // 4

@@ -56,6 +56,7 @@ def psnr(made, reference):
     return -10 * (made - reference).square().mean().log10()
 
 
+@pytest.mark.slow
 def test_the_upscaler_comes_nearer_to_the_large_frames_than_repeated_pixels(model, drives):
     for large, small, text in drives[:2]:
         repeated = small.repeat_interleave(FACTOR, 1).repeat_interleave(FACTOR, 2)
@@ -74,6 +75,7 @@ def ratio(pairs, at_seam):
     return (sum(at) / len(at)) / (sum(inside) / len(inside))
 
 
+@pytest.mark.slow
 def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(model, drives):
     starts = spread(FRAMES, WINDOW, OVERLAP)
     seams = {step for before, after in zip(starts, starts[1:]) for step in range(after - 1, before + WINDOW)}
@@ -84,6 +86,7 @@ def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(model, d
     assert ratio(pairs, seams) <= LARGEST
 
 
+@pytest.mark.slow
 def test_pixels_differ_no_more_at_the_seams_of_tiles_than_inside_them(model, drives):
     tile = TILE // FACTOR
     starts = spread(drives[0][1].shape[2], tile, tile // TILE_OVERLAP)

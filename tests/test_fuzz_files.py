@@ -28,6 +28,7 @@ def damaged(file, number: int) -> tuple[str, bytes]:
     return damage.__name__, damage(file.path.read_bytes(), draw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_damaged_files_are_refused_in_a_sentence_or_load_finite(files, tmp_path, name):
     file = files[name]

@@ -153,6 +153,7 @@ def test_labels_boxes_and_everything_are_left_out_as_often_as_told():
     assert all(torch.equal(getattr(kept, name), getattr(many, name)) for name in Layout.__dataclass_fields__)
 
 
+@pytest.mark.slow
 def test_training_moves_the_conditioner_alone_and_lowers_the_loss_where_the_box_says_what_is_there(unet, tmp_path):
     """Pictures whose left or right half is bright, as the box says and nothing else does."""
     boxes = torch.tensor([[[0.0, 0.0, 0.5, 1.0]], [[0.5, 0.0, 1.0, 1.0]]])

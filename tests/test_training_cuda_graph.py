@@ -135,6 +135,7 @@ def is_large(leaf):
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_copied_from_the_cpu_or_waited_for_while_it_computes(made, monkeypatch):
     """On `meta` a value that the CPU asks for raises. On a GPU the CPU would wait for it. No recording can do so."""
     loss, networks = made
@@ -167,6 +168,7 @@ def test_what_cannot_be_recorded_is_refused_where_it_is_asked_for(tmp_path):
         Loop(LoopParams(1, 1e-3, cuda_graph=True), loss.modules, loss, tmp_path, "layers")
 
 
+@pytest.mark.slow
 def test_without_a_gpu_a_recording_that_is_asked_for_changes_nothing(tmp_path):
     plain, asked = (trained(tmp_path / str(recorded), "layout", recorded, device="cpu") for recorded in (False, True))
     assert torch.equal(plain, asked)

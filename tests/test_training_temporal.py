@@ -294,6 +294,7 @@ def test_checkpointing_gives_the_same_gradients_bit_for_bit(unet, kind, frozen):
     assert any(gradient is not None and gradient.abs().max() > 0 for gradient in plain[1][1].values())
 
 
+@pytest.mark.slow
 def test_the_backward_pass_may_run_inside_the_call_in_another_thread_or_twice(unet):
     unet.requires_grad_(False)
     sets = [(small_stack(unet, 4), CallSettings(frames=4))]

@@ -137,6 +137,7 @@ def test_checkpointing_gives_the_same_gradients():
     assert all(torch.equal(one, other) for one, other in zip(*gradients))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_its_own_patches(tmp_path):
     unet = pixel_help.network()
     stack = pixel_help.stack(unet)

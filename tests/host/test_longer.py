@@ -61,6 +61,7 @@ def test_interpolation_keeps_key_frames_and_passes_the_frame_rate_on(server, lib
     assert frames.shape == (33, 4, 2, 3) and torch.equal(frames[::16], keys)
 
 
+@pytest.mark.slow
 def test_after_a_cancelled_video_the_same_graph_makes_the_whole_video(server, library):
     graph = Longer()
     layers = graph.layers(graph.image_model(), PREDICTION)

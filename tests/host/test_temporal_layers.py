@@ -85,6 +85,7 @@ def test_a_saved_model_has_the_image_models_keys_and_weights_alone(server, clien
     assert set(after) == set(before) and all(torch.equal(after[key], before[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_the_same_graph_gives_the_same_frames_and_every_setting_changes_them(server, client):
     def frames(file=MOTION, lora=None, temporal=None, strength=1.0, schedule=AS_MODEL, per_clip=0, **widgets):
         graph = Graph()

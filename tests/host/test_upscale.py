@@ -81,6 +81,7 @@ def test_without_layers_a_still_clip_stays_still_and_the_report_says_what_is_mis
     assert "No temporal layers" in result.outputs[report]["text"][0]
 
 
+@pytest.mark.slow
 def test_layers_in_lavies_layout_upscale_a_clip(server, client):
     graph = Graph()
     lavie, _ = shown_frames(graph, client, server, upscaled(graph, server, layers=LAVIE, noise_level=300))
