@@ -22,15 +22,7 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_decoder, load_motion_lora, load_temporal
 from video_ldm.tests import loader_help
 from video_ldm.tests.formats_help import saved
-from video_ldm.tests.loader_help import (
-    IMAGE,
-    TEXT,
-    VAE,
-    alarm,
-    fault_of,
-    refused,
-    rewritten,
-)
+from video_ldm.tests.loader_help import IMAGE, TEXT, VAE, alarm, fault_of, refused, rewritten
 
 files, tensors = loader_help.files, loader_help.tensors       # fixtures
 

@@ -10,15 +10,7 @@ from video_ldm.temporal.families import load_temporal
 from video_ldm.temporal.formats import metadata
 from video_ldm.tests import loader_help
 from video_ldm.tests.formats_help import saved
-from video_ldm.tests.loader_help import (
-    IMAGE,
-    KEY,
-    NAMES,
-    TEXT,
-    VAE,
-    refused,
-    rewritten,
-)
+from video_ldm.tests.loader_help import IMAGE, KEY, NAMES, TEXT, VAE, refused, rewritten
 
 files, tensors = loader_help.files, loader_help.tensors       # fixtures
 SAFE = [name for name in NAMES if name.endswith(".safetensors")]
