@@ -5,7 +5,10 @@ WEB_DIRECTORY = "web"      # here, not in pyproject.toml: help pages are asked f
 
 
 async def comfy_entrypoint():
-    """What ComfyUI calls to learn the pack's nodes; imports happen here so that scripts and tests can import the rest."""
+    """ComfyUI calls this to learn the pack's nodes.
+
+    Imports happen here. So scripts and tests can import the rest of the pack without ComfyUI.
+    """
     try:
         from .nodes.extension import VideoLDMExtension
     except ImportError as error:

@@ -43,8 +43,10 @@ def image(state):
 
 
 def models_with_layers(tmp_path_factory, write):
-    """Yields {name: MODEL} with the layers of each file that `write(folder)` leaves, and "image" without any, on one
-    network; afterwards nothing may have stayed on it."""
+    """Yields {name: MODEL}: one with the layers of each file that `write(folder)` leaves, and "image" without layers.
+
+    All share one network. Afterwards nothing may have stayed on it.
+    """
     folder = tmp_path_factory.mktemp("video_ldm")
     folder_paths.add_model_folder_path("video_ldm", str(folder))
     write(folder)
@@ -82,12 +84,14 @@ def text(seed=11):
 
 
 class FirstPrediction(comfy.samplers.CFGGuider):
-    """Keeps what is predicted for the first noise: by its MODEL, by `others` of the same network in turn, and by its
-    own again."""
+    """Keeps what is predicted for the first noise.
+
+    Its own MODEL predicts first, then each of `others` on the same network, then its own again.
+    """
 
     others = ()
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
         turns = [model_options, *self.other_options(), model_options] if self.others else [model_options]
         predict = super().predict_noise
         self.seen = [predict(x, timestep, options, seed) for options in turns]

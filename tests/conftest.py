@@ -1,4 +1,4 @@
-"""Makes the pack importable as `video_ldm`, with a real ComfyUI's modules beside it. `python run.py test` runs this."""
+"""Makes the pack importable as `video_ldm`, with a real ComfyUI's modules beside it. `python run.py test` uses it."""
 
 import importlib.util
 import os

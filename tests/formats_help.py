@@ -12,7 +12,7 @@ PUBLISHED = json.loads(lzma.decompress((Path(__file__).parent / "fixtures" / "pu
 
 
 def narrow(shapes: dict, factor: int = 10) -> dict:
-    """The same file at a tenth of the width: channels and what follows from them; tables and kernels as they are."""
+    """The same file with a tenth of the channels. Tables and kernels keep their sizes."""
     return {key: tuple(size // factor if size >= 320 else size for size in shape) for key, shape in shapes.items()}
 
 
@@ -22,7 +22,7 @@ def random_tensors(shapes: dict, seed: int = 0, dtype=torch.float32) -> dict:
 
 
 def motion_shapes(channels=(64, 128), resblocks: int = 1, middle: bool = True, table: int = 32) -> dict:
-    """Keys and shapes of an AnimateDiff file for a UNet of these levels; table 0: without frame positions."""
+    """Keys and shapes of an AnimateDiff file for a UNet of these levels. With table 0 it has no frame positions."""
     places = [(f"down_blocks.{i}.motion_modules.{j}", c) for i, c in enumerate(channels) for j in range(resblocks)]
     places += [(f"up_blocks.{i}.motion_modules.{j}", c)
                for i, c in enumerate(reversed(channels)) for j in range(resblocks + 1)]

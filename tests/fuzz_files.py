@@ -1,7 +1,8 @@
-"""Damage to model files, drawn by a seed: each damage takes a file's bytes and gives other bytes.
+"""Damage to model files, drawn by a seed. Each damage takes a file's bytes and gives other bytes.
 
-The whole of a file is damaged as a bad disk or download would do it, and its parts as a careless or hostile program
-would: headers, metadata, names, shapes, types and values, the directory of an archive, the instructions of a pickle.
+Some damage hits the whole of a file, as a bad disk or download does. Other damage hits its parts, as a careless or
+hostile program does. These parts are headers, metadata, names, shapes, types and values, the directory of an archive,
+and the instructions of a pickle.
 """
 
 import copy
@@ -11,16 +12,17 @@ import pickletools
 import random
 import struct
 import zipfile
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 
 NASTY = ("", " ", "-1", "0", "1.5", "1e999", "-1e999", "nan", "inf", "true", "null", "None", "[", "{}", "[]",
-         "[[1e999]]", "[[]]", "[" * 1000, "[" * 1000 + "]" * 1000, '{"a":' * 300 + "1" + "}" * 300, "9" * 30, "9" * 5000,
-         "1000000000", "2147483648", "-9223372036854775809", "\u0661\u0662", "\x00", "line\nline", "\ud7ff\u202e",
-         "x" * 100_000, "[NaN]", '{"a": [true]}', '"8"')
+         "[[1e999]]", "[[]]", "[" * 1000, "[" * 1000 + "]" * 1000, '{"a":' * 300 + "1" + "}" * 300, "9" * 30,
+         "9" * 5000, "1000000000", "2147483648", "-9223372036854775809", "\u0661\u0662", "\x00", "line\nline",
+         "\ud7ff\u202e", "x" * 100_000, "[NaN]", '{"a": [true]}', '"8"')
 VALUES = (None, True, False, -1, 0, 1, 3, 1.5, 1e308, float("inf"), float("nan"), 10 ** 9, 10 ** 30, -(10 ** 18), "",
-          "8", "x" * 10_000, [], [[]], {}, [1] * 100_000, [0], [-1], [10 ** 9], [[1, 2, 3]], {"a": 1}, [[[[[[[[[1]]]]]]]]])
+          "8", "x" * 10_000, [], [[]], {}, [1] * 100_000, [0], [-1], [10 ** 9], [[1, 2, 3]], {"a": 1},
+          [[[[[[[[[1]]]]]]]]])
 TYPES = ("F32", "F16", "BF16", "F64", "I8", "I64", "BOOL", "F8_E4M3", "F8_E8M0", "C64", "U4", "", "f32")
 NUMBERS = (-1, 0, 1, 3, 2 ** 31, 2 ** 40, 2 ** 63, 10 ** 30, 1.0, None, "4")
 

@@ -1,4 +1,4 @@
-"""A small upscaler in pixel space, and temporal layers for it that see the small frames; random."""
+"""A small random upscaler in pixel space, and random temporal layers for it that see the small frames."""
 
 from dataclasses import asdict, replace
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+
 from video_ldm.temporal.new_layers import video_ldm_params
 from video_ldm.temporal.stack import TemporalStack
 

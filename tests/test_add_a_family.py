@@ -101,7 +101,7 @@ def weights(channels=320, width=checkpoints.EMB_DIM, seed=4):
 
 
 def by_hand(state, tensors, strength):
-    """The image MODEL whose own weights do what the layers do; the latents of a clip are one latent here."""
+    """The image MODEL whose own weights do what the layers do. The latents of a clip are one latent here."""
     changed = dict(state)
     # The mean of equal frames is each of them, so the layer multiplies the first convolution's output.
     factor = 1 + strength * tensors["mean.weight"]
@@ -118,11 +118,12 @@ def test_a_family_in_one_file_loads_attaches_and_samples(listed, image, state, f
     assert families.identify(folder / "mean.safetensors").kind == "mean"
     video = with_layers(image, "mean.safetensors", strength)
     noise = noise_of(1, 1).expand(FRAMES, -1, -1, -1).contiguous()
-    assert relative_error(prediction(video, noise=noise), prediction(by_hand(state, tensors, strength), noise=noise)) < 1e-5
+    expected = prediction(by_hand(state, tensors, strength), noise=noise)
+    assert relative_error(prediction(video, noise=noise), expected) < 1e-5
     assert relative_error(prediction(video, noise=noise), prediction(image, noise=noise)) > 1e-2
 
 
-def test_its_facts_reach_the_report_the_list_and_the_refusals(listed, image, folder, tmp_path):
+def test_the_familys_facts_reach_the_report_the_list_and_the_refusals(listed, image, folder, tmp_path):
     from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
     saved(folder, "mean.safetensors", weights())
     report = LoadTemporalLayers.execute(image, "mean.safetensors", 1.0, AS_TRAINED).result[1]
@@ -136,7 +137,7 @@ def test_its_facts_reach_the_report_the_list_and_the_refusals(listed, image, fol
         with_layers(image, other.name)
 
 
-def test_nothing_of_it_is_left_on_the_network(listed, image, folder):
+def test_nothing_of_the_family_is_left_on_the_network(listed, image, folder):
     saved(folder, "mean.safetensors", weights())
     plain = prediction(image)
     prediction(with_layers(image, "mean.safetensors"))

@@ -35,7 +35,7 @@ def test_two_clones_of_one_model_with_different_strengths_run_in_turn_in_one_gui
     assert min(relative_error(alone, plain), relative_error(weak, plain), relative_error(alone, weak)) > 1e-3
 
 
-def test_a_clone_that_dies_unused_does_not_detach_a_live_one(image, folder):
+def test_deleting_an_unused_clone_does_not_detach_the_layers_of_another(image, folder):
     live = with_layers(image, "video.safetensors")
     before = prediction(live)
     unused = [live.clone(), with_layers(image, "video.safetensors"), with_layers(live, "motion.safetensors")]
@@ -99,7 +99,7 @@ def test_positive_and_negative_give_the_same_whether_they_share_a_call_or_not(im
     assert relative_error(apart, together) < 1e-5     # other batch sizes take other paths through the matrix products
 
 
-def test_conditionings_of_other_lengths_run_apart_and_each_is_what_it_is_alone(image, folder):
+def test_conditionings_of_different_lengths_run_apart_and_each_gives_what_it_gives_alone(image, folder):
     model, sizes = batches(with_layers(image, "video.safetensors"))
     short, long = text(11), checkpoints.conditioning(12, tokens=5)
     both = prediction(model, positive=short, negative=long, cfg=2.0)
@@ -109,7 +109,7 @@ def test_conditionings_of_other_lengths_run_apart_and_each_is_what_it_is_alone(i
 
 
 @pytest.mark.parametrize("file", ["video.safetensors", "motion.safetensors"])
-def test_three_clips_in_a_batch_are_what_each_is_alone(image, folder, file):
+def test_three_clips_in_a_batch_each_come_out_as_alone(image, folder, file):
     model = with_layers(image, file, frames_per_clip=FRAMES)
     noise = noise_of(clips=3)
     together = prediction(model, noise=noise)
@@ -147,7 +147,7 @@ def test_a_temporal_prompt_is_heard_by_the_temporal_layers_alone(image, folder):
     assert torch.equal(prediction(silent), prediction(image))
 
 
-def test_spatial_and_temporal_text_swapped_are_two_other_videos_and_the_same_text_twice_is_the_usual_one(image, folder):
+def test_swapping_spatial_and_temporal_text_changes_the_video_and_one_text_for_both_is_the_usual_video(image, folder):
     """docs/papers.md#v17. A DreamBooth prompt goes to the spatial layers, the same without its token to the temporal
     ones."""
     model = with_layers(image, "video.safetensors")

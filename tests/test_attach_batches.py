@@ -1,5 +1,7 @@
-"""What temporal layers take for a clip where other nodes change the batch of a model call, or evaluate conditions of
-their own."""
+"""What temporal layers take for a clip where other nodes interfere.
+
+These nodes change the batch of a model call, or evaluate conditions of their own.
+"""
 
 import comfy.samplers
 import pytest
@@ -43,7 +45,7 @@ def tiled(model, at_once: bool):
 
 @BOTH
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
-def test_four_tiles_in_one_call_are_what_each_is_alone(models, file, cfg):
+def test_four_tiles_in_one_call_each_come_out_as_alone(models, file, cfg):
     model, sizes = notes(models[file], lambda x, options: len(x))
     together, alone = (prediction(tiled(model, at_once), noise_of(), cfg=cfg) for at_once in (True, False))
     conditions = 1 if cfg == 1 else 2
@@ -58,7 +60,7 @@ def test_four_tiles_of_two_clips_hear_the_temporal_prompt_of_their_condition(mod
 
 
 @BOTH
-def test_four_tiles_in_windows_are_what_each_is_alone(models, file):
+def test_four_tiles_in_windows_each_come_out_as_alone(models, file):
     together, alone = (prediction(tiled(windowed(models[file]), at_once), noise_of(LONG), cfg=2.0)
                        for at_once in (True, False))
     assert relative_error(together, alone) < 1e-5
@@ -81,7 +83,7 @@ def test_a_call_outside_a_sampling_is_refused_unless_the_frames_of_a_clip_are_sa
 
     def called(model):
         class Bare(Predictions):
-            def predict_noise(self, x, timestep, model_options={}, seed=None):
+            def predict_noise(self, x, timestep, model_options=None, seed=None):
                 options = self.model_patcher.model_options["transformer_options"]
                 wrappers = model_options["transformer_options"]["wrappers"]
                 seen = self.inner_model.apply_model(x, timestep, c_crossattn=heard,

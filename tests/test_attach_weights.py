@@ -1,5 +1,7 @@
-"""Temporal layers on a MODEL: precision and place of their weights, motion LoRA, noise and schedule
-(docs/papers.md#v18)."""
+"""Temporal layers on a MODEL: precision and place of their weights, motion LoRA, noise and schedule.
+
+See docs/papers.md#v18.
+"""
 
 import copy
 

@@ -20,8 +20,8 @@ def test_layers_without_a_vector_or_a_table_run_clips_of_any_length():
 @pytest.mark.parametrize("params, right, wrong, sentence", [
     (layers(mix=4), [4], [1, 3, 5], "These test layers mix over time with a vector of 4 frames, so they take clips of "
                                     "exactly 4 frames, and a window has {}. Set length to 4."),
-    (layers(table=32), [1, 32], [33], "These test layers have a learned table of 32 frame positions, so they take clips "
-                                      "of up to 32 frames, and a window has {}. Set length to 32 or fewer."),
+    (layers(table=32), [1, 32], [33], "These test layers have a learned table of 32 frame positions, so they take "
+                                      "clips of up to 32 frames, and a window has {}. Set length to 32 or fewer."),
     (layers(mix=4, table=32), [4], [32], "These test layers mix over time with a vector of 4 frames, so they take "
                                          "clips of exactly 4 frames, and a window has {}. Set length to 4.")])
 def test_a_limit_is_told_with_its_reason_and_what_to_set(params, right, wrong, sentence):

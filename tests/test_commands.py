@@ -13,7 +13,7 @@ from video_ldm.tools import hosts, paths
 
 
 def make_comfyui(folder):
-    """The files by which a ComfyUI is recognised; nothing of it runs."""
+    """The files by which a ComfyUI is recognised. Nothing of it runs."""
     (folder / "comfy").mkdir(parents=True)
     for name in ("main.py", "nodes.py"):
         (folder / name).touch()

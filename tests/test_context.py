@@ -88,7 +88,10 @@ def test_context_for_another_number_of_clips_is_refused():
 def test_every_resblock_takes_the_context_channels_of_its_own_resolution(unet):
     levels = unet_levels(unet)
     shapes = {}
-    handles = [module.register_forward_hook(lambda m, a, out, key=(site.part, site.index): shapes.update({key: out.shape[2:]}))
+
+    def noting(key):
+        return lambda module, args, out: shapes.update({key: out.shape[2:]})
+    handles = [module.register_forward_hook(noting((site.part, site.index)))
                for site, (module, _) in unet_sites(unet).items() if site.slot == "post_res"]
     x, t, context = batch(1, 1, height=9, width=12)        # odd: the downsampler must round as the network does
     with torch.no_grad():
@@ -193,7 +196,7 @@ def test_checkpointed_training_gives_the_same_gradients(unet):
         assert (kept_less[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
-def test_the_frame_rate_is_the_only_difference_between_two_steps(unet):
+def test_the_frame_rate_that_a_clip_is_told_changes_that_clip_alone(unet):
     stack = context_stack(unet, BOTH_ENDS, fps_width=768)
     x, t, context = batch(2, FRAMES)
     slow, fast = run(unet, stack, x, t, context, fps=7.5), run(unet, stack, x, t, context, fps=30.0)

@@ -35,7 +35,8 @@ def test_the_temporal_layers_of_svds_size_have_the_published_names_and_number_of
                  for key, shape in PUBLISHED["svd_temporal_decoder"].items()}
     assert {key: tuple(value.shape) for key, value in decoder.state_dict().items()} == published
     parameters = dict(decoder.named_parameters())
-    assert sum(parameters[name].numel() for name in decoder.temporal_names()) == 14_089_004     # docs/papers.md#temporal-decoder
+    # docs/papers.md#temporal-decoder
+    assert sum(parameters[name].numel() for name in decoder.temporal_names()) == 14_089_004
 
 
 @each_kernel

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from video_ldm.temporal.decoder import PAPER_KERNEL, SVD_KERNEL
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_decoder, load_temporal
@@ -155,7 +156,7 @@ def test_a_file_that_is_not_whole_is_refused_with_the_first_fault(tmp_path, stat
     ("latents", None, "whose metadata lacks latents"),
     ("frames", "six", "cannot be read: frames is six, where a whole"),
     ("fps", "-1", "cannot be read: fps is -1, where a number between 0 and 10000")])
-def test_metadata_that_cannot_be_is_refused(tmp_path, entry, value, sentence):
+def test_impossible_metadata_is_refused(tmp_path, entry, value, sentence):
     path = write_decoder(tmp_path / "mine.safetensors")
     from safetensors import safe_open
     with safe_open(str(path), framework="pt") as file:

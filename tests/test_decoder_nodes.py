@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+
 from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import decode as nodes
 from video_ldm.nodes.host import compat, decoding, temporal_vae, wiring
@@ -85,7 +86,7 @@ def test_a_vae_that_has_a_temporal_decoder_already_gets_the_new_one(made, tmp_pa
     assert isinstance(made.first_stage_model.decoder, TemporalDecoder)
 
 
-def test_what_a_host_has_left_on_a_loaded_model_is_not_copied():
+def test_attributes_that_comfyui_has_left_on_a_loaded_model_are_not_copied():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     module[0]._v = module[0].weight_function = object()
     module.dynamic_vbars, module[0].comfy_patched_weights, module[0].weight_comfy_model_dtype = {}, True, torch.float16
@@ -136,8 +137,11 @@ def demo_vae():
 
 
 def test_a_decoder_for_other_latents_is_warned_of_by_a_test_picture_and_one_that_fits_is_not(tmp_path):
-    """The bundled autoencoder, whose latents mean something; its decoder with fresh layers fits, and behind
-    other channels it is that of another latent space of the same shape."""
+    """The latents of the bundled autoencoder mean something.
+
+    Its decoder with fresh layers fits. Behind exchanged channels the decoder is one for another latent space of
+    the same shape.
+    """
     from video_ldm.demo.decoder import params
     from video_ldm.temporal.formats import decoder as file_format
     vae = demo_vae()
@@ -195,7 +199,7 @@ def test_the_result_does_not_depend_on_free_memory(made, monkeypatch):
     results, core = [], []
     for free in (2 ** 40, 1):
         monkeypatch.setattr(comfy.model_management, "get_free_memory",
-                            lambda *args, **more: (free, free) if more else free)
+                            lambda *args, free=free, **more: (free, free) if more else free)
         results.append(whole(made, z, 6, 2))
         core.append(made.decode(z))
     assert torch.equal(*results) and not torch.equal(*core)
@@ -311,7 +315,7 @@ def test_cancel_is_noticed_within_a_window_and_leaves_no_hooks(made, monkeypatch
     (latents(5), {"window": 4, "overlap": 4}, "overlap is 4 frames and window is 4"),
     (latents(4), {"tile": 32}, "tile is 32 pixels; 64 is the least"),
 ])
-def test_what_cannot_be_decoded_is_a_sentence(made, z, settings, sentence):
+def test_what_cannot_be_decoded_is_refused_in_a_sentence(made, z, settings, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         Decoding(made, z, DecodeSettings(**{"window": 8, "overlap": 2, "tile": 0, "clips": 1, **settings}))
 

@@ -92,7 +92,7 @@ def test_the_decoder_learns_what_only_neighbouring_frames_tell(tmp_path):
     assert after < 0.7 * absolute_error(image, batch.frames.flatten(0, 1), None).item()
 
 
-def test_with_a_discriminator_both_learn_in_one_step_and_neither_the_others_part():
+def test_decoder_and_discriminator_learn_in_one_step_each_from_its_own_loss_alone():
     loss = DecoderLoss(fresh_decoder(), clips, JUDGED, judge())
     figures = loss(context())
     names = ("loss", "weight", "fooled")

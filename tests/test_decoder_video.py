@@ -8,6 +8,7 @@ from io import BytesIO
 
 import pytest
 import torch
+
 from video_ldm.nodes.host import lazy_video, temporal_vae
 from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.nodes.host.lazy_video import LazyVideo
@@ -66,14 +67,14 @@ def test_a_trimmed_video_is_that_part_of_it(made):
 
 @pytest.mark.parametrize("settings", [
     {"format": "mkv"}, {"format": "mp4", "codec": "av1"}, {"color_space": "HDR"}, {"bit_depth": 10}])
-def test_formats_that_the_stream_does_not_have_are_a_sentence_and_leave_no_file(made, tmp_path, settings):
+def test_formats_that_cannot_be_streamed_are_refused_in_a_sentence_and_leave_no_file(made, tmp_path, settings):
     with pytest.raises(VideoLDMError, match="Save Video"):
         stream(made)[0].save_to(str(tmp_path / "x.mp4"), **settings)
     assert not list(tmp_path.iterdir())
 
 
 def pictures_alive() -> dict:
-    """Bytes of every piece of memory that holds pictures, by address; views of one are one."""
+    """Bytes of every piece of memory that holds pictures, by address. Views of one piece count once."""
     tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.ndim == 4]
     kept = [x.untyped_storage() for x in tensors if x.shape[1:] in ((3, 48, 64), (48, 64, 3))]
     return {storage.data_ptr(): storage.nbytes() for storage in kept}
@@ -90,7 +91,7 @@ def most_alive(vae, frames) -> int:
 
 
 @pytest.mark.filterwarnings("ignore")       # gc meets objects that complain of being looked at
-def test_what_is_alive_while_streaming_is_a_window_and_not_the_clip(made):
+def test_streaming_keeps_a_window_in_memory_and_not_the_clip(made):
     window = 4 * 3 * 48 * 64 * 4
     short = most_alive(made, 8)
     assert 0 < short <= 4 * window          # what the next one changes, this one, both joined, the piece handed out
@@ -117,7 +118,7 @@ except Exception as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
-def test_a_full_disk_while_streaming_is_a_sentence_and_leaves_nothing(host, tmp_path):
+def test_a_full_disk_while_streaming_is_told_in_a_sentence_and_leaves_no_file(host, tmp_path):
     from video_ldm.tests.conftest import ROOT
     script = FULL_DISK.format(root=str(ROOT), host=str(host.folder), path=str(tmp_path / "clip.mp4"))
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from video_ldm.demo import bundle, models, train, world
 from video_ldm.nodes.host import models as host
 from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
@@ -40,11 +41,12 @@ def decoded(made, z, window=FRAMES, tile=0):
     return torch.cat(list(Decoding(made, z, DecodeSettings(window, OVERLAP, tile, 1)).frames()))
 
 
-def test_it_fits_the_bundled_autoencoder(vae, made):
+def test_the_bundled_decoder_fits_the_bundled_autoencoder(vae, made):
     assert round_trip_warning(vae, made, load_decoder(FILE)) is None
 
 
-def test_frames_differ_at_window_seams_as_inside(made, drives):
+@pytest.mark.slow
+def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(made, drives):
     """In units of what the real frames differ there: scenes do not move evenly."""
     starts = spread(FRAMES, WINDOW, OVERLAP)
     seams = {step for start in starts[1:] for step in range(start, start + WINDOW - (starts[1] - starts[0]))}
@@ -56,7 +58,8 @@ def test_frames_differ_at_window_seams_as_inside(made, drives):
     assert sum(at) / len(at) <= LARGEST * sum(inside) / len(inside)
 
 
-def test_pixels_differ_at_tile_seams_as_inside(made, drives):
+@pytest.mark.slow
+def test_pixels_differ_no_more_at_the_seams_of_tiles_than_inside_them(made, drives):
     at, inside = [], []
     tile, overlap = TILE // 8, TILE // 8 // 4
     starts = spread(models.WIDTH // 8, tile, overlap)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from video_ldm.demo import models as sizes
 from video_ldm.demo import bundle
+from video_ldm.demo import models as sizes
 from video_ldm.demo.text import encode_ids, text_params, token_ids
 from video_ldm.nodes.host import models
 from video_ldm.temporal.errors import VideoLDMError

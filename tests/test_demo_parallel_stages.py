@@ -1,4 +1,7 @@
-"""Stages of train-demo side by side: every stage once, none waits for ever, and a failure ends them all."""
+"""Stages of train-demo side by side.
+
+Every stage runs once. No stage waits for ever. A failure ends them all.
+"""
 
 import sys
 import time

@@ -25,6 +25,7 @@ def small(monkeypatch):
         monkeypatch.setitem(models.STAGES, name, dataclasses.replace(stage, batch=2, loop=loop))
 
 
+@pytest.mark.slow
 def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_path, capsys):
     arguments = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path / "bundle")]
     with pytest.raises(SystemExit, match="stopped at step 1 of 2; run again"):

@@ -45,7 +45,7 @@ def drives():
 
 @torch.inference_mode()
 def upscaled(model, small, text, window=FRAMES, tile=0):
-    """Large frames `t h w 3` in 0..1; tile in large pixels."""
+    """Large frames `t h w 3` in 0..1. `tile` is in large pixels."""
     cuts = cut(*small.shape[:3], window, OVERLAP, tile // FACTOR)
     settings = SamplerSettings(STEPS, 1.0, "euler", "ddim_uniform", text, text)
     x = upscaling.upscaled(model, small, upscaler.USUAL_LEVEL, cuts, 3, settings)
@@ -56,15 +56,18 @@ def psnr(made, reference):
     return -10 * (made - reference).square().mean().log10()
 
 
-def test_it_comes_nearer_to_the_large_frames_than_repeated_pixels(model, drives):
+@pytest.mark.slow
+def test_the_upscaler_comes_nearer_to_the_large_frames_than_repeated_pixels(model, drives):
     for large, small, text in drives[:2]:
         repeated = small.repeat_interleave(FACTOR, 1).repeat_interleave(FACTOR, 2)
         assert psnr(upscaled(model, small[:8], text), large[:8]) > psnr(repeated[:8], large[:8])
 
 
 def ratio(pairs, at_seam):
-    """Mean of the differences in pieces at seams over that elsewhere, each in units of the same difference without
-    pieces: scenes do not move or vary evenly."""
+    """How much larger differences are at seams than elsewhere, on average.
+
+    Each is in units of the same difference in a video made without pieces, because scenes do not move or vary evenly.
+    """
     at, inside = [], []
     for ours, whole in pairs:
         for place, value in enumerate((ours / whole).tolist()):
@@ -72,7 +75,8 @@ def ratio(pairs, at_seam):
     return (sum(at) / len(at)) / (sum(inside) / len(inside))
 
 
-def test_frames_differ_at_window_seams_as_inside(model, drives):
+@pytest.mark.slow
+def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(model, drives):
     starts = spread(FRAMES, WINDOW, OVERLAP)
     seams = {step for before, after in zip(starts, starts[1:]) for step in range(after - 1, before + WINDOW)}
     pairs = []
@@ -82,7 +86,8 @@ def test_frames_differ_at_window_seams_as_inside(model, drives):
     assert ratio(pairs, seams) <= LARGEST
 
 
-def test_pixels_differ_at_tile_seams_as_inside(model, drives):
+@pytest.mark.slow
+def test_pixels_differ_no_more_at_the_seams_of_tiles_than_inside_them(model, drives):
     tile = TILE // FACTOR
     starts = spread(drives[0][1].shape[2], tile, tile // TILE_OVERLAP)
     shared = {column for before, after in zip(starts, starts[1:])

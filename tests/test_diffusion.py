@@ -106,7 +106,7 @@ def test_a_tau_per_clip_instead_of_per_frame_is_refused():
         Diffusion(*SD).add_noise(clips(), torch.tensor([1, 2]), clips())
 
 
-def test_weights_count_places_and_leave_the_best_answer_what_it_is():
+def test_weights_count_places_more_or_less_and_a_perfect_answer_still_has_no_loss():
     diffusion, (x, noise, output) = Diffusion(0.0015, 0.0195, prediction="v"), (clips(n).float() for n in range(3))
     tau = torch.arange(6) * 100
     ones = torch.ones(6, 1, 8, 8)
@@ -121,7 +121,7 @@ def test_weights_count_places_and_leave_the_best_answer_what_it_is():
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-def test_the_error_of_x_is_that_of_the_x_that_an_output_stands_for(prediction):
+def test_the_error_of_x_is_measured_on_the_x_that_an_output_stands_for(prediction):
     diffusion, (x, noise, output) = Diffusion(0.0015, 0.0195, prediction=prediction), (clips(n) for n in range(3))
     tau = torch.tensor([1, 150, 400, 600, 850, 999])
     x_tau = diffusion.add_noise(x, tau, noise)

@@ -1,7 +1,7 @@
 """Motion modules for SDXL: AnimateDiff's beta and Hotshot-XL, against outputs of their published code.
 
 tests/fixtures/motion_modules.json holds what the published modules add to `features()` with the weights of `filled`:
-every 17th number. Both modules have the same names and sizes; the beta's norm sees all frames of a clip together.
+every 17th number. Both modules have the same names and sizes. The beta's norm sees all frames of a clip together.
 """
 
 import json
@@ -77,11 +77,13 @@ def test_animatediff_sdxl_brings_its_own_facts(tmp_path):
     assert (file.params.frames, file.params.positions, file.params.pool_spatial_norms) == (16, 32, False)
     assert {brick.norm_pooled for _, brick in file.params.bricks} == {True}
     assert [(site, brick.channels) for site, brick in file.params.bricks] == [
-        (Site("input", 1, "post_attn"), 320), (Site("input", 3, "post_attn"), 640), (Site("input", 5, "post_attn"), 1280),
+        (Site("input", 1, "post_attn"), 320), (Site("input", 3, "post_attn"), 640),
+        (Site("input", 5, "post_attn"), 1280),
         *((Site("output", index, "post_attn"), (1280, 640, 320)[index // 2]) for index in range(6))]
 
 
-@pytest.mark.parametrize("name, rename", [("hsxl_temporal_layers.safetensors", hotshot_names), ("resaved.safetensors", dict)])
+@pytest.mark.parametrize("name, rename", [("hsxl_temporal_layers.safetensors", hotshot_names),
+                                          ("resaved.safetensors", dict)])
 def test_hotshot_is_read_in_its_own_names_and_in_animatediffs(tmp_path, name, rename):
     file = sdxl_file(tmp_path, name, 24, rename)
     assert (file.kind, file.params.family, file.base.family, file.fps) == ("hotshot_xl", "Hotshot-XL", "SDXL", 8.0)

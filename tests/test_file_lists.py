@@ -1,4 +1,7 @@
-"""The lists of the loaders: all files are in them, those that a loader takes first, and the first is one of these."""
+"""The lists of the loaders.
+
+All files are in them. Files that the loader takes come first, so the first is one of these.
+"""
 
 import os
 import shutil
@@ -47,7 +50,7 @@ def test_a_fresh_loader_holds_the_demos_file(folder, node, demo):
     assert {"a_damaged.safetensors", "b_torch.ckpt", "c_layout.safetensors", *NODES.values()} <= set(options)
 
 
-def test_files_that_a_loader_takes_come_first_then_those_that_only_reading_tells(folder):
+def test_files_that_a_loader_takes_come_first_then_files_that_must_be_read_to_be_known(folder):
     options, _ = listed(scene_layout.SceneLayout)
     assert options[:3] == ["c_layout.safetensors", "video_ldm_driving_layout.safetensors", "b_torch.ckpt"]
     options, _ = listed(load.LoadVideoModel)

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_temporal
 from video_ldm.temporal.formats.files import open_file
@@ -20,7 +21,7 @@ def tensors():
 
 
 def refused(path) -> str:
-    """The sentence with which a file is refused; the same from every entrance."""
+    """The sentence with which a file is refused. Every entrance gives the same."""
     with pytest.raises(VideoLDMError) as caught:
         identify(path)
     with pytest.raises(VideoLDMError) as loading:
@@ -70,21 +71,21 @@ def test_what_training_scripts_wrap_around_weights_is_peeled(tmp_path, tensors, 
     assert all(torch.equal(loaded.tensors[key], bare.tensors[key]) for key in bare.tensors)
 
 
-def test_a_missing_file(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     assert "Refresh the list" in refused(tmp_path / "gone.safetensors")
 
 
-def test_a_folder(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     (tmp_path / "v2.ckpt").mkdir()
     assert "is a folder, not a model file" in refused(tmp_path / "v2.ckpt")
 
 
-def test_an_unknown_extension(tmp_path):
+def test_an_unknown_extension_is_refused(tmp_path):
     assert "ends in .txt" in refused(write(tmp_path, "v2.txt", b"hello"))
 
 
 @pytest.mark.parametrize("name", ["v2.safetensors", "v2.ckpt"])
-def test_an_empty_file(tmp_path, name):
+def test_an_empty_file_is_refused(tmp_path, name):
     assert "is empty (0 bytes)" in refused(write(tmp_path, name, b""))
 
 
@@ -93,29 +94,29 @@ PAGES = [b"<!DOCTYPE html><html>Sign in</html>", b"\n  <html lang=en>", b"\xef\x
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("name", ["v2.safetensors", "v2.ckpt"])
-def test_a_web_page(tmp_path, name, page):
+def test_a_web_page_is_refused(tmp_path, name, page):
     assert "is a web page saved under a model's name" in refused(write(tmp_path, name, page))
 
 
-def test_a_git_lfs_pointer(tmp_path):
+def test_a_git_lfs_pointer_is_refused(tmp_path):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     assert "git-lfs pointer" in refused(write(tmp_path, "v2.ckpt", pointer))
 
 
-def test_a_gguf_file(tmp_path):
+def test_a_gguf_file_is_refused(tmp_path):
     assert "GGUF" in refused(write(tmp_path, "v2.bin", b"GGUF\x03\x00\x00\x00" + bytes(40)))
 
 
 @pytest.mark.parametrize("share", [0.0003, 0.01, 0.5, 0.999])
 @pytest.mark.parametrize("name", ["v2.safetensors", "v2.ckpt"])
-def test_a_truncated_download(tmp_path, tensors, name, share):
+def test_a_truncated_download_is_refused(tmp_path, tensors, name, share):
     path = saved(tmp_path, name, tensors)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     assert "damaged or only partly downloaded" in refused(path)
 
 
-def test_a_truncated_legacy_torch_file(tmp_path, tensors):
+def test_a_truncated_legacy_torch_file_is_refused(tmp_path, tensors):
     path = tmp_path / "old.ckpt"
     torch.save(tensors, path, _use_new_zipfile_serialization=False)
     for share in (0.0005, 0.3, 0.9):
@@ -124,7 +125,7 @@ def test_a_truncated_legacy_torch_file(tmp_path, tensors):
         assert "damaged or only partly downloaded" in refused(cut)
 
 
-def test_a_safetensors_file_with_a_broken_header_or_a_tail(tmp_path, tensors):
+def test_a_safetensors_file_with_a_broken_header_or_a_tail_is_refused(tmp_path, tensors):
     content = saved(tmp_path, "v2.safetensors", tensors).read_bytes()
     assert "header that cannot be read" in refused(write(tmp_path, "a.safetensors", content[:9] + b"#" + content[10:]))
     assert "header announces" in refused(write(tmp_path, "b.safetensors", content + b"tail"))
@@ -161,31 +162,31 @@ def test_a_whole_module_in_a_pickle_is_refused(tmp_path):
     assert "needs Python code to be opened (torch.nn.modules.linear.Linear)" in refused(tmp_path / "module.pt")
 
 
-def test_a_torchscript_program(tmp_path):
+def test_a_torchscript_program_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         archive.writestr("model/constants.pkl", b"")
         archive.writestr("model/data.pkl", b"")
     assert "TorchScript" in refused(tmp_path / "model.pt")
 
 
-def test_a_zip_of_other_files(tmp_path):
+def test_a_zip_of_other_files_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "models.ckpt", "w") as archive:
         archive.writestr("mm_sd_v15_v2.ckpt", b"weights")
     assert "zip archive of other files" in refused(tmp_path / "models.ckpt")
 
 
-def test_other_bytes_under_a_models_name(tmp_path):
+def test_other_bytes_under_a_models_name_are_refused(tmp_path):
     assert "neither a torch file nor a safetensors file" in refused(write(tmp_path, "v2.ckpt", b"\x1f\x8b" + bytes(99)))
     assert "does not begin as a safetensors file does" in refused(write(tmp_path, "v2.safetensors", bytes(99)))
 
 
-def test_a_torch_file_named_safetensors(tmp_path, tensors):
+def test_a_torch_file_named_safetensors_is_refused(tmp_path, tensors):
     torch.save(tensors, tmp_path / "v2.safetensors")
     assert "Rename it to end in .ckpt" in refused(tmp_path / "v2.safetensors")
 
 
 @pytest.mark.parametrize("content", [[1, 2, 3], {"epoch": 3}, 7])
-def test_a_torch_file_without_tensors(tmp_path, content):
+def test_a_torch_file_without_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "log.pt")
     assert "holds no named tensors" in refused(tmp_path / "log.pt")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_svd_initialisation, load_temporal, video_ldm
 from video_ldm.temporal.families.motion_modules import ANIMATEDIFF, ModuleKey
@@ -282,7 +283,8 @@ WHOLE = re.compile(r"(model\.diffusion_model\.)?(conv_in|input_blocks\.0\.0|labe
 
 
 def svd_file(folder, which: str):
-    """A fifth as wide as published, text width as it is; each tensor holds its number, few spatial ones are kept."""
+    """A file a fifth as wide as published, with the published text width. Each tensor holds its own number. Few
+    spatial tensors are kept."""
     shapes = PUBLISHED["svd_unet" if which == "temporal part" else which]
     kept = [key for key in shapes if TEMPORAL_PART.match(key) or (which != "temporal part" and WHOLE.match(key))]
     tensors = {}

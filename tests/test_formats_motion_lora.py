@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_motion_lora, load_temporal
 from video_ldm.temporal.new_layers import video_ldm_params

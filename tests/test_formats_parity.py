@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.families import load_motion_lora, load_temporal
 from video_ldm.temporal.stack import TemporalStack

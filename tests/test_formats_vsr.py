@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify_keys, load_temporal
 from video_ldm.temporal.families import video_super_resolution as vsr
@@ -70,7 +71,7 @@ def test_both_published_files_are_one_set_of_layers_for_the_x4_upscaler():
     assert {brick.heads for _, brick in lavie.params.bricks if hasattr(brick, "heads")} == {8}
 
 
-def test_each_brings_its_schedule_its_licence_and_how_it_is_sampled():
+def test_each_file_brings_its_schedule_its_licence_and_how_it_is_sampled():
     lavie, other = published(vsr_help.LAVIE, "lavie_vsr"), published(vsr_help.UPSCALE_A_VIDEO, "upscale_a_video")
     assert lavie.schedule == Schedule("sqrt_linear", 0.0001, 0.02, "v") and "research" in lavie.licence
     assert lavie.noise == NoiseLevels("LaVie", 350, 50)
@@ -93,7 +94,7 @@ def test_other_image_models_are_refused(config, text, sentence):
 
 # Reading
 
-def test_the_names_of_either_give_the_same_layers_and_weights(tmp_path, weights):
+def test_the_same_weights_under_either_files_names_give_the_same_layers(tmp_path, weights):
     lavie, other = load(tmp_path, weights), load(tmp_path, vsr_help.other_names(weights), "unet_video.bin")
     assert (lavie.kind, other.kind) == ("lavie_vsr", "upscale_a_video")
     assert lavie.params.bricks == other.params.bricks and lavie.tensors.keys() == other.tensors.keys()
@@ -121,7 +122,7 @@ def test_wrapped_bare_and_half_files_are_the_same_layers(tmp_path, weights, wrap
     ((64, 64, 128), 1, (1, 2), [0, 1, 1], [0, 0, 1, 1, 1, 1]),
     ((64, 128), 3, (1,), [0, 0, 0, 1, 1, 1], [0] * 4 + [1] * 4),
 ])
-def test_networks_of_other_depths_are_told_by_the_names(tmp_path, channels, resblocks, text, depth, output):
+def test_the_depth_of_a_network_is_read_from_the_names_in_its_file(tmp_path, channels, resblocks, text, depth, output):
     """The layers fill all places of a UNet of that shape where such layers sit."""
     file = load(tmp_path, vsr_help.random_file(vsr_help.temporal_shapes(channels, resblocks, text, heads=2)))
     unet = unet_model(dict(vsr_help.UNET, num_res_blocks=[resblocks] * len(channels), transformer_depth=depth,

@@ -10,12 +10,10 @@ from comfy.patcher_extension import WrappersMP
 from video_ldm.nodes.host import frame_conditioning
 from video_ldm.nodes.host.frame_conditioning import CallFrames, conditioning_of, frames_of_clip
 from video_ldm.nodes.host.options import layer_sets_in, transformer_options
-from video_ldm.nodes.interpolate import LatentInterpolate
-from video_ldm.nodes.longer import STOP, ExtendVideo
 from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.tests import windows_help
 from video_ldm.tests.attach_help import models_with_layers
-from video_ldm.tests.host import checkpoints
+from video_ldm.tests.longer_help import frames_of, run_extend, run_interpolate, write_known_frame_layers
 from video_ldm.tests.windows_help import steered, text, windowed
 
 controlnets = windows_help.controlnets      # fixture
@@ -26,10 +24,7 @@ CLIPS = [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8, 8]]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """MODELs by name. Strength 0: every frame is an image of its own, so that it shows its own conditioning alone."""
-    def write(folder):
-        checkpoints.write_context_layers(folder / "prediction.safetensors")
-        checkpoints.write_interpolation_layers(folder / "between.safetensors")
-    yield from models_with_layers(tmp_path_factory, write)
+    yield from models_with_layers(tmp_path_factory, write_known_frame_layers)
 
 
 def heard(model):
@@ -53,16 +48,13 @@ def pictures(count, seed=3):
 
 
 def extend(model, positive, negative=None, length=LENGTH, **changes):
-    widgets = dict(frames=4, width=24, height=16, seed=7, steps=1, cfg=1.0, sampler="euler", scheduler="normal",
-                   length=length, context_guidance=1.0, overlap=2, on_cancel=STOP)
-    return ExtendVideo.execute(model, positive, negative or text(12), **{**widgets, **changes}).result[0]["samples"]
+    given = {"positive": positive, "negative": negative or text(12), "length": length}
+    return run_extend(model, **{**given, **changes})[0]["samples"]
 
 
 def interpolate(model, positive, keys=3, times=1, clips=1, windows=1, **changes):
-    frames = torch.randn(clips * keys, 4, 2, 3, generator=torch.Generator().manual_seed(5))
-    widgets = dict(latent={"samples": frames, "frame_rate": 2.0, "clip_frames": keys}, seed=7, steps=1, times=times,
-                   cfg=1.0, sampler="euler", scheduler="normal", fps=0.0, windows=windows)
-    return LatentInterpolate.execute(model, positive, text(12), **{**widgets, **changes}).result[0]["samples"]
+    given = {"positive": positive, "times": times, "windows": windows}
+    return run_interpolate(model, frames_of(clips * keys), clip_frames=keys, **{**given, **changes})[0]["samples"]
 
 
 def silent(model):
@@ -85,7 +77,7 @@ def test_each_clip_of_extend_video_hears_the_texts_of_its_own_frames(models):
     assert calls == CLIPS
 
 
-def test_fewer_texts_than_frames_are_repeated_over_the_whole_video_and_one_is_for_all(models):
+def test_fewer_texts_than_frames_are_repeated_over_the_video_and_a_single_text_is_for_all_frames(models):
     for count, expected in ((3, [[n % 3 for n in clip] for clip in CLIPS]), (1, [[0] * 4] * 4)):
         model, calls = heard(models["prediction"])
         extend(model, numbered(count))
@@ -161,7 +153,7 @@ def test_other_packs_are_told_the_frames_of_each_call_as_animatediff_evolved_tel
             (interpolate, "between", 9, [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]])):
         model, told = models[kind].clone(), []
 
-        def note(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        def note(executor, x, timesteps, context, y, control, transformer_options, *, told=told, **kwargs):
             told.append(transformer_options["ad_params"])
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note)

@@ -63,8 +63,11 @@ for number, source in enumerate(whole_files(folder)):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """[file, damage, outcome, seconds of work, megabytes] of every case. Seconds of the processor, for test machines are
-    busy; what waits for ever is named by faulthandler."""
+    """[file, damage, outcome, seconds of work, megabytes] of every case.
+
+    The seconds are those of the processor, because test machines are busy. A case that waits for ever is named by
+    faulthandler.
+    """
     run = str(Path(__file__).resolve().parent.parent / "run.py")
     script = WORK.format(run=run, folder=str(tmp_path_factory.mktemp("fuzz")), variants=VARIANTS)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300,
@@ -80,7 +83,7 @@ def test_every_damaged_video_is_refused_in_a_sentence_or_read(outcomes):
     assert not broken, broken[:5]
 
 
-def test_the_damage_reaches_both_ways_out(outcomes):
+def test_damaged_videos_are_both_refused_and_read(outcomes):
     """Were all of them refused, or all read, the damage would be of one kind only."""
     read = sum(case[2] == "read" for case in outcomes)
     assert 0.1 < read / len(outcomes) < 0.9

@@ -1,5 +1,8 @@
-"""Help pages and documents: they name every input and output, quote messages that the pack really gives, and point to
-files and sections that exist."""
+"""Help pages and documents.
+
+They name every input and output. They quote messages that the pack really gives. They point to files and sections that
+exist.
+"""
 
 import asyncio
 import re
@@ -14,8 +17,6 @@ PAGES = ROOT / "web" / "docs"
 SOURCES = [*(ROOT / "temporal").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("nodes", "temporal", "demo", "benchmarks", "tools", "tests", "docs", "web", "workflows", "models/demo")
-# Documents name these already. Each goes out of this list in the commit that brings it.
-COMING = ()
 
 
 def list_schemas():
@@ -83,7 +84,10 @@ def test_every_help_page_belongs_to_a_node():
 
 
 def messages_not_in_the_code(table):
-    """A quoted message is written as *... like this ...*, with dots for what varies; the parts that are not found."""
+    """The parts of quoted messages that the code does not hold.
+
+    A quoted message is written as *... like this ...*, with dots for what varies.
+    """
     texts = [path.read_text(encoding="utf-8") for path in [*SOURCES, ROOT / "__init__.py"]]
     code = squeezed(re.sub(r'"\s*\n\s*f?"', "", "\n".join(texts)))
     code = re.sub(r"\{[^{}]*\}", "...", code)
@@ -114,11 +118,6 @@ def anchors(path):
     return ids | set(re.findall(r'<a id="([^"]+)">', prose))
 
 
-def is_coming(path):
-    name = path.relative_to(ROOT).as_posix()
-    return any(name == entry.rstrip("/") or name.startswith(entry) for entry in COMING)
-
-
 def broken_links(page):
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
@@ -126,8 +125,6 @@ def broken_links(page):
             continue
         name, _, anchor = target.partition("#")
         path = (page.parent / name).resolve() if name else page
-        if is_coming(path):
-            continue
         if not path.exists() or anchor and anchor not in anchors(path):
             broken.append(target)
     return broken
@@ -137,7 +134,7 @@ def missing_files(text):
     """Files and folders of this repository, and bundled models, that a page names in `code` and that do not exist."""
     named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*|[\w-]+\.(?:py|md|toml))[`:#]", text)
     bundled = [f"models/demo/{name}" for name in re.findall(r"\bvideo_ldm_driving\w*\.safetensors", text)]
-    return [name for name in named + bundled if not (ROOT / name).exists() and not is_coming(ROOT / name)]
+    return [name for name in named + bundled if not (ROOT / name).exists()]
 
 
 @each_document
@@ -153,11 +150,6 @@ def test_a_document_names_no_file_that_does_not_exist(document):
 @each_node
 def test_a_help_page_names_no_file_that_does_not_exist(schema):
     assert missing_files(page_of(schema)) == [] == broken_links(PAGES / f"{schema.node_id}.md")
-
-
-def test_what_documents_announce_is_not_there_yet():
-    """An entry of COMING that exists must leave the list, so that links to it are looked at."""
-    assert [entry for entry in COMING if (ROOT / entry).exists()] == []
 
 
 @pytest.mark.parametrize("text, found", [

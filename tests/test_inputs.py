@@ -1,4 +1,7 @@
-"""What a node is given through a link: every input of every node takes what its widget takes, and nothing else."""
+"""What a node is given through a link.
+
+Every input of every node takes what its widget takes, and nothing else.
+"""
 
 import inspect
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from video_ldm.nodes.host.inputs import CHECKS, checked
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests.attach_help import models_with_layers
 from video_ldm.tests.host import checkpoints
+from video_ldm.tests.longer_help import write_known_frame_layers
 
 NODES = [node for part in (load, scene_layout, sample, windows, longer, interpolate, decode, upscale, video)
          for node in part.NODES]
@@ -45,7 +49,7 @@ def inputs_of(*kinds):
 
 
 def run(node, **changes):
-    """The node's checks with what is right for each input, but for the changes; raises Reached behind them."""
+    """Runs a node's checks on right values for every input, except for the changes. Raises Reached after them."""
     given = {}
     for declared in node.define_schema().inputs:
         kind = kind_of(declared)
@@ -135,7 +139,7 @@ WRONG = {
 
 
 @inputs_of(*WRONG)
-def test_what_is_connected_is_what_the_socket_says(node, declared):
+def test_a_connected_value_that_is_not_of_its_sockets_type_is_refused(node, declared):
     for value in WRONG[kind_of(declared)]:
         if value is None and declared.optional:
             continue
@@ -147,10 +151,7 @@ def test_what_is_connected_is_what_the_socket_says(node, declared):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    def write(folder):
-        checkpoints.write_context_layers(folder / "prediction.safetensors")
-        checkpoints.write_interpolation_layers(folder / "between.safetensors")
-    yield from models_with_layers(tmp_path_factory, write)
+    yield from models_with_layers(tmp_path_factory, write_known_frame_layers)
 
 
 KEYS = {"samples": torch.ones(2, 4, 2, 3), "frame_rate": 2.0}

@@ -1,4 +1,7 @@
-"""Scene layouts: boxes and labels become tokens, act on a frozen image LDM, are dropped, trained, written and read."""
+"""Scene layouts.
+
+Boxes and labels become tokens and act on a frozen image LDM. Training leaves some out. Files keep the layers.
+"""
 
 import math
 from dataclasses import replace
@@ -57,7 +60,7 @@ def test_before_training_a_layout_changes_nothing_to_the_bit(unet):
     assert torch.equal(output(unet, SceneLayout(PARAMS), layout()), output(unet, None, None, patched=False))
 
 
-def test_boxes_colours_labels_and_the_silence_about_them_are_each_heard(unet):
+def test_boxes_colours_labels_and_leaving_them_out_each_change_the_output(unet):
     network, first = scene(), layout()
     heard = output(unet, network, first)
     others = [replace(first, boxes=first.boxes + 0.05), replace(first, colours=torch.tensor([[0, 2]])),
@@ -75,7 +78,7 @@ def test_the_order_of_boxes_does_not_matter_and_absent_boxes_are_as_if_they_were
     assert relative_error(output(unet, network, absent), output(unet, network, alone)) < 1e-5
 
 
-def test_a_layout_without_boxes_or_with_nothing_said_runs(unet):
+def test_a_layout_without_boxes_and_one_that_says_nothing_run_and_differ(unet):
     network = scene()
     empty = layout(boxes=(), colours=())
     absent = output(unet, network, layout(present=(False, False)))
@@ -94,8 +97,8 @@ def test_images_with_a_layout_each_are_what_each_is_alone(unet):
 
 
 @torch.no_grad()
-def test_a_box_is_told_by_the_waves_of_its_corners_and_middle_and_its_colour():
-    """sin and cos of pi 2^k times each of x0, y0, x1, y1 and the middle, k from 0; then the layers' own weights."""
+def test_a_boxs_token_is_made_of_the_waves_of_its_corners_and_middle_and_its_colour():
+    """By hand: sin and cos of pi 2^k times x0, y0, x1, y1 and the middle, k from 0, then the layers' weights."""
     network = randomise(SceneLayout(replace(PARAMS, layers=0)), 3).conditioner
     first = layout()
     tokens, there = network(first)
@@ -112,7 +115,7 @@ def test_a_box_is_told_by_the_waves_of_its_corners_and_middle_and_its_colour():
 
 
 @torch.no_grad()
-def test_each_place_of_an_even_picture_hears_a_layout_in_its_own_way():
+def test_a_layout_changes_each_place_of_an_even_picture_differently():
     """Queries know where they are: the same features in all places, and other answers in each."""
     act = scene().conditioned(layout(), 4, 6)
     x = torch.randn(64, generator=torch.Generator().manual_seed(2)).expand(1, 24, 64)
@@ -150,6 +153,7 @@ def test_labels_boxes_and_everything_are_left_out_as_often_as_told():
     assert all(torch.equal(getattr(kept, name), getattr(many, name)) for name in Layout.__dataclass_fields__)
 
 
+@pytest.mark.slow
 def test_training_moves_the_conditioner_alone_and_lowers_the_loss_where_the_box_says_what_is_there(unet, tmp_path):
     """Pictures whose left or right half is bright, as the box says and nothing else does."""
     boxes = torch.tensor([[[0.0, 0.0, 0.5, 1.0]], [[0.5, 0.0, 1.0, 1.0]]])
@@ -208,10 +212,10 @@ def test_what_does_not_belong_together_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def rewritten(path, metadata={}, **changes):
-    """The file with other metadata or tensors; None takes one out."""
+def rewritten(path, metadata=None, **changes):
+    """The file with other metadata or tensors. None takes a tensor out."""
     with safe_open(str(path), framework="pt") as file:
-        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, {**file.metadata(), **metadata}
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, {**file.metadata(), **(metadata or {})}
     tensors |= changes
     save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path, metadata=header)
 
@@ -236,7 +240,7 @@ def test_a_damaged_scene_layout_is_refused_by_name(tmp_path, metadata, changes, 
     assert "scene.safetensors" in str(caught.value)
 
 
-def test_files_in_the_wrong_node_are_told_where_they_belong(tmp_path):
+def test_files_in_the_wrong_node_are_refused_with_the_node_they_belong_to(tmp_path):
     path, other = tmp_path / "scene.safetensors", tmp_path / "vae.safetensors"
     write(path)
     save_file({"decoder.mid.block_1.norm1.weight": torch.zeros(4)}, other)

@@ -1,4 +1,4 @@
-"""Scene Layout: lines of text become boxes, or a sentence; CONDITIONING carries them through core's samplers."""
+"""Scene Layout: lines of text become boxes, or a sentence. CONDITIONING carries them through core's samplers."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
+
 from video_ldm.nodes.scene_layout import EXAMPLE, SceneLayout, parse_boxes, preview
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_layout
@@ -57,7 +58,7 @@ def test_lines_become_boxes_by_their_corners(content):
     assert parse_boxes("none", content) == [] and parse_boxes("\n# nothing", content) is None
 
 
-def test_the_edge_of_the_picture_is_within_it_in_spite_of_rounding(content):
+def test_a_box_that_ends_at_the_edge_is_taken_in_spite_of_rounding(content):
     ((x0, y0, x1, y1, _),) = parse_boxes("0.7 0.9 0.30000000000000004 0.1 red", content)
     assert (x1, y1) == (1.0, 1.0)
     beyond, = parse_boxes("-0.0000005 -0.0000004 1.0000009 1.0000008 red", content)
@@ -115,7 +116,7 @@ def scene_of(**widgets):
 
 
 def test_the_positive_says_what_the_widgets_say_and_the_negative_nothing(scenes):
-    """Labels by their number from 1, 0 where left open; colours by theirs from 0."""
+    """Labels have numbers from 1, and 0 stands for one that is left open. Colours have numbers from 0."""
     scene, unsaid = scene_of(boxes="0.5 0.25 0.25 0.5 blue\n0 0 1 1 red", light="night", crowdedness="any")
     assert scene.boxes.tolist() == [[[0.5, 0.25, 0.75, 0.75], [0.0, 0.0, 1.0, 1.0]]]
     assert scene.colours.tolist() == [[1, 0]] and scene.present.tolist() == [[True, True]]
@@ -126,7 +127,7 @@ def test_the_positive_says_what_the_widgets_say_and_the_negative_nothing(scenes)
     assert labels == [[1, 1], [0, 2], [2, 3]]
 
 
-def test_no_cars_and_no_word_about_cars_are_two_scenes(scenes):
+def test_a_scene_without_cars_differs_from_one_that_does_not_mention_cars(scenes):
     for boxes, told in (("none", [True]), ("", [False]), ("# a comment", [False])):
         scene, _ = scene_of(boxes=boxes)
         assert (scene.told.tolist(), tuple(scene.boxes.shape)) == (told, (1, 0, 4))
@@ -150,7 +151,7 @@ def test_the_preview_has_the_pictures_shape_and_the_boxes_colours():
 
 # In core's samplers
 
-def test_a_layout_is_heard_and_the_plain_model_is_the_same_afterwards(image, scenes):
+def test_a_layout_changes_the_result_and_the_plain_model_is_the_same_afterwards(image, scenes):
     plain = prediction(image)
     heard = prediction(image, positive=run(positive=text())[0])
     assert relative_error(heard, plain) > 1e-3
@@ -164,7 +165,7 @@ def test_an_untrained_layout_is_the_image_model_to_the_bit(image, scenes):
     assert torch.equal(prediction(image, positive=run("fresh.safetensors", positive=text())[0]), prediction(image))
 
 
-def test_guidance_stands_on_the_negative_output_whose_layout_says_nothing(image, scenes):
+def test_guidance_starts_from_the_negative_output_whose_layout_says_nothing(image, scenes):
     said, unsaid, _ = run(positive=text(11), negative=text(12))
     both = prediction(image, positive=said, negative=unsaid, cfg=3.0)
     positive, negative = prediction(image, positive=said), prediction(image, positive=unsaid)
@@ -187,7 +188,7 @@ def test_a_text_of_another_width_is_refused(scenes):
         run(positive=[[torch.zeros(1, 7, 64), {}]])
 
 
-def test_a_model_of_low_precision_and_one_with_temporal_layers_hear_it_too(state, folder, scenes):
+def test_a_layout_acts_on_models_of_low_precision_and_with_temporal_layers_too(state, folder, scenes):
     half = load_model(state, torch.float16)
     said = run(positive=text())[0]
     rounded = load_model({key: value.half().float() for key, value in state.items()})

@@ -8,22 +8,20 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from nodes import LatentFromBatch  # ComfyUI's
+
 from video_ldm.nodes.host import context, sampling
 from video_ldm.nodes.host.options import with_clip_options
-from video_ldm.nodes.interpolate import LatentInterpolate
-from video_ldm.nodes.longer import KEEP, STOP, ContextFrames, ExtendVideo, positions_of
+from video_ldm.nodes.longer import KEEP, ContextFrames, positions_of
 from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.nodes.windows import FrameWindows
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.rollout import Step, between, plan
-from video_ldm.tests.attach_help import models_with_layers
+from video_ldm.tests.attach_help import models_with_layers, text
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
+from video_ldm.tests.longer_help import SIZE, frames_of, run_extend, run_interpolate, write_known_frame_layers
 from video_ldm.tests.small import relative_error
-
-from nodes import LatentFromBatch  # ComfyUI's
-
-SIZE = (4, 2, 3)        # of a latent frame
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +29,9 @@ def models(tmp_path_factory):
     """MODELs with layers of every kind, by name."""
     def write(folder):
         checkpoints.write_video_layers(folder / "plain.safetensors")
-        checkpoints.write_context_layers(folder / "prediction.safetensors")
-        checkpoints.write_interpolation_layers(folder / "between.safetensors")
+        write_known_frame_layers(folder)
         checkpoints.save(folder / "motion_modules.safetensors", checkpoints.motion_state())
     yield from models_with_layers(tmp_path_factory, write)
-
-
-def frames_of(count, seed=5):
-    return torch.randn(count, *SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-def text(seed=11):
-    return checkpoints.conditioning(seed)
 
 
 def sample(model, frames=FRAMES, clips=1, cfg=2.0, steps=2, seed=7, latent=None):
@@ -66,7 +55,8 @@ def test_known_frames_come_back_exactly_and_change_the_others(models, kind):
 
 def test_the_report_says_how_known_frames_enter(models):
     latent = {"samples": frames_of(1)}
-    assert "seen by the temporal layers" in ContextFrames.execute(models["prediction"], "0", 1.5, latent=latent).result[1]
+    report = ContextFrames.execute(models["prediction"], "0", 1.5, latent=latent).result[1]
+    assert "seen by the temporal layers" in report
     report = ContextFrames.execute(models["motion_modules"], "0", 1.5, latent=latent).result[1]
     assert "noise mask" in report and "guidance does nothing" in report
 
@@ -91,7 +81,7 @@ def test_several_clips_have_their_own_context_or_share_one(models):
 class Guider(comfy.samplers.CFGGuider):
     """Notes the first prediction of the noise, e = x - denoised up to a factor that is the same for all."""
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
         self.denoised = super().predict_noise(x, timestep, model_options, seed)
         return self.denoised
 
@@ -125,10 +115,14 @@ def test_context_guidance_of_1_calls_the_model_no_more_than_without(models):
 
 
 def test_windows_beyond_the_known_frames_are_clips_from_noise(models):
-    """Frame Windows and Context Frames together: the first window goes on from the frame, the others from each other."""
+    """Frame Windows and Context Frames together.
+
+    The first window goes on from the known frame. Each other window goes on from the window before it.
+    """
     base = FrameWindows.execute(models["prediction"], "windows", 4, 2, "static", "flat", 8).result[0]
     m = ContextFrames.execute(base, "0", 1.0, latent={"samples": frames_of(2)}).result[0]
-    free, known = sample(base, frames=8, clips=2).unflatten(0, (2, 8)), sample(m, frames=8, clips=2).unflatten(0, (2, 8))
+    free = sample(base, frames=8, clips=2).unflatten(0, (2, 8))
+    known = sample(m, frames=8, clips=2).unflatten(0, (2, 8))
     assert torch.equal(known[:, 0], frames_of(2))
     assert relative_error(known[:, 1:4], free[:, 1:4]) > 1e-3
 
@@ -139,7 +133,7 @@ def test_a_second_context_frames_node_replaces_the_first(models):
     assert torch.equal(sample(once), sample(twice))
 
 
-def test_the_model_that_went_in_knows_no_frames(models):
+def test_the_model_that_was_connected_stays_without_known_frames(models):
     before = sample(models["prediction"])
     with_frames(models["prediction"])
     assert torch.equal(before, sample(models["prediction"]))
@@ -223,17 +217,16 @@ def test_the_plan_makes_no_frame_twice_and_begins_with_one_then_two():
         assert all(step.known == 2 for step in steps[1:])
 
 
-@pytest.mark.parametrize("arguments, sentence", [((1, 8, 1), "Set a length above 1"), ((20, 2, 1), "more than 2 frames")])
+@pytest.mark.parametrize("arguments, sentence", [((1, 8, 1), "Set a length above 1"),
+                                                 ((20, 2, 1), "more than 2 frames")])
 def test_a_plan_that_makes_nothing_is_refused(arguments, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         plan(*arguments)
 
 
 def extend(model, length=9, given=1, seed=7, **changes):
-    widgets = dict(positive=text(), negative=text(12), frames=FRAMES, width=24, height=16, seed=seed, steps=2, cfg=2.0,
-                   sampler="euler", scheduler="normal", length=length, context_guidance=1.0, overlap=2, on_cancel=STOP)
     latent = {"latent": {"samples": frames_of(given)}} if given else {}
-    return ExtendVideo.execute(model=model, **{**widgets, **latent, **changes}).result
+    return run_extend(model, length=length, seed=seed, **{"steps": 2, "cfg": 2.0, **latent, **changes})
 
 
 @pytest.mark.parametrize("kind", ["prediction", "motion_modules"])
@@ -246,7 +239,7 @@ def test_a_video_is_extended_to_its_length_from_what_is_given(models, kind, give
     assert ("noise mask" in report) == (kind == "motion_modules")
 
 
-def test_each_clip_is_the_sampler_with_context_frames(models):
+def test_each_clip_of_an_extended_video_equals_the_sampler_with_context_frames(models):
     video = extend(models["prediction"], length=6)[0]["samples"]
     first = sample(with_frames(models["prediction"]), seed=7)
     assert torch.equal(video[:FRAMES], first)
@@ -303,9 +296,7 @@ def test_an_extension_that_cannot_work_is_refused(models, kind, changes, sentenc
 # Latent Interpolate x4
 
 def interpolate(model, keys, times=1, seed=7, **changes):
-    widgets = dict(positive=text(), negative=text(12), latent={"samples": keys, "frame_rate": 2.0}, seed=seed, steps=2,
-                   times=times, cfg=1.0, sampler="euler", scheduler="normal", fps=0.0, windows=0)
-    return LatentInterpolate.execute(model=model, **{**widgets, **changes}).result
+    return run_interpolate(model, keys, times=times, seed=seed, **{"steps": 2, **changes})
 
 
 def test_8_key_frames_become_29_and_113_and_stay_in_place():
@@ -329,7 +320,7 @@ def test_windows_sampled_together_or_one_by_one_agree(models):
     assert relative_error(together, alone) < 1e-5
 
 
-def test_a_window_hears_its_own_two_key_frames_and_no_other(models):
+def test_a_window_depends_on_its_own_two_key_frames_alone(models):
     keys = frames_of(4)
     other = keys.clone()
     other[3] += 1
@@ -347,7 +338,7 @@ def test_clips_of_one_latent_stay_apart(models):
         interpolate(models["between"], keys, latent={"samples": keys, "frame_rate": 2.0, "clip_frames": 4})
 
 
-def test_one_clip_cut_out_of_a_batch_is_one_clip(models):
+def test_a_clip_cut_out_of_a_batch_counts_as_one_clip(models):
     """Core's Latent From Batch keeps what else the LATENT says."""
     whole = VideoLDMSampler.execute(models["plain"], text(), text(12), 4, 24, 16, 2, 7, 2, 2.0, "euler", "normal", 1.0)
     cut = LatentFromBatch().frombatch(whole.result[0], 4, 4)[0]
@@ -356,7 +347,7 @@ def test_one_clip_cut_out_of_a_batch_is_one_clip(models):
     assert len(interpolate(models["between"], None, latent=whole.result[0])[0]["samples"]) == 26
 
 
-def test_the_two_steps_differ_in_the_frame_rate_they_are_told(models):
+def test_the_frame_rate_that_interpolation_is_told_changes_the_frames(models):
     slow, fast = (interpolate(models["between"], frames_of(2), fps=fps)[0]["samples"] for fps in (1.875, 7.5))
     assert relative_error(slow, fast) > 1e-4
 
@@ -382,5 +373,5 @@ def test_interpolation_layers_in_the_place_of_key_frame_layers_are_refused(model
 
 
 @pytest.mark.parametrize("written, positions", [("0", (0,)), ("0, 1", (0, 1)), (" 0 -1 ", (0, -1)), ("+2,3", (2, 3))])
-def test_positions_are_written_as_people_do(written, positions):
+def test_positions_are_read_however_people_write_them(written, positions):
     assert positions_of(written) == positions

@@ -1,29 +1,36 @@
-"""Extend Video, Latent Interpolate x4 and the sampler against the same made by hand, call by call, with core's sampler.
+"""Extend Video, Latent Interpolate x4 and the sampler against the same videos made by hand.
 
-Also what a LATENT says beside its frames: which it keeps, and what of it counts.
+By hand means call by call with core's sampler. Also what a LATENT says beside its frames: what the nodes keep of it,
+and what they act on.
 """
 
 import comfy.sample
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from nodes import KSampler      # ComfyUI's
+from nodes import KSampler  # ComfyUI's
 
 from video_ldm.nodes.host import sampling
 from video_ldm.nodes.host.options import with_clip_options
-from video_ldm.nodes.interpolate import LatentInterpolate
 from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers
-from video_ldm.nodes.longer import STOP, ContextFrames, ExtendVideo
+from video_ldm.nodes.longer import ContextFrames
 from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests.attach_help import models_with_layers, text
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
+from video_ldm.tests.longer_help import (
+    RATE,
+    SIZE,
+    frames_of,
+    run_extend,
+    run_interpolate,
+    write_known_frame_layers,
+)
 from video_ldm.tests.small import relative_error
 from video_ldm.tests.windows_help import LONG, by_hand, noise_of, prediction, windowed
 
-SIZE = (4, 2, 3)        # of a latent frame
-SEED, RATE = 7, 2.0     # of the key frames
+SEED = 7
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +38,10 @@ def models(tmp_path_factory):
     """MODELs with layers of every kind, by name. "anywhere" was trained with known frames at either end and at both."""
     def write(folder):
         checkpoints.write_video_layers(folder / "plain.safetensors")
-        checkpoints.write_context_layers(folder / "prediction.safetensors")
-        checkpoints.write_interpolation_layers(folder / "between.safetensors")
+        write_known_frame_layers(folder)
         checkpoints.write_context_layers(folder / "anywhere.safetensors", ((), (0,), (-1,), (0, -1)))
         checkpoints.save(folder / "motion.safetensors", checkpoints.motion_state())
     yield from models_with_layers(tmp_path_factory, write)
-
-
-def frames_of(count, seed=5):
-    return torch.randn(count, *SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 def with_frames(model, known, positions, guidance=1.0):
@@ -73,9 +75,7 @@ def silent(model):
 # Latent Interpolate x4
 
 def interpolate(model, keys, times=1, **changes):
-    widgets = dict(positive=text(), negative=text(12), latent={"samples": keys, "frame_rate": RATE}, seed=SEED, steps=1,
-                   times=times, cfg=1.0, sampler="euler", scheduler="normal", fps=0.0, windows=0)
-    return LatentInterpolate.execute(model=model, **{**widgets, **changes}).result[0]
+    return run_interpolate(model, keys, times=times, **{"seed": SEED, **changes})[0]
 
 
 def interpolated(model, keys, seed, rate, texts=None):
@@ -132,10 +132,8 @@ def test_the_frame_rate_widget_counts_before_that_of_the_latent(models):
 # Extend Video
 
 def extend(model, given, length=FRAMES, **changes):
-    widgets = dict(positive=text(), negative=text(12), frames=FRAMES, width=24, height=16, seed=SEED, steps=1, cfg=2.0,
-                   sampler="euler", scheduler="normal", length=length, context_guidance=1.0, overlap=2, on_cancel=STOP)
     latent = {"samples": given} if given is not None else None
-    return ExtendVideo.execute(model=model, **{**widgets, "latent": latent, **changes}).result
+    return run_extend(model, length=length, seed=SEED, **{"cfg": 2.0, "latent": latent, **changes})
 
 
 def test_context_guidance_acts_in_every_clip_of_an_extended_video(models):
@@ -178,7 +176,8 @@ def test_the_overlap_is_what_each_clip_takes_over_from_the_one_before(models):
     video = extend(masked, frames_of(3), 7, overlap=3)[0]["samples"]
     assert len(video) == 7 and torch.equal(video[:3], frames_of(3))
     for overlap, count in ((3, 4), (1, 2)):     # calls that make one new frame each, and three
-        calls = noises(models["motion"], lambda m: extend(m, frames_of(3), 7, overlap=overlap, cfg=1.0))
+        calls = noises(models["motion"],
+                       lambda m, overlap=overlap: extend(m, frames_of(3), 7, overlap=overlap, cfg=1.0))
         assert [len(batch) for batch in calls] == [FRAMES] * count
 
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from video_ldm.benchmarks.memory import own_pages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LATENT = 4 * 8 * 16 * 4     # bytes of a frame's
 
 
+@pytest.mark.slow
 def test_a_video_of_1000_frames_takes_the_memory_of_one_of_50():
     (short, little), (long, much) = ([int(size) for size in subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "_inside", "benchmarks.extend_memory", str(frames)], check=True,

@@ -22,7 +22,7 @@ def test_the_distance_of_shifted_and_scaled_gaussians_is_the_analytic_one():
     assert frechet_distance(a * scales + shift, a) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_distance_stands_covariances_of_lower_rank():
+def test_the_distance_is_right_for_covariances_of_lower_rank():
     rng = np.random.default_rng(2)
     few = rng.normal(size=(4, 16))
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-9)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.new_layers import video_ldm_params
 from video_ldm.temporal.stack import TemporalStack

@@ -18,7 +18,7 @@ from video_ldm.tools.paths import HostError, venv_python
 
 @pytest.fixture
 def set_up(tmp_path, monkeypatch):
-    """set_up() into an empty folder with recorded steps in place of downloads; `failing` holds those to fail."""
+    """set_up() into an empty folder with recorded steps in place of downloads. The steps in `failing` fail."""
     calls, failing = [], set()
 
     def step(name, effect=None):
@@ -244,7 +244,7 @@ def test_comfyui_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch)
 # ---- two at once --------------------------------------------------------------------------------------------------
 
 def test_a_second_set_up_waits_and_finds_everything_done(set_up, capfd, monkeypatch):
-    """Two set-ups in two processes; threads here, which the lock keeps apart in the same way."""
+    """Two threads stand for two processes here. The lock keeps them apart in the same way."""
     monkeypatch.setattr(lock, "POLL", 0.01)
     inside, may_go_on = threading.Event(), threading.Event()
     install = setup_host.install_torch

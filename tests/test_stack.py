@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+
 from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.layers import (
@@ -49,7 +50,8 @@ def call(unet, sets, x, timesteps, context):
 def motion_stack(unet, pool=False, table_length=0, positions=32):
     bricks = tuple((site, MotionParams(channels, 8, 1, 2, table_length, False))
                    for site, (_, channels) in unet_sites(unet).items() if site.slot == "post_attn")
-    return randomise(TemporalStack(StackParams("AnimateDiff", bricks, 16, positions, (POOLED_NORMS,) if pool else ())), 3)
+    params = StackParams("AnimateDiff", bricks, 16, positions, (POOLED_NORMS,) if pool else ())
+    return randomise(TemporalStack(params), 3)
 
 
 # docs/papers.md#v3

@@ -3,9 +3,21 @@
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras import (nodes_apg, nodes_cfg, nodes_easycache, nodes_eps, nodes_fresca, nodes_hypertile,
-                          nodes_mahiro, nodes_model_advanced, nodes_model_downscale, nodes_pag, nodes_sag, nodes_tcfg,
-                          nodes_tomesd)
+from comfy_extras import (
+    nodes_apg,
+    nodes_cfg,
+    nodes_easycache,
+    nodes_eps,
+    nodes_fresca,
+    nodes_hypertile,
+    nodes_mahiro,
+    nodes_model_advanced,
+    nodes_model_downscale,
+    nodes_pag,
+    nodes_sag,
+    nodes_tcfg,
+    nodes_tomesd,
+)
 
 from video_ldm.nodes.host.conflicts import recording_node
 from video_ldm.nodes.host.upscaling import UpscalePieces
@@ -235,7 +247,7 @@ def test_nodes_that_act_on_whole_steps_are_right_in_windows(models, name):
         m.set_model_sampler_calc_cond_batch_function(lambda args: list(joined))
         return m
     noise = noise_of()
-    joined = [by_hand(lambda part, _: prediction(models["video"], part, positive=cond), noise)
+    joined = [by_hand(lambda part, _, cond=cond: prediction(models["video"], part, positive=cond), noise)
               for cond in (text(), text(12))]
     seen = prediction(OUTSIDE[name](windowed(models["video"])), noise, cfg=2.0)
     assert relative_error(seen, prediction(given(models["image"]), noise, cfg=2.0)) < 1e-5

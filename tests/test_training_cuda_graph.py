@@ -1,4 +1,7 @@
-"""Losses that a GPU can record: nothing is drawn, copied or waited for while they compute, and a replay is the step."""
+"""Losses that a GPU can record.
+
+Nothing is drawn, copied or waited for while they compute. A replay gives what the step gives.
+"""
 
 from dataclasses import replace
 
@@ -118,7 +121,7 @@ def test_the_tensors_of_one_step_can_be_filled_with_those_of_another(made):
 
 
 class FromTheCPU(TorchDispatchMode):
-    """Refuses tensors of the CPU in what a GPU is asked for, numbers apart; `meta` stands for the GPU."""
+    """Refuses tensors of the CPU in what a GPU computes, except for numbers. `meta` stands for the GPU."""
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
@@ -132,8 +135,9 @@ def is_large(leaf):
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_copied_from_the_cpu_or_waited_for_while_it_computes(made, monkeypatch):
-    """On `meta` a value that the CPU asks for raises; a GPU would have to be waited for, which a recording cannot."""
+    """On `meta` a value that the CPU asks for raises. On a GPU the CPU would wait for it. No recording can do so."""
     loss, networks = made
     monkeypatch.setattr(comfy.model_management, "get_free_memory",         # of `meta`
                         lambda device, both=False: (2 ** 30, 2 ** 30) if both else 2 ** 30)
@@ -164,13 +168,14 @@ def test_what_cannot_be_recorded_is_refused_where_it_is_asked_for(tmp_path):
         Loop(LoopParams(1, 1e-3, cuda_graph=True), loss.modules, loss, tmp_path, "layers")
 
 
+@pytest.mark.slow
 def test_without_a_gpu_a_recording_that_is_asked_for_changes_nothing(tmp_path):
     plain, asked = (trained(tmp_path / str(recorded), "layout", recorded, device="cpu") for recorded in (False, True))
     assert torch.equal(plain, asked)
 
 
 def trained(folder, name, recorded, stop=None, **settings):
-    """What 6 steps change in the weights; with `stop`, in two runs."""
+    """What 6 steps change in the weights. With `stop` they are made in two runs."""
     def loop():
         torch.manual_seed(0)
         loss, networks = LOSSES[name]()
@@ -191,14 +196,14 @@ def together(loop):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_recorded_training_is_the_training(name, tmp_path):
+def test_a_training_that_is_recorded_ends_with_the_weights_of_one_that_is_not(name, tmp_path):
     plain, recorded, resumed = (trained(tmp_path / str(number), name, record, stop)
                                 for number, (record, stop) in enumerate([(False, None), (True, None), (True, 3)]))
     for other in (recorded, resumed):       # a GPU adds in any order; a stale input would be another way altogether
         assert (other - plain).norm() < 0.02 * plain.norm()
 
 
-def test_every_kind_of_thing_that_a_loss_may_draw_is_gone_through():
+def test_tensors_are_found_in_everything_that_a_loss_may_draw():
     drawn = {"a": (torch.ones(1), None, 3), "b": scene_layout_stage.layout_of(scene_layout_stage.world.scene(0), [0.0])}
     twice = map_tensors(drawn, lambda tensor: tensor.clone())
     assert twice["a"][1:] == (None, 3) and len(tensors_of(twice)) == 1 + 5

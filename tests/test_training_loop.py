@@ -356,6 +356,7 @@ def test_seeds_of_steps_and_ranks_are_unrelated_and_batches_must_divide():
         one.share(7)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not distributed.dist.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_give_the_gradients_of_a_single_one(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}

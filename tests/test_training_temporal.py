@@ -241,7 +241,7 @@ def by_open_call(loss, drawn, **told):
 # Gradient checkpointing
 
 def motion_stack(unet):
-    """AnimateDiff-like layers after each transformer; spatial norms pooled over frames put hooks inside the blocks."""
+    """AnimateDiff-like layers after each transformer. Spatial norms pooled over frames put hooks inside the blocks."""
     bricks = tuple((site, MotionParams(channels, 8, 1, 2, 0, True))
                    for site, (_, channels) in unet_sites(unet).items() if site.slot == "post_attn")
     return randomise(TemporalStack(StackParams("AnimateDiff", bricks, 16, 32, (POOLED_NORMS,))), 3)
@@ -294,6 +294,7 @@ def test_checkpointing_gives_the_same_gradients_bit_for_bit(unet, kind, frozen):
     assert any(gradient is not None and gradient.abs().max() > 0 for gradient in plain[1][1].values())
 
 
+@pytest.mark.slow
 def test_the_backward_pass_may_run_inside_the_call_in_another_thread_or_twice(unet):
     unet.requires_grad_(False)
     sets = [(small_stack(unet, 4), CallSettings(frames=4))]
@@ -315,7 +316,7 @@ def test_checkpointing_leaves_modules_and_hooks_as_they_were(unet):
 
 
 class Watch(TorchDispatchMode):
-    """Remembers the memory of every tensor made; `alive` adds up what still exists."""
+    """Remembers the memory of every tensor made. `alive` adds up what still exists."""
 
     def __init__(self):
         super().__init__()

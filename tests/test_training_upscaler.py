@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.diffusion import Diffusion
+from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.upscaler import Patches, UpscalerLoss
 from video_ldm.temporal.upscaler import PIXEL_CHANNELS, folded, noised, spread_out, unfolded, unnoised
@@ -137,6 +137,7 @@ def test_checkpointing_gives_the_same_gradients():
     assert all(torch.equal(one, other) for one, other in zip(*gradients))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_its_own_patches(tmp_path):
     unet = pixel_help.network()
     stack = pixel_help.stack(unet)
@@ -163,7 +164,7 @@ def test_noise_beyond_the_schedule_is_refused():
         UpscalerLoss(Recorder(), None, V, AUGMENTATION, None, most_noise=1000)
 
 
-def test_folding_pixels_loses_nothing_and_keeps_each_small_pixels_own_together():
+def test_folding_loses_nothing_and_keeps_the_large_pixels_of_a_small_one_together():
     pixels = torch.randn(2, 5, 3, 12, 16)
     x = folded(pixels)
     assert x.shape == (2, 5, PIXEL_CHANNELS, 3, 4) and torch.equal(unfolded(x), pixels)
@@ -171,8 +172,11 @@ def test_folding_pixels_loses_nothing_and_keeps_each_small_pixels_own_together()
 
 
 @pytest.mark.parametrize("prediction", ["v", "eps", "x0"])
-def test_what_is_made_of_folded_pixels_is_what_the_small_frames_lack(prediction):
-    """A network that knows the details has no loss, by either error; and with them the small frames are the large ones."""
+def test_the_target_of_folded_pixels_is_the_details_that_the_small_frames_lack(prediction):
+    """A network that knows the details has no loss by either error.
+
+    The small frames and the details together are the large frames.
+    """
     drawn, scale = patches(), 3.0
     diffusion = Diffusion(0.0001, 0.02, prediction=prediction)
 

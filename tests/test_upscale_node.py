@@ -12,11 +12,11 @@ from comfy_extras.nodes_sdupscale import SD_4XUpscale_Conditioning
 from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import upscale as nodes
 from video_ldm.nodes.host import decoding, sampling, upscaling
-from video_ldm.nodes.host.options import clip_options
 from video_ldm.nodes.host.lazy_video import LazyVideo
+from video_ldm.nodes.host.options import clip_options
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
-from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.diffusion import Diffusion
+from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.upscaler import TRAINED_LEVEL, cut, noise_augmented
 from video_ldm.tests import upscale_help
 from video_ldm.tests.attach_help import load_model
@@ -77,7 +77,7 @@ class Stub:
 
 def latents_of(model, small, window=8, overlap=2, tile=0, level=30, seed=5, steps=2, cfg=2.0, sampler="euler",
                positive=None, scheduler="normal"):
-    """What the node samples; overlap and tile (in latents) as they come."""
+    """What the node samples. `overlap` and `tile` (in latents) are its own values."""
     cuts = cut(*small.shape[:3], window, overlap, tile)
     settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive or text(), text(12))
     return upscaling.upscaled(model, small, level, cuts, seed, settings)
@@ -148,7 +148,7 @@ def test_the_sampler_works_on_the_cpu_and_core_prepares_for_one_piece(upscaler):
 
 
 def test_of_more_frames_only_a_few_times_their_latents_is_in_memory_while_sampling(upscaler, folder):
-    """Noise, latents, both predictions and what they are mixed from; the small frames, noised."""
+    """In memory are noise, latents, both predictions with what they are mixed from, and the noised small frames."""
     model, most = with_layers(upscaler, strength=0.0), []
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stub", lambda run, x, *others, **more: x[:, :4].tanh())
     for frames in (8, 24, 40):
@@ -238,7 +238,7 @@ def test_the_video_is_four_times_as_large_and_its_frames_are_the_images(upscaler
     assert torch.equal(streamed.get_components().images, images) and torch.equal(video.get_components().images, images)
 
 
-def test_images_are_decoded_only_where_they_are_connected_and_a_video_only_when_asked(upscaler, run, monkeypatch):
+def test_images_are_decoded_only_where_they_are_connected_and_a_video_only_when_asked_for(upscaler, run, monkeypatch):
     monkeypatch.setattr(decoding.Decoding, "decode_piece", None)
     blocked, video, _ = run(Stub(upscaler).model)
     assert type(blocked).__name__ == "ExecutionBlocker"
@@ -317,7 +317,7 @@ def test_cancelling_is_noticed_between_pieces_and_leaves_the_model_as_it_was(ups
     assert len(stub.calls) == 2 and stub.model.model_options == options
 
 
-def test_memory_running_out_is_a_sentence(upscaler, run):
+def test_running_out_of_memory_is_told_in_a_sentence(upscaler, run):
     model = upscaler.clone()
 
     def fail(*args, **kwargs):
@@ -344,14 +344,14 @@ VIDEO = LazyVideo(lambda first, last: iter(()), 3, 24, 20, 12)
     ({"positive": [[text()[0][0], {"mask": torch.ones(1, 8, 8)}]]}, "The positive conditioning carries a mask"),
     ({"positive": [[text()[0][0], {"area": (1, 1, 0, 0)}]]}, "The positive conditioning carries an area"),
 ])
-def test_what_cannot_be_upscaled_is_a_sentence_before_anything_is_sampled(upscaler, run, changes, sentence):
+def test_what_cannot_be_upscaled_is_refused_before_anything_is_sampled(upscaler, run, changes, sentence):
     stub = Stub(upscaler)
     with pytest.raises(VideoLDMError, match=sentence):
         run(stub.model, **changes)
     assert not stub.calls
 
 
-def test_with_layers_the_limits_are_theirs(upscaler, folder, run):
+def test_with_layers_the_limits_of_the_layers_count(upscaler, folder, run):
     layers = Stub(with_layers(upscaler, strength=0.0)).model
     with pytest.raises(VideoLDMError, match="noise_level is 251, .* levels from 0 to 250"):
         run(layers, noise_level=251)
@@ -379,7 +379,7 @@ def test_another_model_and_the_videos_own_vae_are_refused(upscaler, run):
         run(upscaler, vae=decoder_help.small_vae())
 
 
-def test_the_widgets_begin_with_the_papers_settings():
-    """docs/papers.md#v14: noise augmentation 30 and windows of 8 frames (Appendix H); levels were trained up to 250."""
+def test_the_widgets_show_the_papers_settings_at_first():
+    """docs/papers.md#v14: noise augmentation 30 and windows of 8 frames (Appendix H). Levels were trained up to 250."""
     defaults = {entry.id: getattr(entry, "default", None) for entry in nodes.VideoUpscale.GET_SCHEMA().inputs}
     assert (defaults["noise_level"], defaults["window"]) == (30, 8) and TRAINED_LEVEL == 250

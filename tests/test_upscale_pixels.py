@@ -1,5 +1,7 @@
-"""Upscalers in pixel space (the paper's driving kind): their file, the MODEL it becomes, Video Upscale on it, and layers
-that see the small frames."""
+"""Upscalers in pixel space, which is the paper's driving kind.
+
+Their file, the MODEL it becomes, Video Upscale on it, and layers that see the small frames.
+"""
 
 import folder_paths
 import pytest
@@ -48,7 +50,7 @@ def with_layers(model, strength=1.0, file=LAYERS):
 
 
 def made(model, small, window=8, overlap=2, tile=0, level=150, seed=5, steps=2, cfg=2.0, sampler="euler"):
-    """What the node samples, as pixels; tile in small ones."""
+    """What the node samples, as pixels. `tile` is in small pixels."""
     cuts = cut(*small.shape[:3], window, overlap, tile)
     x = upscaling.upscaled(model, small, level, cuts, seed,
                            sampling.SamplerSettings(steps, cfg, sampler, "normal", text(), text(12)))
@@ -62,9 +64,8 @@ def test_a_file_comes_back_to_the_bit_and_is_known_by_its_metadata(folder):
     assert found.params == pixel_help.PARAMS and identify(folder / FILE).kind == "pixel_upscaler"
     state = pixel_help.network().state_dict()
     assert found.tensors.keys() == state.keys() and all(found.tensors[key].equal(state[key]) for key in state)
-    for load, sentence in ((load_temporal, "is a video upscaler in pixel space, not .* Load it with Load Video Model"),):
-        with pytest.raises(VideoLDMError, match=sentence):
-            load(folder / FILE)
+    with pytest.raises(VideoLDMError, match="is a video upscaler in pixel space, not .* Load it with Load Video Model"):
+        load_temporal(folder / FILE)
 
 
 def test_layers_that_see_small_frames_are_version_3_and_come_back(folder):
@@ -83,7 +84,8 @@ def test_layers_that_see_small_frames_are_version_3_and_come_back(folder):
     (lambda t, m: m.update(prediction="x"), "its metadata cannot be read: prediction 'x'"),
     (lambda t, m: t.pop("model.diffusion_model.out.2.bias"), "out.2.bias is missing where"),
     (lambda t, m: t.update({"other": torch.zeros(1)}), "other is in it, where a UNet is due"),
-    (lambda t, m: m.update(unet=m["unet"].replace('"noise_levels": 1000', '"noise_levels": 200')), "label_emb.weight is"),
+    (lambda t, m: m.update(unet=m["unet"].replace('"noise_levels": 1000', '"noise_levels": 200')),
+     "label_emb.weight is"),
     (lambda t, m: m.update(unet=m["unet"].replace('"head_channels": 32', '"head_channels": 0')),
      "no network has its sizes"),
 ])
@@ -99,8 +101,8 @@ def test_a_file_whose_parts_do_not_agree_is_refused_at_the_loader(folder, change
 
 
 def test_other_files_are_refused_by_the_loader_and_layers_by_other_models(folder):
-    with pytest.raises(VideoLDMError, match="image_only_layers.safetensors is a file of Video LDM temporal layers, not a "
-                                            "whole video model"):
+    with pytest.raises(VideoLDMError, match="image_only_layers.safetensors is a file of Video LDM temporal layers, not "
+                                            "a whole video model"):
         LoadVideoModel.execute("image_only_layers.safetensors")
     with pytest.raises(VideoLDMError, match="made for a random upscaler, and the connected MODEL is Stable"):
         with_layers(load_model(checkpoints.unet_state()))
@@ -108,8 +110,12 @@ def test_other_files_are_refused_by_the_loader_and_layers_by_other_models(folder
 
 # The MODEL
 
-def test_it_samples_as_the_published_formula_says(model):
-    """One Euler step from pure noise, written out: x_low noised and concatenated; what is made are details of it; v-prediction; guidance."""
+def test_a_pixel_upscaler_samples_by_the_published_formula(model):
+    """One Euler step from pure noise, written out.
+
+    The small frames are noised and concatenated. The network predicts v. What is made are details of the small frames.
+    Guidance joins the two predictions.
+    """
     small, level, seed = small_frames(2, 6, 8), 150, 5
     ours = made(model, small, steps=1, level=level)
     x_low = small.movedim(-1, 1) * 2 - 1
@@ -280,12 +286,12 @@ def test_the_report_says_whose_noise_it_was_and_layers_that_disagree_on_it_are_r
     ({"vae": small_vae()}, "This upscaler makes pixels, not latents.*Disconnect the VAE"),
     ({"noise_level": 251}, "noise_level is 251, .* levels from 0 to 250"),
 ])
-def test_what_does_not_go_with_pixels_is_a_sentence(model, run, changes, sentence):
+def test_inputs_that_do_not_go_with_a_pixel_upscaler_are_refused_in_a_sentence(model, run, changes, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         run(model, **changes)
 
 
-def test_the_report_of_the_loader_says_what_it_is_and_how_to_run_it(folder):
+def test_the_report_of_the_loader_says_what_the_upscaler_is_and_how_to_run_it(folder):
     report = LoadVideoModel.execute(FILE).result[1]
     assert "a random upscaler" in report and "150 is what it was made" in report and "Licence: Apache-2.0." in report
 

@@ -30,7 +30,7 @@ def noise(*shape, seed=0):
 
 
 @pytest.mark.parametrize("video", VIDEOS)
-def test_windows_and_tiles_of_a_pointwise_denoiser_are_the_whole_to_the_bit(video):
+def test_windows_and_tiles_of_a_pointwise_denoiser_give_the_whole_video_to_the_bit(video):
     cuts, x = cut(*video), noise(video[0], 3, *video[1:3])
 
     def denoise(x):
@@ -89,7 +89,7 @@ def test_tiles_share_a_quarter_and_are_the_fewest_that_do():
 
 
 def test_small_frames_are_spread_over_their_pixels_and_freed_of_the_weight_of_their_noise():
-    """c_gamma / alpha_gamma stands for x_low; at level 0 nothing was weighted."""
+    """c_gamma / alpha_gamma stands for x_low. At level 0 there is no noise, so no weight is taken off."""
     x = noise(2, 3, 2, 3)
     for level in (0, 30, 250):
         levels = torch.tensor([level, 0])
@@ -141,8 +141,8 @@ def test_levels_that_the_upscaler_has_never_seen_are_refused(level):
 
 # docs/papers.md#v14
 
-def test_with_a_networks_reach_within_the_margin_tiles_are_the_whole_and_beyond_it_differ_at_their_borders_alone():
-    """Convolutions see the padding at a tile's border; what a tile's outermost quarter of its overlap says, counts not."""
+def test_tiles_equal_the_whole_up_to_the_margin_of_a_networks_reach_and_differ_at_their_borders_alone_beyond_it():
+    """Convolutions see the padding at a tile's border. The outermost quarter of a tile's overlap does not count."""
     kernels = noise(2, 3, 3, 3, 3, seed=4) / 5
     x, cuts = noise(2, 3, 30, 44), cut(2, 30, 44, 8, 2, 16)
 
@@ -152,7 +152,8 @@ def test_with_a_networks_reach_within_the_margin_tiles_are_the_whole_and_beyond_
         return x
     for layers in (1, 2):
         whole = network(x, layers)
-        pieces = in_pieces(lambda frames, rows, columns: network(x[frames, :, rows, columns], layers), cuts, 3)
+        pieces = in_pieces(
+            lambda frames, rows, columns, layers=layers: network(x[frames, :, rows, columns], layers), cuts, 3)
         error = (pieces - whole).abs().amax((0, 1))
         borders = torch.zeros(30, 44, dtype=torch.bool)
         for spans, dim in ((cuts.rows, 0), (cuts.columns, 1)):

@@ -11,9 +11,9 @@ from PIL import Image
 from video_ldm.temporal.atomic import replaced
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import Sheet, open_video, read_audio, write_sheet, write_video
+from video_ldm.temporal.video.pictures import Encodable
 from video_ldm.temporal.video.sheet import GAP, columns, grid, thumbnail
 from video_ldm.temporal.video.timing import as_rate
-from video_ldm.temporal.video.pictures import Encodable
 from video_ldm.temporal.video.write import _picture_stream, even_size
 from video_ldm.tests.video_help import clip, numbered, numbers, psnr
 
@@ -37,7 +37,7 @@ def test_a_coded_video_comes_back_close_with_its_count_and_rate(tmp_path, format
 
 
 def test_few_frames_are_held_back_by_the_encoder(tmp_path):
-    """What a stream keeps in memory does not grow beyond them; x264 by itself holds 40 and more."""
+    """A stream keeps no more frames than these in memory. x264 by itself holds 40 and more."""
     frames = clip(64)
     with av.open(str(tmp_path / "clip.mp4"), mode="w") as container:
         stream = _picture_stream(container, "mp4", Fraction(8), 18, frames[0])
@@ -69,7 +69,7 @@ def test_colours_are_declared_and_not_shifted(tmp_path):
         assert np.abs(plain.astype(int) - patch[0]).max() <= 4, "readers that ignore the declaration see the same"
 
 
-def test_another_file_s_declared_colours_are_honoured(tmp_path):
+def test_the_colours_that_another_programs_file_declares_are_honoured(tmp_path):
     path, colour = tmp_path / "bt709.mp4", (200, 30, 60)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)

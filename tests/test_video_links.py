@@ -48,7 +48,7 @@ def images(count=3, height=16, width=16, channels=3):
 @pytest.mark.parametrize("name, values", [
     ("start_frame", (-1, 0.5, None, NAN, INF, "0", 10**10)), ("frame_count", (-5, 1.5, None, NAN)),
     ("stride", (0, -1, 2.5, None, INF))])
-def test_load_refuses_numbers_that_are_no_counts(folders, name, values):
+def test_load_refuses_frame_numbers_that_are_not_whole_or_out_of_bounds(folders, name, values):
     write_video(folders / "input" / "clip.mp4", clip(), 8)
     for value in values:
         with pytest.raises(VideoLDMError, match=rf"^{name} is .*; it must be a whole number from "):
@@ -93,7 +93,8 @@ def test_frames_with_nan_are_written_black_there_and_remarked_on(folders, bad):
     frames[7:] = bad
     file, _, report = save(frames, format="webp", crf=0)
     read = open_video(file).read()
-    assert "frames 4, 7, 8, 9, 10 and 1 more hold values that are no numbers (NaN), which were written as black" in report
+    remark = "frames 4, 7, 8, 9, 10 and 1 more hold values that are no numbers (NaN), which were written as black"
+    assert remark in report
     assert read[4, :8].max() == 0 and abs(read[4, 8:] - 0.5).max() < 0.01 and read[7:].max() == 0
     assert "NaN" not in save(images(3))[2]
 
@@ -101,8 +102,9 @@ def test_frames_with_nan_are_written_black_there_and_remarked_on(folders, bad):
 def test_dates_are_filled_in_as_the_page_does_for_cores_nodes(folders):
     from video_ldm.nodes.host.files import with_dates
     now = datetime(2026, 3, 4, 5, 6, 7)
-    for text, expected in (("%date:yyyy-MM-dd%", "2026-03-04"), ("%date:d.M.yy%", "4.3.26"), ("%date:hh-mm-ss%", "05-06-07"),
-                           ("%date:h_m_s%", "5_6_7"), ("%date:HHmm%", "0506"), ("%date:yyyyMMdd%/a_%date:H%", "20260304/a_5"),
+    for text, expected in (("%date:yyyy-MM-dd%", "2026-03-04"), ("%date:d.M.yy%", "4.3.26"),
+                           ("%date:hh-mm-ss%", "05-06-07"), ("%date:h_m_s%", "5_6_7"), ("%date:HHmm%", "0506"),
+                           ("%date:yyyyMMdd%/a_%date:H%", "20260304/a_5"),
                            ("%date:yyy%", "yyy"), ("a%width%b", "a%width%b"), ("%date:%", "%date:%"), ("50%", "50%")):
         assert with_dates(text, now) == expected
     before, file, after = f"{datetime.now():%Y-%m-%d}", save(filename_prefix="v/%date:yyyy-MM-dd%_%width%")[0], \
@@ -148,7 +150,8 @@ def test_files_with_their_folder_are_found(folders):
 
 def surround(seconds=1.5, rate=48000):
     time = np.arange(int(seconds * rate)) / rate
-    return np.stack([0.4 * np.sin(2 * np.pi * f * time) for f in (400, 500, 600, 60, 700, 800)]).astype(np.float32), rate
+    waves = np.stack([0.4 * np.sin(2 * np.pi * f * time) for f in (400, 500, 600, 60, 700, 800)])
+    return waves.astype(np.float32), rate
 
 
 def pitches(sound, rate):
@@ -189,7 +192,8 @@ def test_the_video_of_a_range_is_as_bright_in_cores_save_as_it_was(folders):
 def test_sound_that_is_no_sound_is_refused(folders):
     from video_ldm.nodes.host.api import InputImpl, Types
     for wave in (torch.zeros(1, 9, 100), torch.zeros(2, 100), torch.zeros(0, 1, 100)):
-        parts = Types.VideoComponents(images=images(), audio={"waveform": wave, "sample_rate": 8000}, frame_rate=Fraction(8))
+        parts = Types.VideoComponents(images=images(), audio={"waveform": wave, "sample_rate": 8000},
+                                      frame_rate=Fraction(8))
         with pytest.raises(VideoLDMError, match="The sound is a tensor of shape"):
             save(video=InputImpl.VideoFromComponents(parts), fps=0.0)
 
@@ -233,7 +237,7 @@ def test_trimming_by_a_negative_duration_is_refused(host):
 
 
 @pytest.mark.parametrize("crf", [NAN, -1, 52, "18"])
-def test_a_quality_that_the_codec_has_not_is_refused(host, tmp_path, crf):
+def test_a_quality_that_the_codec_does_not_have_is_refused(host, tmp_path, crf):
     with pytest.raises(VideoLDMError, match="crf is .*; for mp4 it must be a number from 0 to 51"):
         lazy().save_to(str(tmp_path / "clip.mp4"), crf=crf)
     assert list(tmp_path.iterdir()) == []

@@ -88,8 +88,8 @@ def write_anamorphic(path, frames, aspect, codec="libx264"):
 def circle(width, height, radius):
     """A white circle, as it should be seen, drawn into width x height square pixels."""
     picture = Image.new("RGB", (width, height), (16, 16, 16))
-    ImageDraw.Draw(picture).ellipse((width // 2 - radius, height // 2 - radius, width // 2 + radius, height // 2 + radius),
-                                    fill=(235, 235, 235))
+    box = (width // 2 - radius, height // 2 - radius, width // 2 + radius, height // 2 + radius)
+    ImageDraw.Draw(picture).ellipse(box, fill=(235, 235, 235))
     return picture
 
 
@@ -208,7 +208,8 @@ def test_a_gif_whose_frame_is_larger_than_its_canvas_is_refused(tmp_path):
 @pytest.mark.parametrize("width, height", [(0, 16), (16, 0), (20000, 16), (16, 20000)])
 @pytest.mark.parametrize("format", ["mp4", "webm", "webp", "gif"])
 def test_frames_of_no_size_or_of_twenty_thousand_pixels_are_refused(tmp_path, format, width, height):
-    with pytest.raises(VideoLDMError, match=f"The frames are {width}x{height} pixels; a side of a video has 1 to 16383"):
+    refusal = f"The frames are {width}x{height} pixels; a side of a video has 1 to 16383"
+    with pytest.raises(VideoLDMError, match=refusal):
         write_video(tmp_path / f"clip.{format}", [np.zeros((height, width, 3), np.uint8)], 8, format)
     assert list(tmp_path.iterdir()) == []
 
@@ -224,7 +225,7 @@ def test_the_smallest_and_the_longest_frames_are_written(tmp_path, format, width
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0, -8, 1e-5, None])
-def test_a_frame_rate_that_is_none_is_refused(tmp_path, rate):
+def test_a_frame_rate_that_is_no_number_above_0_is_refused(tmp_path, rate):
     with pytest.raises(VideoLDMError, match=r"The frame rate is .* it must be a number above 0"):
         write_video(tmp_path / "clip.mp4", clip(), rate)
     assert list(tmp_path.iterdir()) == []

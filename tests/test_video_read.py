@@ -1,4 +1,4 @@
-"""Video files that are read: ranges, uneven times, turned pictures; bad files are refused in a sentence."""
+"""Reading of video files: ranges, uneven times and turned pictures. Bad files are refused in a sentence."""
 
 import io
 import struct
@@ -12,6 +12,7 @@ from PIL import Image
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import open_video, write_video
 from video_ldm.temporal.video.timing import DEFAULT_RATE, as_rate, even_clock
+from video_ldm.tests import video_help
 from video_ldm.tests.video_help import clip, numbered, numbers
 
 
@@ -186,11 +187,9 @@ def test_rotated_videos_come_upright(tmp_path, degrees, turns):
 
 
 def refusal(path, **select):
-    with pytest.raises(VideoLDMError) as caught:
-        video = open_video(path)
-        video.read(video.select(**select))
-    sentence = str(caught.value)
-    assert path.name in sentence and "\n" not in sentence
+    """The sentence with which a file is refused by its name."""
+    sentence = video_help.refusal(path, **select)
+    assert path.name in sentence
     return sentence
 
 

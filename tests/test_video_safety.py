@@ -11,16 +11,7 @@ import pytest
 
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import open_video, write_video
-from video_ldm.tests.video_help import clip, numbered, numbers
-
-
-def refusal(path, **select):
-    with pytest.raises(VideoLDMError) as caught:
-        video = open_video(path)
-        video.read(video.select(**select))
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    return sentence
+from video_ldm.tests.video_help import clip, numbered, numbers, refusal
 
 
 def write_avi(path, frames, codec="mpeg4", **options):
@@ -85,7 +76,7 @@ def test_the_number_of_frames_that_a_cut_file_is_said_to_hold_can_be_read(tmp_pa
 
 
 @pytest.mark.parametrize("text", ["forever", "", "::", "00:00:-4", "00:99:00.5", "1e400:0:0", "00:00:nan"])
-def test_a_duration_that_is_no_time_is_not_believed(tmp_path, text):
+def test_an_impossible_duration_in_a_file_is_not_believed(tmp_path, text):
     path = tmp_path / "clip.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
@@ -105,7 +96,7 @@ def test_a_duration_that_is_no_time_is_not_believed(tmp_path, text):
 # One file, and nothing else
 
 def quickly(action, seconds=5):
-    """Run `action`; fail if it hangs."""
+    """Run `action`. Fail if it hangs."""
     outcome = []
 
     def work():
@@ -128,7 +119,8 @@ LISTS = {
     "concat": "ffconcat version 1.0\nfile {path}\n",
     "concat_uri": "ffconcat version 1.0\nfile 'file:{path}'\n",
     "dash": ('<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
-             '<Representation id="1" bandwidth="1"><BaseURL>{path}</BaseURL></Representation></AdaptationSet></Period></MPD>'),
+             '<Representation id="1" bandwidth="1"><BaseURL>{path}</BaseURL></Representation></AdaptationSet></Period>'
+             '</MPD>'),
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
            "a=rtpmap:96 H264/90000\n",
     "asx": "[Reference]\nRef1=file:{path}\n",

@@ -21,7 +21,7 @@ def flashing(size=64):
 
 
 def clicking(channels=1, offset=0.0):
-    """Silence and one click, in the middle of the white frame; sound begins `offset` seconds after the pictures."""
+    """Silence with one click in the middle of the white frame. Sound begins `offset` seconds after the pictures."""
     wave = np.zeros((channels, round((FRAMES / FPS - min(offset, 0)) * RATE)), np.float32)
     middle = round(((FLASH + 0.5) / FPS - offset) * RATE)
     wave[:, middle:middle + 48] = 0.8
@@ -93,8 +93,9 @@ def test_the_sound_of_a_range_is_what_is_heard_during_its_frames(tmp_path, case)
     assert click(*read_audio(video, start=0.0, seconds=FLASH / FPS)) is None
 
 
-@pytest.mark.parametrize("case, alike", [("mkv_from_5_seconds", True), ("from_zero_mov", True),
-                                         ("pictures_0.7_seconds_late_mkv", False), ("sound_0.5_seconds_late_mkv", False)])
+@pytest.mark.parametrize("case, alike", [
+    ("mkv_from_5_seconds", True), ("from_zero_mov", True), ("pictures_0.7_seconds_late_mkv", False),
+    ("sound_0.5_seconds_late_mkv", False)])
 def test_a_file_is_handed_on_as_it_is_only_where_its_sound_begins_with_its_pictures(tmp_path, case, alike):
     """ComfyUI's own classes lay the first sample beside the first frame, whatever the file's clock says."""
     name, video_at, sound_at, settings = CLOCKS[case]
@@ -244,7 +245,7 @@ def write_long_sound(path, seconds, begin=0.0):
 
 
 def test_hours_of_sound_after_the_pictures_take_no_memory(tmp_path):
-    """An hour at 8 kHz is 115 MB as float32; what is heard during 20 frames is 25 KB."""
+    """An hour at 8 kHz is 115 MB as float32. What is heard during 20 frames is 25 KB."""
     path = tmp_path / "hours.mkv"
     write_long_sound(path, 3600)
     video = open_video(path)

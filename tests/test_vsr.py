@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+
 from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_temporal
@@ -93,7 +94,7 @@ def test_without_its_temporal_layers_the_reference_is_comfyuis_upscaler(unet, we
 
 
 @pytest.mark.parametrize("kind", ["resblock_temporal", "attn_temporal", "shift_conv"])
-def test_every_kind_of_layer_matters(unet, file, kind):
+def test_every_kind_of_layer_changes_the_output(unet, file, kind):
     silent = stack_of(file)
     last = {"resblock_temporal": "resblock_temporal.conv2", "attn_temporal": "attn_temporal.to_out.0"}.get(kind, kind)
     for name, weight in silent.named_parameters():
@@ -103,7 +104,7 @@ def test_every_kind_of_layer_matters(unet, file, kind):
     assert relative_error(run(unet, silent, T, batch), run(unet, stack_of(file), T, batch)) > 1e-3
 
 
-def test_layers_of_zero_leave_the_upscaler_but_for_its_norms_which_see_the_whole_clip(unet, file):
+def test_layers_of_zero_change_nothing_but_the_norms_which_see_the_whole_clip(unet, file):
     bare = stack_of(file)
     for name, weight in bare.named_parameters():
         if any(last in name for last in ("resblock_temporal.conv2", "attn_temporal.to_out.0", "shift_conv")):
@@ -215,9 +216,9 @@ def test_convolution_over_time_sees_its_own_pixel_and_the_frames_within_two_step
     long = randomise(LevelModule(LevelParams(64, 32))).resblocks_3d_t.conv1
     x = torch.zeros(1, 64, 9, 5, 5)
     x[:, :, 4, 2, 2] = 1
-    for conv, reach in ((conv, 1), (long, 2)):
+    for network, reach in ((conv, 1), (long, 2)):
         with torch.no_grad():
-            seen = (conv(x) - conv(torch.zeros_like(x))).abs().amax(dim=(0, 1))
+            seen = (network(x) - network(torch.zeros_like(x))).abs().amax(dim=(0, 1))
         touched = seen[:, 2, 2] > 0
         assert touched.nonzero().flatten().tolist() == list(range(4 - reach, 5 + reach))
         seen[:, 2, 2] = 0
@@ -249,7 +250,7 @@ def test_rotation_turns_pairs_of_the_first_32_channels_of_each_head_and_leaves_t
         assert relative_error(heads[0, 3, 1, 2 * i:2 * i + 2], expected) < 1e-5
 
 
-def test_distances_share_rows_as_t5_has_them():
+def test_distances_in_time_share_rows_of_the_bias_table_as_in_t5():
     rows = distance_buckets(60)
     past = {0: 0, 1: 1, 7: 7, 8: 8, 9: 8, 10: 9, 11: 9, 31: 15, 32: 15, 59: 15}
     assert {d: rows[59, 59 - d].item() for d in past} == past

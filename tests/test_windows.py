@@ -4,6 +4,7 @@ import comfy.conds
 import comfy.model_management
 import pytest
 import torch
+
 from video_ldm.nodes.host import attach, sampling
 from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.host.windows import ClipWindow, windowed_value
@@ -34,11 +35,11 @@ models, controlnets = windows_help.models, windows_help.controlnets     # fixtur
 
 @BOTH
 @pytest.mark.parametrize("frames", [3, LENGTH])
-def test_one_window_is_no_window_to_the_bit(models, file, frames):
+def test_a_clip_of_one_window_is_the_clip_without_windows_to_the_bit(models, file, frames):
     assert torch.equal(prediction(windowed(models[file]), noise_of(frames)), prediction(models[file], noise_of(frames)))
 
 
-def test_one_window_that_goes_through_the_joining_is_no_window_to_the_bit(models, monkeypatch):
+def test_joining_a_single_window_changes_nothing_to_the_bit(models, monkeypatch):
     model = windowed(models["video"])
     monkeypatch.setattr(model.model_options["context_handler"], "divides", lambda frames: True)
     model, windows = notes(model, lambda x, options: options.get("context_window"))
@@ -61,7 +62,7 @@ def test_a_vector_over_time_mixes_every_window_as_it_was_trained(models):
         prediction(models["vector"])
 
 
-def test_length_0_is_that_of_the_shortest_clips_the_layers_were_trained_on(models):
+def test_length_0_means_the_length_of_the_shortest_clips_the_layers_were_trained_on(models):
     both = LoadTemporalLayers.execute(models["motion"], "video.safetensors", 1.0, AS_MODEL).result[0]
     assert torch.equal(prediction(windowed(models["video"], length=0)), prediction(windowed(models["video"])))
     assert [windowed(model, length=0).model_options["context_handler"].context_length
@@ -92,7 +93,7 @@ def test_looped_windows_run_from_the_last_frame_to_the_first(models):
 # Clips of a batch
 
 @BOTH
-def test_clips_of_a_batch_are_windowed_each_along_its_own_frames(models, file):
+def test_each_clip_of_a_batch_has_windows_along_its_own_frames(models, file):
     model = with_clip_options(windowed(models[file]), LONG)
     noise = noise_of(2 * LONG)
     together = prediction(model, noise)
@@ -102,7 +103,7 @@ def test_clips_of_a_batch_are_windowed_each_along_its_own_frames(models, file):
     assert torch.equal(prediction(model, noise)[:LONG], together[:LONG])
 
 
-def test_windows_divide_no_batch_that_is_no_whole_number_of_clips(models):
+def test_a_batch_that_is_no_whole_number_of_clips_is_refused_in_windows_too(models):
     with pytest.raises(VideoLDMError, match="batch of 8 frames does not divide into clips of 6"):
         prediction(with_clip_options(windowed(models["video"]), LONG), noise_of(8))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfy.ldm.modules import attention
+
 from video_ldm.nodes.host import compat, layer_weights
 from video_ldm.nodes.host.options import with_clip_options
 from video_ldm.nodes.load import AS_MODEL, LoadTemporalLayers

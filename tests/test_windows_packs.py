@@ -66,7 +66,7 @@ def test_every_clip_of_a_batch_sees_the_pictures_of_its_own_images(models):
         assert relative_error(together[mine], alone) < 1e-5
 
 
-def test_windows_say_their_images_in_the_words_that_other_packs_read(models):
+def test_windows_name_their_images_under_the_keys_that_other_packs_read(models):
     model, seen = notes(with_clip_options(windowed(models["video"]), LONG), lambda x, options: options[SHOWN])
     prediction(model, noise_of(2 * LONG))
     assert seen == [{"full_length": 12, "context_length": 8, "sub_idxs": [0, 1, 2, 3, 6, 7, 8, 9]},

@@ -50,12 +50,12 @@ def test_looped_windows_join_the_last_frame_to_the_first():
         assert any({15, 0} <= set(window) for window in SCHEDULES["looped"](16, 8, 4, step))
 
 
-def test_steps_are_spread_by_halving():
+def test_the_shifts_of_successive_steps_are_spread_by_halving():
     assert [halving(step) for step in range(5)] == [0, 0.5, 0.25, 0.75, 0.125]
 
 
 def fused(schedule, fuse, frames, length, overlap, clips, channels, part_of):
-    """Windows joined; part_of: (number of a window, its images) -> what it says of them, `images channels`."""
+    """Windows joined. `part_of(number of a window, its images)` gives its result for them, `images channels`."""
     fusion = Fusion(torch.zeros(clips * frames, channels), frames)
     for number, window in enumerate(SCHEDULES[schedule](frames, length, overlap, 1)):
         images = [clip * frames + frame for clip in range(clips) for frame in window]
@@ -82,10 +82,11 @@ def test_the_weights_of_the_windows_are_above_0_and_sum_to_1_at_every_frame(sche
 
 @every_fuse
 @every_schedule
-def test_what_all_windows_agree_on_stays_to_the_bit(schedule, fuse):
+def test_windows_that_agree_are_joined_without_a_change_to_the_bit(schedule, fuse):
     for frames, length, overlap in LENGTHS:
         said = torch.randn(2 * frames, 2)
-        assert torch.equal(fused(schedule, fuse, frames, length, overlap, 2, 2, lambda _, images: said[images]), said)
+        joined = fused(schedule, fuse, frames, length, overlap, 2, 2, lambda _, images, said=said: said[images])
+        assert torch.equal(joined, said)
 
 
 @pytest.mark.parametrize("fuse, expected", [("pyramid", [4 / 5, 3 / 5, 2 / 5, 1 / 5]), ("flat", [0.5] * 4),
@@ -125,7 +126,7 @@ def test_windows_of_4_frames_that_share_1_begin_here_in_a_clip_of_13(schedule, s
 
 
 def test_three_windows_are_joined_by_their_shares_of_the_weights():
-    """In 6 frames, windows of 4 that begin at 0, 1 and 2; by the pyramid a window counts 1, 2, 2, 1."""
+    """Windows of 4 begin at 0, 1 and 2 in 6 frames. By the pyramid the frames of a window count 1, 2, 2, 1."""
     expected = torch.tensor([[1, 0, 0], [2 / 3, 1 / 3, 0], [2 / 5, 2 / 5, 1 / 5], [1 / 5, 2 / 5, 2 / 5],
                              [0, 1 / 3, 2 / 3], [0, 0, 1]])
     assert (shares_of("static", "pyramid", 6, 4, 3) - expected).abs().max() < 1e-6

@@ -58,8 +58,8 @@ def inputs_of(node, nodes, links):
 
 def widget_values(node):
     """{name: value} of a node's widgets."""
-    return {entry["name"]: value for entry, value in zip((entry for entry in node.get("inputs", ()) if "widget" in entry),
-                                                         node.get("widgets_values", ()))}
+    inputs = [entry for entry in node.get("inputs", ()) if "widget" in entry]
+    return {entry["name"]: value for entry, value in zip(inputs, node.get("widgets_values", ()))}
 
 
 def grown(node):
@@ -70,7 +70,7 @@ def grown(node):
 
 
 def source_of(link, nodes, links):
-    """[node, slot] at the far end of a link; through a bypassed node, what its input of the same type receives."""
+    """[node, slot] at the far end of a link. A bypassed node passes on its input of the same type."""
     if link is None:
         return None
     _, node_id, slot, _, _, kind = links[link]

@@ -1,4 +1,7 @@
-"""The driving world: the same drive whatever the size and rate, and labels, captions and boxes that tell the truth."""
+"""The driving world.
+
+A drive is the same whatever its size and rate. Labels, captions and boxes tell the truth.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ def brightness_error(a, b):
     return np.abs(a.astype(float) - b.astype(float)).mean()
 
 
-def test_a_seed_is_one_drive():
+def test_the_same_seed_gives_the_same_drive():
     first, again, other = (world.clip(seed, 3) for seed in (5, 5, 6))
     assert np.array_equal(first.frames, again.frames)
     assert (first.caption, first.labels, first.boxes) == (again.caption, again.labels, again.boxes)

@@ -31,7 +31,7 @@ class TinyResBlock(nn.Module):
 
 
 class TinyUNet(nn.Module):
-    """Three ResBlocks in the LDM layout; the text is added to the timestep embedding."""
+    """Three ResBlocks in the LDM layout. The text is added to the timestep embedding."""
 
     def __init__(self, channels=32):
         super().__init__()
@@ -75,8 +75,8 @@ def tiny_videos(count=5, length=9, seed=2):
 
 
 def temporal_loss(batch, **options):
-    from video_ldm.temporal.training.clips import Clips
     from video_ldm.temporal.diffusion import Diffusion
+    from video_ldm.temporal.training.clips import Clips
     from video_ldm.temporal.training.temporal import TemporalLoss
     unet = tiny_unet()
     videos, texts = tiny_videos()
@@ -85,7 +85,7 @@ def temporal_loss(batch, **options):
 
 
 def train(folder, steps, batch=4):
-    """Run the loop; return it with the gradients of its last step still on the parameters."""
+    """Run the loop. Return it with the gradients of its last step still on the parameters."""
     from video_ldm.temporal.training.loop import Loop, LoopParams
     loss = temporal_loss(batch)
     params = LoopParams(steps, 1e-3, grad_clip=None, warmup=0, ema_decay=0.9, save_every=2, log_every=1, device="cpu")

@@ -1,6 +1,7 @@
 """The smallest x4 upscaler that ComfyUI detects, its VAE and temporal layers for it, all random."""
 
 import torch
+
 from video_ldm.temporal.families import video_ldm
 from video_ldm.temporal.formats.temporal_file import Base, Schedule
 from video_ldm.temporal.new_layers import video_ldm_params

@@ -1,6 +1,10 @@
-"""Clips whose frames are told apart, shared by the tests of video files."""
+"""What the tests of video files share: clips, how near frames are, and the sentence of a refusal."""
 
 import numpy as np
+import pytest
+
+from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.video import open_video
 
 
 def clip(count=12, height=64, width=96):
@@ -19,6 +23,7 @@ def numbered(count, size=40):
 
 
 def numbers(images):
+    """The numbers that frames from `numbered` carry."""
     size = images.shape[2]
     middles = (np.arange(10) * 2 + 1) * size // 20
     bits = images.mean((1, 3))[:, middles] > 0.5
@@ -26,4 +31,15 @@ def numbers(images):
 
 
 def psnr(images, frames):
+    """Peak signal-to-noise ratio in decibels. `images` are in 0..1, `frames` are bytes."""
     return 10 * np.log10(255**2 / np.mean((images * 255 - np.array(frames))**2))
+
+
+def refusal(path, **select):
+    """The sentence with which a file is refused when it is opened and read, on one line."""
+    with pytest.raises(VideoLDMError) as caught:
+        video = open_video(path)
+        video.read(video.select(**select))
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence

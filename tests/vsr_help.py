@@ -1,6 +1,6 @@
 """LaVie's super-resolution UNet a quarter as wide, in its published names, and what it does, written down plainly.
 
-The reference is on `b c t h w` and in diffusers' names, with complex numbers for the rotation: it shares nothing with
+The reference works on `b c t h w` and uses diffusers' names. It rotates with complex numbers. It shares nothing with
 the layers of the pack but the file.
 """
 
@@ -111,7 +111,7 @@ class Published:
         return F.layer_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
     def resnet(self, name: str, x: Tensor, emb: Tensor, eps: float = 1e-5) -> Tensor:
-        """All frames of a clip in one norm; kernels tell the temporal ones from the spatial ones."""
+        """Each norm sees all frames of a clip. Sizes of kernels tell temporal convolutions from spatial ones."""
         h = self.conv(f"{name}.conv1", F.silu(self.norm(f"{name}.norm1", x, eps)))
         if f"{name}.time_emb_proj.weight" in self.weights:
             h = h + self.linear(f"{name}.time_emb_proj", F.silu(emb))[:, :, None, None, None]

@@ -1,7 +1,8 @@
 """Small random files of every kind that the host tests load, as ComfyUI's stock loaders detect them.
 
-A UNet with the 320 channels and the text width of Stable Diffusion 1.5 and one level of one ResBlock; temporal layers of
-both families for it, and what an artist combines them with. Every function gives a state dict or writes one file.
+The UNet has the 320 channels and the text width of Stable Diffusion 1.5. It has one level of one ResBlock. There are
+temporal layers of both families for it, and the files that an artist combines them with. Every function gives a state
+dict or writes one file.
 """
 
 import pickle
@@ -9,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
+
 from video_ldm.temporal.conditioning import with_context
 from video_ldm.temporal.families import video_ldm
 from video_ldm.temporal.formats.temporal_file import Base, Schedule
@@ -33,7 +35,7 @@ UNET_PREFIX = "model.diffusion_model."
 # Image models
 
 def unet_state(seed: int = 0, **changes) -> dict:
-    """State dict of a random UNet; `changes` to UNET make models of other kinds."""
+    """State dict of a random UNet. `changes` to UNET make models of other kinds."""
     return randomise(unet_model({**UNET, **changes}), seed).state_dict()
 
 
@@ -115,7 +117,7 @@ def write_video_layers(path, seed: int = 1, mix_length: int = 1, dtype: torch.dt
 
 def write_context_layers(path, positions=FIRST_FRAMES, frames: int = FRAMES, fps_width: int = 0, seed: int = 8,
                          dtype: torch.dtype = torch.float32):
-    """Prediction layers for UNET; with BOTH_ENDS, 5 frames and TEXT as fps_width, interpolation layers."""
+    """Prediction layers for UNET. BOTH_ENDS, 5 frames and TEXT as fps_width make them interpolation layers."""
     params = with_context(replace(video_layers().params, frames=frames), 1, positions, channels=16, fps_width=fps_width)
     stack = randomise(TemporalStack(params), seed).to(dtype)
     video_ldm.write(path, stack, params, schedule=SCHEDULE, base=SD1, fps=None if fps_width else 4.0)
@@ -129,7 +131,8 @@ def motion_layers(seed: int = 2, table_length: int = 0, pool: bool = False) -> T
     """AnimateDiff motion modules for UNET."""
     bricks = tuple((site, MotionParams(channels, HEADS, 1, 2, table_length, False))
                    for site, (_, channels) in unet_sites(meta_unet()).items() if site.slot == "post_attn")
-    return randomise(TemporalStack(StackParams("AnimateDiff v2", bricks, 16, POSITIONS, (POOLED_NORMS,) if pool else ())), seed)
+    params = StackParams("AnimateDiff v2", bricks, 16, POSITIONS, (POOLED_NORMS,) if pool else ())
+    return randomise(TemporalStack(params), seed)
 
 
 def motion_key(key: str) -> str:

@@ -32,7 +32,7 @@ class HostServer(Server):
     # ---- files ------------------------------------------------------------------------------------------------
 
     def model_path(self, kind, name):
-        """Where to write a model file so that loaders list it; kind: checkpoints, loras, controlnet, video_ldm, ..."""
+        """Where to write a model file so that loaders list it. `kind` is checkpoints, loras, controlnet or another."""
         path = self.base / "models" / kind / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -51,13 +51,13 @@ class HostServer(Server):
         return self.base / file["type"] / file.get("subfolder", "") / file["filename"]
 
     def put_input_latent(self, name, samples):
-        """Write a latent batch (b c h w) for core's LoadLatent; give that node `name` ("something.latent")."""
+        """Write a latent batch (b c h w) for core's LoadLatent, which takes its `name` ("something.latent")."""
         state = {"latent_tensor": samples.contiguous(), "latent_format_version_0": samples.new_zeros(0)}
         safetensors.torch.save_file(state, self.input_path(name))
         return name
 
     def put_input_image(self, name, image):
-        """Upload an image (h w 3, 0..1) as PNG; returns the name for core's LoadImage."""
+        """Upload an image (h w 3, 0..1) as PNG. Returns the name for core's LoadImage."""
         buffer = io.BytesIO()
         Image.fromarray(np.rint(np.asarray(image) * 255).astype("uint8")).save(buffer, "PNG")
         return self.client.upload_image(name, buffer.getvalue())
@@ -69,7 +69,7 @@ class HostServer(Server):
         return self.latents(prompt, [(node, slot)], **options)[0]
 
     def latents(self, prompt, places, **options):
-        """Like `latent` for several (node, slot) of one run; `options` go to Client.run."""
+        """Like `latent` for several (node, slot) of one run. `options` go to Client.run."""
         prompt = dict(prompt)
         for number, (node, slot) in enumerate(places):
             prompt[f"save {number}"] = {"class_type": "SaveLatent", "inputs": {
@@ -79,7 +79,7 @@ class HostServer(Server):
         return [safetensors.torch.load_file(self.output_path(file))["latent_tensor"] for file in files]
 
     def cancelled(self, prompt, node, slot=0):
-        """Run a prompt and press Cancel at its second step; the steps that it still made."""
+        """Run a prompt and press Cancel at its second step. Returns the steps that it still made."""
         steps = []
 
         def cancel(kind, data):

@@ -19,7 +19,7 @@ def server(host, tmp_path_factory):
 
 @pytest.fixture
 def client(server):
-    """The HTTP and websocket client of the running server; every test starts with nothing cached or loaded."""
+    """The HTTP and websocket client of the running server. Every test starts with nothing cached or loaded."""
     server.client.free()
     return server.client
 

@@ -45,7 +45,7 @@ class Graph(dict):
                         **optional)
 
     def clip(self, model, positive=None, negative=None, **changes):
-        """Video LDM Sampler with few steps; `changes` to its widgets."""
+        """Video LDM Sampler with few steps. `changes` are other values of its widgets."""
         widgets = dict(frames=FRAMES, width=WIDTH, height=HEIGHT, clips=1, seed=7, steps=2, cfg=2.0, sampler="euler",
                        scheduler="normal", denoise=1.0)
         return self.add("VideoLDMSampler", model=model, positive=positive or self.text(POSITIVE),

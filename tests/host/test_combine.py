@@ -3,8 +3,21 @@
 import pytest
 import torch
 
-from video_ldm.tests.host.graphs import (CONTROLNET, FRAMES, HEIGHT, IMAGE, LORA, MOTION, NEGATIVE, POSITIVE, SECOND, VIDEO, WIDTH,
-                                         Graph, out)
+from video_ldm.tests.host.graphs import (
+    CONTROLNET,
+    FRAMES,
+    HEIGHT,
+    IMAGE,
+    LORA,
+    MOTION,
+    NEGATIVE,
+    POSITIVE,
+    SECOND,
+    VIDEO,
+    WIDTH,
+    Graph,
+    out,
+)
 from video_ldm.tests.small import relative_error
 
 pytestmark = pytest.mark.usefixtures("library")
@@ -63,12 +76,14 @@ def test_a_controlnet_steers_each_frame_by_its_own_picture(server, client):
     """Hints that differ in the last frame alone: with strength 0 the other frames stay, with layers they move."""
     def frames(strength, hints):
         graph = Graph()
-        pictures = [graph.add("LoadImage", image=server.put_input_image(f"hint_{shade}.png", torch.full((HEIGHT, WIDTH, 3), shade)))
+        images = {shade: torch.full((HEIGHT, WIDTH, 3), shade) for shade in hints}
+        pictures = [graph.add("LoadImage", image=server.put_input_image(f"hint_{shade}.png", images[shade]))
                     for shade in hints]
         batch = pictures[0]
         for picture in pictures[1:]:
             batch = graph.add("ImageBatch", image1=batch, image2=picture)
-        steered = graph.add("ControlNetApplyAdvanced", positive=graph.text(POSITIVE), negative=graph.text(NEGATIVE), image=batch,
+        steered = graph.add("ControlNetApplyAdvanced", positive=graph.text(POSITIVE), negative=graph.text(NEGATIVE),
+                            image=batch,
                             control_net=graph.add("ControlNetLoader", control_net_name=CONTROLNET),
                             strength=1.0, start_percent=0.0, end_percent=1.0)
         model = graph.image_model()

@@ -20,8 +20,9 @@ FRAMES, WIDTH, HEIGHT = 10, 128, 64
 
 @pytest.fixture(scope="module")
 def files(server):
-    """A temporal decoder for the bundled autoencoder, its temporal layers random but weak; latents of some frames."""
+    """A temporal decoder for the bundled autoencoder with weak random layers, and latents of some frames."""
     from comfy.ldm.modules.diffusionmodules.model import Decoder
+
     from video_ldm.demo.decoder import params
     weights = {key: value.float() for key, value in load_file(DEMO_FOLDER / "autoencoder.safetensors").items()}
     decoder = TemporalDecoder(Decoder(**params().config()), params().kernel)
@@ -64,7 +65,7 @@ CORE_SAVE = {"class_type": "SaveVideo", "inputs": {
 
 
 def frames_of(server, result, node):
-    """Frames of the file that a node has saved, uint8; lossless where it is WebP."""
+    """The video that a node has saved, and its frames as uint8. WebP keeps them exactly."""
     video = open_video(server.output_path(next(iter(result.outputs[node]["images"]))))
     return video, np.stack(list(video.iterate()))
 
@@ -116,7 +117,7 @@ def test_the_report_says_what_was_loaded(files, client):
     assert "decoder.safetensors" in report and "for latents of the Video LDM demo" in report and "Warning" not in report
 
 
-def test_wrong_files_and_widgets_are_one_sentence_at_the_node(files, client):
+def test_wrong_files_and_widgets_are_refused_in_one_sentence_at_the_node(files, client):
     wrong = graph()
     wrong["load"]["inputs"]["file"] = "video_ldm_driving.safetensors"
     for prompt, node, sentence in (

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6       # enough for pictures; the workflow has more
@@ -17,6 +18,7 @@ def read(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float), rate
 
 
+@pytest.mark.slow
 def test_the_drive_leaves_a_smooth_clip_that_begins_with_its_start_frame(server, client):
     prompt = json.loads((ROOT / "workflows" / "api" / "drive.json").read_text(encoding="utf-8"))
     widgets = {node["class_type"]: node["inputs"] for node in prompt.values()}

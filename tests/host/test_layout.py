@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from video_ldm.temporal.formats import scene_layout as layout_format
 from video_ldm.temporal.formats.temporal_file import Base
 from video_ldm.temporal.scene_layout import LayoutParams, SceneLayout
@@ -57,7 +58,7 @@ def test_a_text_goes_with_a_layout(server, client):
     assert relative_error(latent, sampled(server)) > 1e-5
 
 
-def test_bad_boxes_and_the_wrong_model_are_one_sentence(server, client):
+def test_bad_boxes_and_the_wrong_model_are_refused_in_one_sentence(server, client):
     with pytest.raises(NodeError, match="seems to be in pixels"):
         sampled(server, boxes="12 8 20 20 red")
     with pytest.raises(NodeError, match="colour 'pink'"):

@@ -21,8 +21,8 @@ class Longer(Graph):
         return self.add("VideoLDMContextFrames", model=model, frames=frames, guidance=guidance, latent=latent)
 
     def extend(self, model, latent, length=8, **changes):
-        widgets = dict(frames=FRAMES, width=24, height=16, seed=7, steps=2, cfg=2.0, sampler="euler", scheduler="normal",
-                       length=length, context_guidance=1.0, overlap=2, on_cancel="stop")
+        widgets = dict(frames=FRAMES, width=24, height=16, seed=7, steps=2, cfg=2.0, sampler="euler",
+                       scheduler="normal", length=length, context_guidance=1.0, overlap=2, on_cancel="stop")
         return self.add("VideoLDMExtend", model=model, positive=self.text(POSITIVE), negative=self.text(NEGATIVE),
                         latent=latent, **{**widgets, **changes})
 
@@ -61,7 +61,8 @@ def test_interpolation_keeps_key_frames_and_passes_the_frame_rate_on(server, lib
     assert frames.shape == (33, 4, 2, 3) and torch.equal(frames[::16], keys)
 
 
-def test_what_was_kept_of_a_cancelled_video_is_not_the_result_of_the_same_graph(server, library):
+@pytest.mark.slow
+def test_after_a_cancelled_video_the_same_graph_makes_the_whole_video(server, library):
     graph = Longer()
     layers = graph.layers(graph.image_model(), PREDICTION)
     video = graph.extend(layers, graph.start(server, latents(1)), length=10, on_cancel="keep finished clips", steps=8)
@@ -82,10 +83,13 @@ def test_what_was_kept_of_a_cancelled_video_is_not_the_result_of_the_same_graph(
 
 
 @pytest.mark.parametrize("build, sentence", [
-    (lambda g, s: g.context(g.layers(g.image_model(), PREDICTION), g.start(s, latents(1)), "2"), "were trained for the context"),
+    (lambda g, s: g.context(g.layers(g.image_model(), PREDICTION), g.start(s, latents(1)), "2"),
+     "were trained for the context"),
     (lambda g, s: g.context(g.image_model(), g.start(s, latents(1))), "has no temporal layers"),
-    (lambda g, s: g.extend(g.layers(g.image_model(), BETWEEN), g.start(s, latents(1))), "were trained for the context frames"),
-    (lambda g, s: g.extend(g.layers(g.image_model(), PREDICTION), g.start(s, latents(9)), length=8), "Set a length above 9"),
+    (lambda g, s: g.extend(g.layers(g.image_model(), BETWEEN), g.start(s, latents(1))),
+     "were trained for the context frames"),
+    (lambda g, s: g.extend(g.layers(g.image_model(), PREDICTION), g.start(s, latents(9)), length=8),
+     "Set a length above 9"),
     (lambda g, s: g.interpolate(g.layers(g.image_model(), VIDEO), g.start(s, latents(3))), "make key frames"),
     (lambda g, s: g.interpolate(g.layers(g.image_model(), BETWEEN), g.start(s, latents(1))), "There is one key frame"),
     (lambda g, s: g.clip(g.layers(g.image_model(), BETWEEN), frames=5), "make the frames between known ones")])

@@ -1,15 +1,20 @@
-"""The first things that anybody runs, on the bundled models in a real server: the quickstart, and more frames of it."""
+"""The first workflows that a newcomer runs, on the bundled models in a real server.
+
+They are the quickstart and the same clip with more frames.
+"""
 
 import json
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_quickstart_leaves_a_playable_clip_that_carries_its_workflow(server, client):
     prompt = json.loads((ROOT / "workflows" / "api" / "quickstart.json").read_text(encoding="utf-8"))
     graph = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
@@ -28,6 +33,7 @@ def test_the_quickstart_leaves_a_playable_clip_that_carries_its_workflow(server,
     assert Image.open(sheet).size[0] >= sampler["width"]
 
 
+@pytest.mark.slow
 def test_frame_windows_leave_one_clip_three_times_as_long(server, client):
     """Frame Windows' workflow: as much moves from frame to frame where windows meet as elsewhere."""
     prompt = json.loads((ROOT / "workflows" / "api" / "windows.json").read_text(encoding="utf-8"))

@@ -1,4 +1,7 @@
-"""What is refused in a running ComfyUI: one sentence, at the node where the mistake was made; nothing stays behind."""
+"""What a running ComfyUI refuses.
+
+One sentence appears at the node where the mistake was made. Nothing stays behind.
+"""
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ SPOILT = {      # files that are no model at all, and words of the sentences tha
     "page.ckpt": "is a web page", "empty.safetensors": "is empty", "cut.safetensors": "only partly downloaded",
     "code.ckpt": "needs Python code", "bare.ckpt": "needs Python code"}
 OTHERS = {      # files of another kind, and what they are called
-    "vae.safetensors": "a VAE", "cnet.safetensors": "a ControlNet", "image_lora.safetensors": "a LoRA for an image model",
+    "vae.safetensors": "a VAE", "cnet.safetensors": "a ControlNet",
+    "image_lora.safetensors": "a LoRA for an image model",
     "checkpoint.safetensors": "a whole Stable Diffusion 1.x checkpoint", MOTION_LORA: "a Motion LoRA"}
 
 
@@ -39,7 +43,7 @@ def wrong_models(library):
 
 
 def refused(server, graph, node, at):
-    """The sentence with which a node refuses; the server must be as ready as before."""
+    """The sentence with which a node refuses. The server must be as ready as before."""
     with pytest.raises(NodeError) as caught:
         server.latent(graph, node[0])
     error = caught.value

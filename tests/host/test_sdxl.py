@@ -37,7 +37,8 @@ def sdxl_checkpoint() -> dict:
 def motion_file(table: int) -> dict:
     """Random motion modules for it: their last layer is small, so that half precision holds what they add."""
     tensors = motion_tensors(motion_shapes((320, 640, 1280), 2, False, table), dtype=torch.float16)
-    return {key: tensor if key.endswith(".pe") else tensor * tensor[0].numel() ** -0.5 for key, tensor in tensors.items()}
+    return {key: tensor if key.endswith(".pe") else tensor * tensor[0].numel() ** -0.5
+            for key, tensor in tensors.items()}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def sdxl(library):
     library.save_model("video_ldm", BETA, motion_file(32))
     library.save_model("video_ldm", HOTSHOT, {
         key.replace("motion_modules", "temporal_attentions").replace(".temporal_transformer", "")
-        .replace("pos_encoder.pe", "pos_encoder.positional_encoding"): tensor for key, tensor in motion_file(24).items()})
+        .replace("pos_encoder.pe", "pos_encoder.positional_encoding"): tensor
+        for key, tensor in motion_file(24).items()})
     generator = torch.Generator().manual_seed(5)
     write_text(library, "sdxl text", [[torch.randn(1, 7, TEXT, generator=generator),
                                        {"pooled_output": torch.randn(1, POOLED, generator=generator)}]])
@@ -86,6 +88,6 @@ def test_motion_modules_for_sdxl_act_on_an_sdxl_checkpoint_and_leave_it_as_it_wa
 def test_files_for_sdxl_and_for_stable_diffusion_1_are_not_mixed_up(sdxl, client):
     graph = Graph()
     clip = graph.ksampler(graph.layers(graph.image_model(IMAGE), BETA), frames=FRAMES)
-    with pytest.raises(NodeError, match="AnimateDiff SDXL beta motion module, made for SDXL, and the connected MODEL is "
-                                        "Stable Diffusion 1.x: its text has a width of 768 instead of 2048"):
+    with pytest.raises(NodeError, match="AnimateDiff SDXL beta motion module, made for SDXL, and the connected MODEL "
+                                        "is Stable Diffusion 1.x: its text has a width of 768 instead of 2048"):
         sdxl.latent(graph, clip[0])

@@ -35,7 +35,7 @@ def object_info(server):
 
 @pytest.fixture(scope="module")
 def own_nodes(schemas, object_info):
-    """The pack's part of /object_info, by node id; every node of the extension must be in it."""
+    """The pack's part of /object_info, by node id. Every node of the extension must be in it."""
     missing = [schema.node_id for schema in schemas if schema.node_id not in object_info]
     assert schemas and not missing, f"the server does not know {missing}"
     return {schema.node_id: object_info[schema.node_id] for schema in schemas}

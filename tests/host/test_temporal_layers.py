@@ -85,6 +85,7 @@ def test_a_saved_model_has_the_image_models_keys_and_weights_alone(server, clien
     assert set(after) == set(before) and all(torch.equal(after[key], before[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_the_same_graph_gives_the_same_frames_and_every_setting_changes_them(server, client):
     def frames(file=MOTION, lora=None, temporal=None, strength=1.0, schedule=AS_MODEL, per_clip=0, **widgets):
         graph = Graph()
@@ -133,6 +134,6 @@ def test_the_report_says_what_was_loaded_and_how_it_is_sampled(server, client):
     lora = graph.add("VideoLDMMotionLoRA", file=MOTION_LORA, strength=0.5)
     shown = graph.add("PreviewAny", source=out(graph.layers(model, MOTION, motion_lora=lora), 1))
     report = client.run(graph).outputs[shown[0]]["text"][0]
-    for words in ("motion.safetensors", "4 temporal layers", "Stable Diffusion 1.x", "16 frames", "sqrt_linear 0.00085 to 0.012",
-                  "motion_lora.safetensors at 0.5"):
+    for words in ("motion.safetensors", "4 temporal layers", "Stable Diffusion 1.x", "16 frames",
+                  "sqrt_linear 0.00085 to 0.012", "motion_lora.safetensors at 0.5"):
         assert words in report

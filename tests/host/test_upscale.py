@@ -81,6 +81,7 @@ def test_without_layers_a_still_clip_stays_still_and_the_report_says_what_is_mis
     assert "No temporal layers" in result.outputs[report]["text"][0]
 
 
+@pytest.mark.slow
 def test_layers_in_lavies_layout_upscale_a_clip(server, client):
     graph = Graph()
     lavie, _ = shown_frames(graph, client, server, upscaled(graph, server, layers=LAVIE, noise_level=300))
@@ -106,11 +107,12 @@ def test_an_upscaler_in_pixel_space_needs_no_vae(server, client):
     assert np.abs(together - alone).mean() > 0.5
 
 
-def test_a_file_that_is_no_video_model_is_one_sentence_at_its_loader(server, client):
+def test_a_file_that_is_no_video_model_is_refused_in_one_sentence_at_its_loader(server, client):
     graph = Graph()
     loader = graph.add("VideoLDMLoadVideoModel", file=LAYERS)
     save(graph, video=out(upscaled(graph, server, model=loader), 1))
-    with pytest.raises(NodeError, match="x4_layers.safetensors is a file of Video LDM temporal layers, not a whole") as caught:
+    refusal = "x4_layers.safetensors is a file of Video LDM temporal layers, not a whole"
+    with pytest.raises(NodeError, match=refusal) as caught:
         client.run(graph)
     assert caught.value.node_id == loader[0] and caught.value.exception_type == "Video LDM"
 
@@ -127,7 +129,7 @@ def refused(server, client, sentence, unconnected=None, positive=None, **changes
     return caught.value.node_id == node[0] and caught.value.exception_type == "Video LDM"
 
 
-def test_wrong_connections_and_widgets_are_one_sentence_at_the_node(server, client):
+def test_wrong_connections_and_widgets_are_refused_in_one_sentence_at_the_node(server, client):
     assert refused(server, client, "noise_level is 300, .* from 0 to 250", noise_level=300)
     assert refused(server, client, "No VAE is connected", unconnected="vae")
     assert refused(server, client, "has nothing to upscale", unconnected="images")

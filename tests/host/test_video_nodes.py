@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import open_video, read_audio, write_video
 from video_ldm.tests.host.client import Interrupted, NodeError
+from video_ldm.tests.video_help import clip, psnr
 
 WORKFLOW = {"nodes": [{"id": 7, "title": "a } brace"}], "version": 0.4}
-
-
-def clip(count=12, height=64, width=96):
-    across = np.tile(np.linspace(20, 230, width), (height, 1))
-    down = np.tile(np.linspace(230, 30, height)[:, None], (1, width))
-    return [np.stack([np.full_like(across, 40 + 180 * k / count), across, down], -1).astype(np.uint8)
-            for k in range(count)]
-
-
-def psnr(images, frames):
-    return 10 * np.log10(255**2 / np.mean((images * 255 - np.array(frames))**2))
 
 
 @pytest.fixture
@@ -186,7 +177,7 @@ def test_nothing_or_two_things_to_save_is_refused_before_anything_runs(server, c
         assert caught.value.node_id == "save" and caught.value.exception_type == "custom_validation_failed"
 
 
-def test_bad_files_and_ranges_are_one_sentence_at_the_node(server, client, source):
+def test_bad_files_and_ranges_are_refused_in_one_sentence_at_the_node(server, client, source):
     server.input_path("page.mp4").write_text("<html>404</html>")
     for node, sentence in ((load("page.mp4"), "page.mp4 cannot be read as a video: it is a web page"),
                            (load(source, start_frame=12), "start_frame can be at most 11"),
@@ -223,6 +214,7 @@ def test_cancelling_leaves_no_file(server, client):
 def test_model_files_of_the_pack_its_demo_and_its_neighbours_are_listed_together(host, tmp_path, monkeypatch):
     """In this process, with the host's real folder_paths."""
     import folder_paths
+
     from video_ldm.nodes.host import files
     own, demo, neighbour, loras = (tmp_path / name for name in ("video_ldm", "demo", "animatediff_models", "loras"))
     for folder, names in ((own, ("mine.safetensors", "notes.txt")), (neighbour, ("mm_sd_v15_v2.ckpt",)),
@@ -293,5 +285,6 @@ def test_images_become_bytes_by_rounding_and_grey_or_transparent_ones_are_saved_
     levels = torch.arange(256).div(255).view(16, 16, 1)
     assert np.array_equal(frame_bytes(levels.expand(16, 16, 3))[..., 0].ravel(), np.arange(256))
     assert np.array_equal(frame_bytes(levels), frame_bytes(levels.expand(16, 16, 3)))
-    assert np.array_equal(frame_bytes(torch.cat([levels.expand(16, 16, 3), torch.zeros(16, 16, 1)], -1)), frame_bytes(levels))
+    transparent = torch.cat([levels.expand(16, 16, 3), torch.zeros(16, 16, 1)], -1)
+    assert np.array_equal(frame_bytes(transparent), frame_bytes(levels))
     assert frame_bytes(torch.tensor([[[-1.0, 2.0, 0.5]]])).tolist() == [[[0, 255, 128]]]

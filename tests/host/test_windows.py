@@ -29,7 +29,7 @@ def test_all_samplers_take_more_frames_than_a_window_and_agree(server, client, f
     assert torch.equal(short, same)     # one window is no window
 
 
-def test_clips_of_one_batch_are_what_each_is_alone(server, client):
+def test_clips_of_one_batch_each_come_out_as_alone(server, client):
     generator = torch.Generator().manual_seed(3)
     frames = torch.randn(2 * LONG, 4, 2, 3, generator=generator)
     names = [server.put_input_latent(f"clip_{name}.latent", part) for name, part in
@@ -45,8 +45,11 @@ def test_clips_of_one_batch_are_what_each_is_alone(server, client):
 
 
 def test_the_pictures_of_a_controlnet_follow_their_frames(server, client):
-    """Pictures that differ in the last frame alone: in one step the first two, which share no window with it, stay to
-    the bit; with strength 0 of the layers all frames but the last stay, whatever the steps."""
+    """The pictures differ in the last frame alone.
+
+    In one step the first two frames stay to the bit, because they share no window with the last one. With strength 0 of
+    the layers all frames but the last stay, whatever the steps.
+    """
     def frames(strength, shades, steps=1):
         graph = Graph()
         names = [server.put_input_image(f"hint_{shade}.png", torch.full((HEIGHT, WIDTH, 3), shade)) for shade in shades]
@@ -94,7 +97,7 @@ def refused(server, graph, node, at):
     return error.message
 
 
-def test_a_model_without_layers_and_windows_that_are_none_are_refused_at_the_node(server, client):
+def test_a_model_without_layers_and_impossible_windows_are_refused_at_the_node(server, client):
     graph = Graph()
     bare = windows(graph, graph.image_model())
     assert "has no temporal layers" in refused(server, graph, graph.clip(bare), at=bare)
