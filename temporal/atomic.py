@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replaced(path):
+def replace_on_success(path):
     """A temporary path beside `path`, flushed to the disk and renamed to it on success, removed on failure or cancel."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
@@ -23,7 +23,7 @@ def replaced(path):
 def write_atomically(path, write):
     """Call `write(temporary path)`, then rename that file to `path`; makes the folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as temporary:
+    with replace_on_success(path) as temporary:
         write(temporary)
 
 

@@ -165,7 +165,7 @@ def open_call(unet: nn.Module, layers: list[tuple[TemporalStack, CallSettings]],
     calls = [Call(stack, settings, context) for stack, settings in layers if settings.strength != 0]
     for call in calls:
         call.stack.check_frames(call.frames)
-    with attached(unet, calls):
+    with attach_calls(unet, calls):
         yield calls
     for call in calls:
         if call.running:
@@ -173,13 +173,13 @@ def open_call(unet: nn.Module, layers: list[tuple[TemporalStack, CallSettings]],
 
 
 @contextmanager
-def attached(unet: nn.Module, calls: list[Call]) -> Iterator[list[Call]]:
+def attach_calls(unet: nn.Module, calls: list[Call]) -> Iterator[list[Call]]:
     """Hooks of the calls are on the network, and act in this thread of execution alone; off again whatever happens."""
     handles: list[Any] = []
     token = _open_calls.set((*_open_calls.get(), *calls))
     try:
         for call in calls:
-            handles += attach(unet, call)
+            handles += attach_hooks(unet, call)
         yield calls
     finally:
         _open_calls.reset(token)
@@ -187,7 +187,7 @@ def attached(unet: nn.Module, calls: list[Call]) -> Iterator[list[Call]]:
             handle.remove()
 
 
-def attach(unet: nn.Module, call: Call) -> list:
+def attach_hooks(unet: nn.Module, call: Call) -> list:
     """Put the hooks of a call on the spatial modules; returns the handles that take them off again."""
     sites, params = unet_sites(unet), call.stack.params
     missing = [site.name for site, _ in params.bricks if site not in sites]
@@ -195,7 +195,7 @@ def attach(unet: nn.Module, call: Call) -> list:
         raise VideoLDMError(f"The model has no place for the temporal layer {missing[0]} of these {params.family} "
                             "layers: they were made for another kind of model.")
     if params.context is not None:
-        call.levels = levels_of(unet, params.family, params.context.levels)
+        call.levels = block_levels(unet, params.family, params.context.levels)
     handles = [first_resblock(unet).register_forward_pre_hook(capture_timestep_embedding(call))]
     for site, _ in params.bricks:
         handles += SLOTS[site.slot].attach(call, site, sites[site])
@@ -213,7 +213,7 @@ def capture_timestep_embedding(call: Call):
     return hook
 
 
-def levels_of(unet: nn.Module, family: str, known: int) -> dict[tuple[str, int], int]:
+def block_levels(unet: nn.Module, family: str, known: int) -> dict[tuple[str, int], int]:
     """Resolution of each block; refused where it has more than the `known` ones of the layers' context input."""
     levels = unet_levels(unet)
     if max(levels.values()) >= known:

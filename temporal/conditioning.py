@@ -47,7 +47,7 @@ def context_input(z: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([known, m.expand(-1, -1, 1, *z.shape[3:])], dim=2).flatten(0, 1)
 
 
-def known_input(latents: Tensor, positions, frames: int, clips: int) -> Tensor:
+def context_input_from_latents(latents: Tensor, positions, frames: int, clips: int) -> Tensor:
     """c_S of clips from the known frames alone: latents `(k n) c h w`, n positions, k clips or one for all of them."""
     positions = resolve_positions(positions, frames)
     given = latents.unflatten(0, (-1, len(positions)))
@@ -61,19 +61,19 @@ def known_input(latents: Tensor, positions, frames: int, clips: int) -> Tensor:
 
 # Layers with an input for known frames
 
-def with_context(params: StackParams, levels: int, positions, latent_channels: int = 4, channels: int = CHANNELS,
+def add_context_input(params: StackParams, levels: int, positions, latent_channels: int = 4, channels: int = CHANNELS,
                  fps_width: int = 0) -> StackParams:
     """Params of the same layers with an input for known frames, and a frame-rate token where fps_width is not 0."""
     context = ContextParams(channels, latent_channels, levels, tuple(tuple(p) for p in positions))
-    return replace(widened(params, context), fps_width=fps_width)
+    return replace(widen_convolutions(params, context), fps_width=fps_width)
 
 
-def with_small_frames(params: StackParams, levels: int, channels: int = CHANNELS) -> StackParams:
+def add_small_frames_input(params: StackParams, levels: int, channels: int = CHANNELS) -> StackParams:
     """Params of the same layers with an upscaler's input for small frames (docs/papers.md#upscalers)."""
-    return widened(params, SmallFramesParams(channels, levels))
+    return widen_convolutions(params, SmallFramesParams(channels, levels))
 
 
-def widened(params: StackParams, context: ContextParams | SmallFramesParams) -> StackParams:
+def widen_convolutions(params: StackParams, context: ContextParams | SmallFramesParams) -> StackParams:
     """Convolutions that take more channels, and where these come from."""
     bricks = tuple((site, replace(brick, context_channels=context.channels) if isinstance(brick, ResBlockParams) else brick)
                    for site, brick in params.bricks)
@@ -84,7 +84,7 @@ def widened(params: StackParams, context: ContextParams | SmallFramesParams) -> 
 
 
 @torch.no_grad()
-def initialise(stack: TemporalStack, tensors: dict[str, Tensor]):
+def initialise_stack(stack: TemporalStack, tensors: dict[str, Tensor]):
     """Give a stack the weights of one without an input for known frames: it then does what that one does.
 
     The new columns of the convolutions are zero; the downsampler, through which they learn, and the frame-rate token,

@@ -17,7 +17,7 @@ class Step(NamedTuple):
     known: int
 
 
-def plan(length: int, clip: int, given: int, overlap: int = OVERLAP) -> list[Step]:
+def plan_calls(length: int, clip: int, given: int, overlap: int = OVERLAP) -> list[Step]:
     """The calls that make a video of `length` frames out of clips of `clip` frames, `given` frames being there.
 
     No frame is made twice. The last clip may reach beyond the length: what is over is not kept. Raises VideoLDMError
@@ -37,6 +37,6 @@ def plan(length: int, clip: int, given: int, overlap: int = OVERLAP) -> list[Ste
     return steps
 
 
-def between(frames: int) -> int:
+def interpolated_length(frames: int) -> int:
     """Length of a video of key frames after one interpolation: 4 (T - 1) + 1 (docs/papers.md#interpolation)."""
     return 4 * (frames - 1) + 1

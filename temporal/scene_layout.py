@@ -53,19 +53,19 @@ class Layout:
         return Layout(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
-def together(layouts: list[Layout]) -> Layout:
+def concatenate_layouts(layouts: list[Layout]) -> Layout:
     """Scenes of several layouts as one; each has as many boxes."""
     return Layout(*(torch.cat([getattr(one, name) for one in layouts]) for name in Layout.__dataclass_fields__))
 
 
-def nothing_said(params: LayoutParams, scenes: int = 1) -> Layout:
+def unconditional_layout(params: LayoutParams, scenes: int = 1) -> Layout:
     """The unconditional layout."""
     return Layout(torch.zeros(scenes, 0, 4), torch.zeros(scenes, 0, dtype=torch.long),
                   torch.zeros(scenes, 0, dtype=torch.bool), torch.zeros(scenes, dtype=torch.bool),
                   torch.full((scenes, len(params.labels)), NOT_SAID))
 
 
-def drop(layout: Layout, rate: float, generator: torch.Generator) -> Layout:
+def drop_conditions(layout: Layout, rate: float, generator: torch.Generator) -> Layout:
     """Leave out, each with this probability: a label, the boxes of a scene, and everything about a scene."""
     scenes, labels = layout.labels.shape
     unsaid = torch.rand(scenes, labels + 2, generator=generator).to(layout.boxes.device) < rate
@@ -75,7 +75,7 @@ def drop(layout: Layout, rate: float, generator: torch.Generator) -> Layout:
                    labels=torch.where(unsaid[:, :labels], NOT_SAID, layout.labels))
 
 
-def waves(values: Tensor, frequencies: int) -> Tensor:
+def fourier_features(values: Tensor, frequencies: int) -> Tensor:
     """Fourier features of coordinates in 0..1: `... v -> ... (2 v frequencies)`."""
     octaves = torch.pi * 2.0 ** torch.arange(frequencies, device=values.device)
     angles = (values[..., None] * octaves).flatten(-2)
@@ -128,7 +128,7 @@ class BoxConditioner(nn.Module):
     def forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Tokens `b n+k+1 width`, and which of them there are, `b 1 1 n+k+1`."""
         middles = (layout.boxes[..., :2] + layout.boxes[..., 2:]) / 2
-        boxes = self.box(waves(torch.cat([layout.boxes, middles], -1), self.frequencies)) + self.colour(layout.colours)
+        boxes = self.box(fourier_features(torch.cat([layout.boxes, middles], -1), self.frequencies)) + self.colour(layout.colours)
         labels = [embed(layout.labels[:, k]) for k, embed in enumerate(self.labels)]
         x = torch.cat([boxes, torch.stack([*labels, self.told(layout.told.long())], dim=1)], dim=1)
         said = layout.present.new_ones(len(x), len(labels) + 1)
@@ -170,7 +170,7 @@ class SceneLayout(nn.Module):
         self.attentions = nn.ModuleDict({str(site): LayoutAttention(channels, params, make)
                                          for site, channels in params.sites})
 
-    def conditioned(self, layout: Layout, height: int, width: int):
+    def bind_layout(self, layout: Layout, height: int, width: int):
         """`act(x, site)` for one call of the network on latents of this size: x `b s c` of a transformer block, between
         its self-attention and its cross-attention to text, with what the layout says. One layout, or one per image."""
         tokens, mask = self.conditioner(layout)
@@ -182,6 +182,6 @@ class SceneLayout(nn.Module):
             if x.shape[-1] != channels[site]:
                 raise VideoLDMError(f"The scene layout was made for an image model with {channels[site]} channels "
                                     f"where this one has {x.shape[-1]}. Use the image model that it was trained on.")
-            grid = waves(picture_grid(x.shape[1], height, width, x.device), self.params.frequencies)
+            grid = fourier_features(picture_grid(x.shape[1], height, width, x.device), self.params.frequencies)
             return x + self.attentions[str(site)](x.float(), tokens, mask, grid).to(x.dtype)
         return act

@@ -8,18 +8,18 @@ import math
 import torch
 from torch import Tensor
 
-from .windows import spread
+from .windows import window_starts
 
 
 def static_windows(frames: int, length: int, overlap: int, step: int = 0) -> list[list[int]]:
     """The same windows in every step, spread evenly: the fewest that overlap by `overlap` or more."""
-    return [list(range(start, start + length)) for start in spread(frames, length, overlap)]
+    return [list(range(start, start + length)) for start in window_starts(frames, length, overlap)]
 
 
 def shifting_windows(frames: int, length: int, overlap: int, step: int = 0) -> list[list[int]]:
     """Windows that lie elsewhere in every step, so that no frame is always at a seam."""
     hop, last = length - overlap, frames - length
-    offset = int(halving(step) * hop)
+    offset = int(van_der_corput(step) * hop)
     starts = sorted({min(max(start, 0), last) for start in range(offset - hop, last + hop, hop)})
     return [list(range(start, start + length)) for start in starts]
 
@@ -27,12 +27,12 @@ def shifting_windows(frames: int, length: int, overlap: int, step: int = 0) -> l
 def looped_windows(frames: int, length: int, overlap: int, step: int = 0) -> list[list[int]]:
     """Shifting windows round a circle: the first frame follows the last, so that the clip loops."""
     count = math.ceil(frames / (length - overlap))
-    offset = int(halving(step) * (length - overlap))
+    offset = int(van_der_corput(step) * (length - overlap))
     starts = [offset + number * frames // count for number in range(count)]
     return [[(start + place) % frames for place in range(length)] for start in starts]
 
 
-def halving(step: int) -> float:
+def van_der_corput(step: int) -> float:
     """0, 1/2, 1/4, 3/4, 1/8, ...: the van der Corput sequence, which fills 0..1 evenly however many steps there are."""
     fraction, part = 0.0, 0.5
     while step:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
-from .errors import VideoLDMError
 from .diffusion import Diffusion
-from .windows import ramp, spread
+from .errors import VideoLDMError
+from .windows import ramp, window_starts
 
 TRAINED_LEVEL = 250     # temporal layers are trained with levels drawn from 0 to this (docs/papers.md#upscalers)
 USUAL_LEVEL = 30        # and sampled with this one; published layers of other authors bring their own
@@ -31,12 +31,12 @@ def check_level(level: int, most: int, usual: int = USUAL_LEVEL):
                             f"it within that; {usual} is usual.")
 
 
-def noise_augmented(x_low: Tensor, level: int, eps: Tensor, schedule: Diffusion) -> Tensor:
+def augment_small_frames(x_low: Tensor, level: int, eps: Tensor, schedule: Diffusion) -> Tensor:
     """c_gamma for the small frames x_low `t c h w`; eps of one frame serves all. Level 0 leaves them as they are."""
-    return noised(x_low, torch.full((len(x_low),), level), eps, schedule)
+    return augment_per_frame(x_low, torch.full((len(x_low),), level), eps, schedule)
 
 
-def noised(x_low: Tensor, levels: Tensor, eps: Tensor, schedule: Diffusion) -> Tensor:
+def augment_per_frame(x_low: Tensor, levels: Tensor, eps: Tensor, schedule: Diffusion) -> Tensor:
     """The same where each frame has a level of its own (t,)."""
     c_low = schedule.add_noise(x_low, levels, eps)
     return torch.where(levels.view(-1, *[1] * (x_low.ndim - 1)) == 0, x_low, c_low)
@@ -50,23 +50,23 @@ def noised(x_low: Tensor, levels: Tensor, eps: Tensor, schedule: Diffusion) -> T
 PIXEL_CHANNELS = 3 * FACTOR ** 2
 
 
-def unnoised(c_low: Tensor, levels: Tensor, schedule: Diffusion) -> Tensor:
+def unscale_augmented(c_low: Tensor, levels: Tensor, schedule: Diffusion) -> Tensor:
     """The small frames `t 3 h w` that c_gamma stands for, levels (t,), but for their noise."""
     alpha = torch.where(levels == 0, 1.0, schedule.tables(levels.device)[0][levels]).to(c_low)
     return c_low / alpha.view(-1, *[1] * (c_low.ndim - 1))
 
 
-def spread_out(x_low: Tensor) -> Tensor:
+def repeat_small_pixels(x_low: Tensor) -> Tensor:
     """`t 3 h w` -> `t 48 h w`: every small pixel in place of all that it becomes, folded."""
     return x_low.repeat_interleave(FACTOR ** 2, dim=1)
 
 
-def folded(pixels: Tensor) -> Tensor:
+def fold_pixels(pixels: Tensor) -> Tensor:
     """`... 3 4h 4w` -> `... 48 h w`."""
     return torch.nn.functional.pixel_unshuffle(pixels, FACTOR)
 
 
-def unfolded(x: Tensor) -> Tensor:
+def unfold_pixels(x: Tensor) -> Tensor:
     """`... 48 h w` -> `... 3 4h 4w`."""
     return torch.nn.functional.pixel_shuffle(x, FACTOR)
 
@@ -77,15 +77,15 @@ def unfolded(x: Tensor) -> Tensor:
 COLOUR_SIGMA = 3.0      # of the Gaussian, in small pixels: colours are compared over areas of about this radius
 
 
-def with_colours_of(small: Tensor, large: Tensor) -> Tensor:
+def match_colours(small: Tensor, large: Tensor) -> Tensor:
     """One large frame `1 3 4h 4w` with the colours of the small one `1 3 h w` that it was made from: what differs
     between the two after a blur is taken back, and details finer than the blur stay. A frame alone, so that
     neither windows nor how a video is streamed matter."""
-    shift = blurred(small.to(large) - avg_pool2d(large, FACTOR))
+    shift = gaussian_blur(small.to(large) - avg_pool2d(large, FACTOR))
     return large + interpolate(shift, scale_factor=FACTOR, mode="bilinear")
 
 
-def blurred(x: Tensor) -> Tensor:
+def gaussian_blur(x: Tensor) -> Tensor:
     """`1 c h w` under a Gaussian; beyond the edges stand the pixels of the edge."""
     reach = round(2 * COLOUR_SIGMA)
     weights = torch.exp(-torch.arange(-reach, reach + 1).to(x).square() / (2 * COLOUR_SIGMA ** 2))
@@ -97,7 +97,7 @@ def blurred(x: Tensor) -> Tensor:
 # Windows and tiles
 
 @dataclass(frozen=True)
-class Cuts:
+class PiecePlan:
     """How a video `t h w` is cut: the frames of each window, the rows and the columns of its tiles."""
 
     frames: list[slice]
@@ -118,23 +118,23 @@ class Cuts:
         return self.frames[-1].stop, self.rows[-1].stop, self.columns[-1].stop
 
 
-def cut(frames: int, height: int, width: int, window: int, overlap: int, tile: int) -> Cuts:
+def plan_pieces(frames: int, height: int, width: int, window: int, overlap: int, tile: int) -> PiecePlan:
     """Windows of `window` frames that share `overlap` or more, and tiles of `tile` latents, 0 for none, that share a
     quarter. What is longer than the video is clipped to it. Raises VideoLDMError for windows that do not advance."""
     if overlap >= window:
         raise VideoLDMError(f"overlap is {overlap} frames and window is {window}: windows must be longer than what "
                             "they share. Lower overlap, or raise window.")
     shared = tile // TILE_OVERLAP
-    return Cuts(covering(frames, window, overlap), covering(height, tile or height, shared),
-                covering(width, tile or width, shared))
+    return PiecePlan(window_slices(frames, window, overlap), window_slices(height, tile or height, shared),
+                window_slices(width, tile or width, shared))
 
 
-def covering(length: int, size: int, overlap: int) -> list[slice]:
+def window_slices(length: int, size: int, overlap: int) -> list[slice]:
     size = min(size, length)
-    return [slice(start, start + size) for start in spread(length, size, overlap)]
+    return [slice(start, start + size) for start in window_starts(length, size, overlap)]
 
 
-def in_pieces(predict: Callable[[slice, slice, slice], Tensor], cuts: Cuts, channels: int) -> Tensor:
+def predict_in_pieces(predict: Callable[[slice, slice, slice], Tensor], cuts: PiecePlan, channels: int) -> Tensor:
     """The video `t channels h w` of which `predict(frames, rows, columns)` gives one piece.
 
     Tiles are blended into rows, these into windows, and windows into the video. In every place the weights are those of
@@ -145,15 +145,15 @@ def in_pieces(predict: Callable[[slice, slice, slice], Tensor], cuts: Cuts, chan
 
     def strip(span: slice, rows: slice) -> Tensor:
         pieces = (predict(span, rows, columns) for columns in cuts.columns)
-        return blended(pieces, cuts.columns, torch.zeros(window_length, channels, tile_height, width), 3)
+        return blend_pieces(pieces, cuts.columns, torch.zeros(window_length, channels, tile_height, width), 3)
 
     def window(span: slice) -> Tensor:
         strips = (strip(span, rows) for rows in cuts.rows)
-        return blended(strips, cuts.rows, torch.zeros(window_length, channels, height, width), 2)
-    return blended(map(window, cuts.frames), cuts.frames, torch.zeros(frames, channels, height, width), 0)
+        return blend_pieces(strips, cuts.rows, torch.zeros(window_length, channels, height, width), 2)
+    return blend_pieces(map(window, cuts.frames), cuts.frames, torch.zeros(frames, channels, height, width), 0)
 
 
-def blended(pieces: Iterable[Tensor], spans: list[slice], whole: Tensor, dim: int) -> Tensor:
+def blend_pieces(pieces: Iterable[Tensor], spans: list[slice], whole: Tensor, dim: int) -> Tensor:
     """Pieces along `dim`, in order, put into `whole`; each fades in over the places that those before it have filled.
 
     The fade is that of windows.py. lerp towards the later piece: weights before w and of the new one are (1 - w, w), so

@@ -14,7 +14,7 @@ from torch import Tensor
 MARGIN = 4      # one part in so many of an overlap is left out at either end
 
 
-def spread(length: int, window: int, overlap: int) -> list[int]:
+def window_starts(length: int, window: int, overlap: int) -> list[int]:
     """Starts of the fewest windows that cover 0..length-1 and overlap by `overlap` or more; one if it holds all."""
     if window >= length:
         return [0]
@@ -38,7 +38,7 @@ def crossfade(before: Tensor, after: Tensor, dim: int) -> Tensor:
     return torch.lerp(before, after, weights.view(-1, *[1] * (before.ndim - 1 - dim % before.ndim)))
 
 
-def join(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:
+def join_overlapping(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:
     """`before` continued by `after`, whose first `overlap` places are the last of `before`."""
     if not overlap:
         return torch.cat([before, after], dim)
@@ -47,7 +47,7 @@ def join(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:
     return torch.cat([before.narrow(dim, 0, kept), faded, after.narrow(dim, overlap, after.shape[dim] - overlap)], dim)
 
 
-def in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overlap: int, first: int = 0,
+def decode_in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overlap: int, first: int = 0,
                last: int | None = None) -> Iterator[Tensor]:
     """Frames `first` to `last` (exclusive) of the decoded clip z (t c h w), in order, a few at a time.
 
@@ -55,7 +55,7 @@ def in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overl
     for, so that a part of a video is that part of the video; those that the range does not touch are not decoded.
     """
     length, last = len(z), len(z) if last is None else last
-    starts, window = spread(length, window, overlap), min(window, length)
+    starts, window = window_starts(length, window, overlap), min(window, length)
     tail = None                     # decoded frames from the start of this window on that the next one may still change
     for number, start in enumerate(starts):
         following = starts[number + 1] if number + 1 < len(starts) else length
@@ -65,34 +65,34 @@ def in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overl
             continue
         pictures = decode(z[start:start + window])
         if tail is not None and len(tail):
-            pictures = join(tail, pictures, len(tail), 0)
+            pictures = join_overlapping(tail, pictures, len(tail), 0)
         ready, tail = pictures[:following - start], pictures[following - start:]
         lower, upper = max(first - start, 0), min(last - start, len(ready))
         if lower < upper:
             yield ready[lower:upper]
 
 
-def in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int) -> Tensor:
+def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int) -> Tensor:
     """Decode z (t c h w) in tiles of `tile` latents that overlap by `overlap`, each over all t frames."""
     height, width = z.shape[2:]
-    rows, columns = spread(height, tile, overlap), spread(width, tile, overlap)
+    rows, columns = window_starts(height, tile, overlap), window_starts(width, tile, overlap)
     if len(rows) == len(columns) == 1:
         return decode(z)
 
     def strip(top: int) -> Tensor:
-        return joined((decode(z[:, :, top:top + tile, left:left + tile]) for left in columns), columns, tile, width, 3)
-    return joined(map(strip, rows), rows, tile, height, 2)
+        return join_tiles((decode(z[:, :, top:top + tile, left:left + tile]) for left in columns), columns, tile, width, 3)
+    return join_tiles(map(strip, rows), rows, tile, height, 2)
 
 
-def joined(pieces, starts: list[int], tile: int, length: int, dim: int) -> Tensor:
+def join_tiles(pieces, starts: list[int], tile: int, length: int, dim: int) -> Tensor:
     """Pictures of neighbouring tiles along `dim`, joined one after the other; starts and sizes in latents."""
     whole, end = None, 0
     for piece, start in zip(pieces, starts, strict=True):
         factor = piece.shape[dim] // min(tile, length)
-        whole = piece if whole is None else join(whole, piece, (end - start) * factor, dim)
+        whole = piece if whole is None else join_overlapping(whole, piece, (end - start) * factor, dim)
         end = start + min(tile, length)
     return whole
 
 
 def tile_count(height: int, width: int, tile: int, overlap: int) -> int:
-    return len(spread(height, tile, overlap)) * len(spread(width, tile, overlap))
+    return len(window_starts(height, tile, overlap)) * len(window_starts(width, tile, overlap))

@@ -1,30 +1,36 @@
 """A small valid file of every kind that the pack loads, and the loader that takes it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
 
 from video_ldm.demo import bundle
 from video_ldm.nodes.host import models, upscaler_model
-from video_ldm.temporal.conditioning import with_context, with_small_frames
+from video_ldm.temporal.conditioning import add_context_input, add_small_frames_input
 from video_ldm.temporal.decoder import PAPER_KERNEL, DecoderParams
-from video_ldm.temporal.families import (load_decoder, load_layout, load_motion_lora, load_temporal, load_upscaler,
-                                         video_ldm)
-from video_ldm.temporal.formats import scene_layout as layout
-from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.families import (
+    load_decoder,
+    load_layout,
+    load_motion_lora,
+    load_temporal,
+    load_upscaler,
+    video_ldm,
+)
 from video_ldm.temporal.formats import decoder as decoder_format
 from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
-from video_ldm.temporal.scene_layout import LayoutParams, SceneLayout
-from video_ldm.temporal.slots import Site
+from video_ldm.temporal.formats import scene_layout as layout
+from video_ldm.temporal.formats.temporal_file import Base, Schedule
 from video_ldm.temporal.layers import ResBlockParams, TransformerParams
 from video_ldm.temporal.params import StackParams
+from video_ldm.temporal.scene_layout import LayoutParams, SceneLayout
+from video_ldm.temporal.slots import Site
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.checkpoint import load_checkpoint, save_checkpoint
 from video_ldm.tests import pixel_help, vsr_help
-from video_ldm.tests.formats_help import (lora_shapes, motion_shapes, motion_tensors, random_tensors, saved)
+from video_ldm.tests.formats_help import lora_shapes, motion_shapes, motion_tensors, random_tensors, saved
 from video_ldm.tests.small import randomise
 
 LAYERS = StackParams("Video LDM", (
@@ -65,8 +71,8 @@ def write_all(folder: Path) -> list[Small]:
 
 def write_layers(folder: Path) -> list[str]:
     """Video LDM layers, each version of the format."""
-    small = with_small_frames(LAYERS, 2, 8)
-    versions = {1: LAYERS, 2: with_context(LAYERS, 2, ((), (0,), (0, 1)), channels=8, fps_width=48), 3: small,
+    small = add_small_frames_input(LAYERS, 2, 8)
+    versions = {1: LAYERS, 2: add_context_input(LAYERS, 2, ((), (0,), (0, 1)), channels=8, fps_width=48), 3: small,
                 4: replace(small, shared_noise=True)}
     for version, params in versions.items():
         video_ldm.write(folder / f"layers_{version}.safetensors", randomise(TemporalStack(params), version), params,

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+
 from video_ldm.demo import bundle, models, train, world
 from video_ldm.nodes.host import models as host
 from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.nodes.host.temporal_vae import round_trip_warning, with_temporal_decoder
 from video_ldm.temporal.families import load_decoder
-from video_ldm.temporal.windows import spread
+from video_ldm.temporal.windows import window_starts
 
 FILE = train.BUNDLE / bundle.DECODER_FILE
 FRAMES, WINDOW, OVERLAP, TILE = 24, 8, 4, 64
@@ -46,7 +47,7 @@ def test_it_fits_the_bundled_autoencoder(vae, made):
 
 def test_frames_differ_at_window_seams_as_inside(made, drives):
     """In units of what the real frames differ there: scenes do not move evenly."""
-    starts = spread(FRAMES, WINDOW, OVERLAP)
+    starts = window_starts(FRAMES, WINDOW, OVERLAP)
     seams = {step for start in starts[1:] for step in range(start, start + WINDOW - (starts[1] - starts[0]))}
     at, inside = [], []
     for real, z in drives:
@@ -59,7 +60,7 @@ def test_frames_differ_at_window_seams_as_inside(made, drives):
 def test_pixels_differ_at_tile_seams_as_inside(made, drives):
     at, inside = [], []
     tile, overlap = TILE // 8, TILE // 8 // 4
-    starts = spread(models.WIDTH // 8, tile, overlap)
+    starts = window_starts(models.WIDTH // 8, tile, overlap)
     shared = {8 * start + place for start in starts[1:] for place in range(8 * (tile - (starts[1] - starts[0])))}
     for real, z in drives:
         ours, theirs = ((x[:, :, 1:] - x[:, :, :-1]).abs().mean((0, 1, 3)) for x in (decoded(made, z, tile=TILE), real))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from ..atomic import replaced
+from ..atomic import replace_on_success
 from .write import png_text
 
 GAP, GROUND = 4, 24             # pixels between frames, and the grey behind them
@@ -74,5 +74,5 @@ def grid(frames):
 
 def write_sheet(path, picture, metadata=None):
     """Write the sheet as PNG with the workflow in it, complete or not at all."""
-    with replaced(path) as temporary:
+    with replace_on_success(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG", pnginfo=png_text(metadata or {}), compress_level=4)

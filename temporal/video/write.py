@@ -12,7 +12,7 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
-from ..atomic import replaced
+from ..atomic import replace_on_success
 from ..errors import VideoLDMError
 from .pictures import Encodable, declare_colours
 from .sound import Sound, SoundWriter, held_sound
@@ -46,7 +46,7 @@ def write_video(path, frames, rate, format="mp4", crf=18, metadata=None, audio=N
     """
     if format not in FORMATS:
         raise VideoLDMError(f"Unknown video format '{format}'. Choose one of {', '.join(FORMATS)}.")
-    with _room_for(path), replaced(path) as temporary:
+    with _room_for(path), replace_on_success(path) as temporary:
         if format in CODECS:
             return _write_video(temporary, frames, as_rate(rate), format, crf, metadata or {}, audio, on_frame)
         return _write_animation(temporary, frames, as_rate(rate), format, crf, metadata or {}, on_frame)
