@@ -23,8 +23,8 @@ of the metadata are kept as they are.
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 from safetensors.torch import save_file
 from torch import Tensor, nn

@@ -1,8 +1,8 @@
 """What a model file holds, by its own names, and the faults that every kind of file can have."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable
 
 import torch
 from torch import Tensor

@@ -15,9 +15,9 @@ Other entries of the metadata are kept as they are.
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping
 
 import torch
 from safetensors.torch import save_file

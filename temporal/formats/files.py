@@ -5,9 +5,9 @@ Every way in which a file can be the wrong thing is refused with one sentence.
 
 import os
 import stat
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable
 
 from torch import Tensor
 

@@ -7,7 +7,7 @@ reads the entry says which file it is and what to do.
 import json
 import math
 import re
-from typing import Mapping
+from collections.abc import Mapping
 
 LONGEST_JSON = 1_000_000        # characters of one entry
 DEEPEST_JSON = 8                # lists and dictionaries within one another

@@ -13,9 +13,9 @@ No such file was ever published; these are trained with this pack, on details, f
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping
 
 from safetensors.torch import save_file
 from torch import Tensor

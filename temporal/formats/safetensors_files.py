@@ -3,8 +3,8 @@
 import json
 import math
 import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 from safetensors import safe_open
 from torch import Tensor

@@ -10,9 +10,9 @@ embedding of an empty prompt, for pictures that are described by their layout al
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Mapping
 
 from safetensors.torch import save_file
 from torch import Tensor

@@ -1,7 +1,7 @@
 """The names of a file's tensors: unwrapping them, and asking what is there."""
 
 import re
-from typing import Mapping
+from collections.abc import Mapping
 
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.diffusion_model.", "unet.")
 
