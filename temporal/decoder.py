@@ -1,4 +1,4 @@
-"""The temporal decoder: an image decoder with temporal residual blocks (Video LDM, section 3.1.1; SVD's `VideoDecoder`).
+"""The temporal decoder: an image decoder with temporal residual blocks (Video LDM, section 3.1.1; SVD).
 
 Only the decoder gets temporal layers. The encoder still encodes frame by frame. So the decoder works on the latents of
 the image model.

@@ -64,7 +64,8 @@ class ConvBlock(nn.Module):
     emb_dim: width of the timestep embedding. 0: the block takes none.
     """
 
-    def __init__(self, channels: int, kernels: tuple[tuple[int, ...], tuple[int, ...]], emb_dim: int = 0, make: Factory = TORCH):
+    def __init__(self, channels: int, kernels: tuple[tuple[int, ...], tuple[int, ...]], emb_dim: int = 0,
+                 make: Factory = TORCH) -> None:
         super().__init__()
         self.norm1 = make.group_norm(channels, eps=EPS)
         self.conv1 = make_conv(channels, kernels[0], make)
