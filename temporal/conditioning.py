@@ -63,8 +63,8 @@ def context_input_from_latents(latents: Tensor, positions: Sequence[int], frames
     positions = resolve_positions(positions, frames)
     context_frames = latents.unflatten(0, (-1, len(positions)))
     if len(context_frames) not in (1, clips):
-        raise VideoLDMError(f"Context frames were given for {len(context_frames)} clips, and {clips} clips are sampled. "
-                            "Give one set for all clips, or one for each.")
+        raise VideoLDMError(f"Context frames were given for {len(context_frames)} clips, and {clips} clips are "
+                            "sampled. Give one set for all clips, or one for each.")
     z = latents.new_zeros(clips, frames, *latents.shape[1:])
     z[:, list(positions)] = context_frames
     return context_input(z, context_mask(positions, frames).to(z).expand(clips, -1))

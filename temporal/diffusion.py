@@ -53,7 +53,8 @@ class Diffusion:
         # One copy of the tables per device. Copying in every step would wait for the GPU and break CUDA graphs.
         self._tables: dict[torch.device, tuple[Tensor, ...]] = {}
 
-    def random_tau(self, count: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+    def random_tau(self, count: int, generator: torch.Generator | None = None,
+                   device: torch.device | str = "cpu") -> Tensor:
         """`count` steps drawn uniformly from 0..steps-1, int64. They are drawn on the CPU, so devices do not differ."""
         return torch.randint(0, self.steps, (count,), generator=generator).to(device)
 

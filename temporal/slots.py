@@ -19,7 +19,8 @@ class Site(NamedTuple):
     """A point of the spatial network at which a temporal layer attaches."""
 
     part: str           # input, middle or output
-    index: int          # the number of the block in its part, as LDM counts blocks
+    # The number of the block in its part, as LDM counts blocks. It hides tuple.index, which nobody needs here.
+    index: int          # type: ignore[assignment]
     slot: str           # the name of a slot
     n: int = 0          # the number of this site among the block's sites of the same slot
 
@@ -59,7 +60,7 @@ class Slot(Protocol):
 
 def after(call: SlotCall, site: Site) -> Callable:
     """A forward hook that runs the layer on the module's output and returns its result."""
-    def hook(module, args, output):
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         return call.run(site, output) if call.acting else None
     return hook
 
@@ -88,7 +89,7 @@ class PostRes:
                 yield Site(part, index, self.name, n), Attachment(layer, layer.out_channels)
 
     def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
-        def hook(module, args, output):
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             return call.run(site, output, args[1]) if call.acting else None
         return [attachment.module.register_forward_hook(hook)]
 
@@ -114,13 +115,13 @@ class BeforeFeedForward:
         return blocks_of_transformers(unet, self.name)
 
     def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
-        def before_norm(module, args):
+        def before_norm(module: nn.Module, args: tuple) -> tuple | None:
             if not call.acting:
                 return None
             residual = call.due[site] = call.run(site, args[0])
             return args[0] + residual, *args[1:]
 
-        def after_block(module, args, output):
+        def after_block(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             return output + call.due.pop(site) if call.acting and site in call.due else None
 
         block = attachment.module
@@ -172,7 +173,7 @@ class PostLevel:
                 yield Site(part, index, self.name), Attachment(module, out_channels(layers))
 
     def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
-        def hook(module, args):
+        def hook(module: nn.Module, args: tuple) -> tuple | None:
             if not call.acting:
                 return None
             channels = attachment.channels

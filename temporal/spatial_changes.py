@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from .layers import Factory
 from .unet import spatial_norms
@@ -47,12 +47,12 @@ class PooledNorms:
 
     def attach(self, call: ChangeCall, unet: nn.Module, weights: nn.Module | None) -> list:
         """While a norm runs, the frames of a clip are stacked along the height."""
-        def fold(module, args):
+        def fold(module: nn.Module, args: tuple) -> tuple | None:
             if not call.acting:
                 return None
             return rearrange(args[0], "(b t) c h w -> b c (t h) w", t=call.frames), *args[1:]
 
-        def unfold(module, args, output):
+        def unfold(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             return rearrange(output, "b c (t h) w -> (b t) c h w", t=call.frames) if call.acting else None
 
         handles = []

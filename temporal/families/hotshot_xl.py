@@ -1,7 +1,7 @@
 """Hotshot-XL: AnimateDiff's kind of motion module for SDXL, 8 frames (docs/formats.md#animatediff).
 
-The published file has its own names. A re-saved file has AnimateDiff's names. It differs from AnimateDiff's SDXL beta in
-the length of its position tables.
+The published file has its own names. A re-saved file has AnimateDiff's names. It differs from AnimateDiff's SDXL beta
+in the length of its position tables.
 
 We have not seen the scheduler configuration of its authors. SDXL's own noise schedule is used, as in the other
 ComfyUI loader of these files.
@@ -26,7 +26,7 @@ FACTS = Facts(
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
-    """Recognise a file with Hotshot-XL's names, or with AnimateDiff's names, SDXL's channels and tables of 24 frames."""
+    """Recognise Hotshot-XL's names, or AnimateDiff's names with SDXL's channels and position tables of 24 frames."""
     if is_layout(keys, HOTSHOT) or is_layout(keys, ANIMATEDIFF) and is_sdxl(keys) and table_length(keys) == TABLE:
         return FACTS.identified("hotshot_xl")
     return None

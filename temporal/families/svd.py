@@ -22,8 +22,8 @@ from . import video_ldm
 from .family import Family
 
 HEAD_DIM = 64           # channels of an attention head
-ADVICE = ("On an image model its temporal layers would be silent garbage: they expect EDM noise scaling and an image as "
-         "condition. Load the whole checkpoint with core's Image Only Checkpoint Loader (img2vid model).")
+ADVICE = ("On an image model its temporal layers would be silent garbage: they expect EDM noise scaling and an image "
+          "as condition. Load the whole checkpoint with core's Image Only Checkpoint Loader (img2vid model).")
 CONTEXT_DIM = 1024      # one CLIP image token
 DIFFUSERS = r".*\.temporal_transformer_blocks\.\d+\.attn1\.to_q\."
 

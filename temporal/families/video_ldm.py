@@ -247,8 +247,8 @@ def context_of(file: TensorFile) -> tuple[ContextParams | SmallFramesParams | No
     try:
         frames = whole(file.metadata["frames"], "frames", 1, MOST_FRAMES, text=True)
         sets = list_of(parsed_json(stated or "", "context_positions"), "context_positions", LARGEST)
-        positions = tuple(tuple(whole(p, "a known frame", -frames, frames - 1) for p in list_of(numbers, "a set", frames))
-                          for numbers in sets)
+        positions = tuple(tuple(whole(number, "a known frame", -frames, frames - 1)
+                                for number in list_of(numbers, "a set", frames)) for numbers in sets)
         channels, inputs = first[:2]
     except ValueError:
         raise contradiction(file.name, f"its context positions '{shown(stated)}' are no list of lists of the frame "
@@ -292,8 +292,8 @@ def notes_of(params: StackParams) -> list[str]:
 
 # Writing
 
-def write(path: StrPath, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *, schedule: Schedule, base: Base,
-          fps: float | None = None, licence: str = "", metadata: Mapping[str, str] | None = None) -> None:
+def write(path: StrPath, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *, schedule: Schedule,
+          base: Base, fps: float | None = None, licence: str = "", metadata: Mapping[str, str] | None = None) -> None:
     """Write Video LDM layers to `path`, completely or not at all.
 
     Args:
@@ -355,7 +355,8 @@ def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | 
     if len(mixes) != 1:
         raise ValueError(f"one set of layers has mixes of one length, not {sorted(mixes)}")
     header = {
-        "format": FORMAT, "version": str(version_of(params)), "family": params.family, "layers": str(len(params.bricks)),
+        "format": FORMAT, "version": str(version_of(params)), "family": params.family,
+        "layers": str(len(params.bricks)),
         "base_family": base.family, "frames": str(params.frames), "licence": licence,
         "beta_schedule": schedule.beta_schedule, "linear_start": repr(float(schedule.linear_start)),
         "linear_end": repr(float(schedule.linear_end)), "position_encoding": POSITION_ENCODING,

@@ -7,8 +7,8 @@ LaVie: it froze the spatial layers ("everything without `temporal` in its name")
 upscaler are the published model. Its code states the noise schedule: the upscaler's first and last beta, evenly spaced
 betas.
 
-Upscale-A-Video: its code does not say which layers were trained. It reads the noise schedule from a file that comes with
-the weights, which we have not seen. The schedule of the x4 upscaler is used, from which the model was made.
+Upscale-A-Video: its code does not say which layers were trained. It reads the noise schedule from a file that comes
+with the weights, which we have not seen. The schedule of the x4 upscaler is used, from which the model was made.
 """
 
 import re
@@ -61,8 +61,8 @@ VERSIONS = {
     "upscale_a_video": Version(Facts(
         "Upscale-A-Video", "the UNet of Upscale-A-Video", BASE, Schedule("linear", 0.0001, 0.02, "v"), FRAMES,
         "S-Lab License 1.0, non-commercial", spatial=(POOLED_NORMS,),
-        notes=("The spatial layers in the file are not used. Whether they were trained is not known: if they were, this "
-               "is not the published model.",
+        notes=("The spatial layers in the file are not used. Whether they were trained is not known: if they were, "
+               "this is not the published model.",
                "The noise schedule it was trained with was not seen: the x4 upscaler's own is taken.",
                "Its authors sample with 30 steps, cfg 6, noise level 120 (0 to 200), \"best quality, extremely "
                "detailed\" behind the prompt and the negative prompt \"blur, worst quality\"."),

@@ -98,7 +98,8 @@ def parse_params(text: str, tensors: int) -> LayoutParams:
     if width % heads:
         raise ValueError(f"a width of {width} does not divide into {heads} heads")
     return LayoutParams(texts_of(stored["colours"], "colours"), labels, width, heads,
-                        whole(stored["layers"], "layers", 0, tensors), whole(stored["frequencies"], "frequencies", 1, 64),
+                        whole(stored["layers"], "layers", 0, tensors),
+                        whole(stored["frequencies"], "frequencies", 1, 64),
                         sites)
 
 

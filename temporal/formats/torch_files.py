@@ -167,7 +167,7 @@ def check_tuples(path: Path, stream: io.BytesIO) -> None:
     for code, value, _ in pickletools.genops(stream):
         if code.name == "PROTO" and value not in (2, 3):
             raise needs_code(path, "")          # torch does not know the instructions of newer protocols
-        if code.name in ("GLOBAL", "INST") and len(value) > LONGEST_NAME:
+        if code.name in ("GLOBAL", "INST") and len(str(value)) > LONGEST_NAME:
             raise needs_code(path, f"GLOBAL {value}")       # torch would search its own message without end
         if code.name == "MARK":
             marks.append(len(stack))

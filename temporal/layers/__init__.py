@@ -14,7 +14,8 @@ from .position import interleaved_sinusoid, timestep_sinusoid
 from .vsr import LevelModule, LevelParams, ResidualConv, ResidualConvParams, RotaryParams, RotaryTransformer
 
 __all__ = [
-    "TORCH", "Attention", "BrickCall", "BrickParams", "ContextDownsampler", "Factory", "FeedForward", "FpsToken", "GivenCall",
+    "TORCH", "Attention", "BrickCall", "BrickParams", "ContextDownsampler", "Factory", "FeedForward", "FpsToken",
+    "GivenCall",
     "LevelModule", "LevelParams", "Mix", "MotionModule", "MotionParams", "ResBlockParams", "ResidualConv",
     "ResidualConvParams", "RotaryParams", "RotaryTransformer", "TemporalResBlock", "TemporalTransformer",
     "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid", "timestep_sinusoid",

@@ -33,10 +33,10 @@ class Factory:
     def linear(self, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
         return self.operations.Linear(inputs, outputs, bias=bias, **self.weights)
 
-    def conv2d(self, inputs: int, outputs: int, kernel: int | tuple, **options) -> nn.Module:
+    def conv2d(self, inputs: int, outputs: int, kernel: int | tuple, **options: Any) -> nn.Module:
         return self.operations.Conv2d(inputs, outputs, kernel, **options, **self.weights)
 
-    def conv3d(self, inputs: int, outputs: int, kernel: tuple, **options) -> nn.Module:
+    def conv3d(self, inputs: int, outputs: int, kernel: tuple, **options: Any) -> nn.Module:
         return self.operations.Conv3d(inputs, outputs, kernel, **options, **self.weights)
 
     def layer_norm(self, channels: int) -> nn.Module:
