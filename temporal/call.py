@@ -100,8 +100,8 @@ class Call:
         if self.maps[level].shape[2:] == x.shape[2:]:
             return self.maps[level]
         size = [side << level for side in x.shape[2:]]
-        known = interpolate(self.known.float(), size, mode="bilinear", antialias=True).to(x)
-        return self.stack.context_downsampler(known)[level]
+        resized = interpolate(self.known.float(), size, mode="bilinear", antialias=True).to(x)
+        return self.stack.context_downsampler(resized)[level]
 
     def input_frames(self, x: Tensor, params: ContextParams | SmallFramesParams) -> Tensor:
         """The context frames c_S, or the small frames, for the features x of the first site.
@@ -175,8 +175,8 @@ def open_call(unet: nn.Module, layers: list[tuple[TemporalStack, CallSettings]],
         layers: the sets of layers, each with its settings.
         context: the text of the spatial layers, `(b t) l d`.
 
-    Raises VideoLDMError for a clip length that the layers cannot run, a site that the network lacks, or a layer that
-    the call did not reach.
+    Raises VideoLDMError for a clip length that the layers cannot run, and for a site that the network lacks. It is also
+    raised at the end, if the call did not reach a layer.
     """
     calls = [Call(stack, settings, context) for stack, settings in layers if settings.strength != 0]
     for call in calls:

@@ -18,7 +18,7 @@ class Step(NamedTuple):
     known: int      # the number of context frames: the clip's first frames, made before
 
 
-def plan_calls(length: int, clip: int, given: int, overlap: int = OVERLAP) -> list[Step]:
+def plan_calls(length: int, clip: int, existing: int, overlap: int = OVERLAP) -> list[Step]:
     """Plan the calls that make a video. No frame is made twice.
 
     The last clip may reach beyond the video's length. The caller drops those frames.
@@ -26,21 +26,22 @@ def plan_calls(length: int, clip: int, given: int, overlap: int = OVERLAP) -> li
     Args:
         length: frames of the video.
         clip: frames of one call.
-        given: frames of the video that exist already.
+        existing: frames of the video that exist already.
         overlap: context frames of every call but the first.
 
     Raises VideoLDMError if there is nothing to make, or if a clip holds context frames only.
     """
-    if length <= given:
-        raise VideoLDMError(f"The video is to have {length} frames, and {given} are given already. Set a length above "
-                            f"{given}.")
+    if length <= existing:
+        raise VideoLDMError(f"The video is to have {length} frames, and {existing} are given already. Set a length "
+                            f"above {existing}.")
     if clip <= overlap:
         raise VideoLDMError(f"A clip of {clip} frames that begins with {overlap} known ones makes nothing new. Use "
                             f"clips of more than {overlap} frames.")
-    steps, done = [], given
+    steps: list[Step] = []
+    done = existing
     while done < length:
-        known = min(done, overlap)
-        steps.append(Step(done - known, known))
+        context_frames = min(done, overlap)
+        steps.append(Step(done - context_frames, context_frames))
         done = steps[-1].start + clip
     return steps
 

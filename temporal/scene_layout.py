@@ -1,6 +1,6 @@
 """Scene layouts: boxes and labels that condition an image LDM (docs/papers.md#boxes).
 
-As in the paper, box coordinates are embedded, a transformer fuses the boxes and labels of a scene into tokens, and the
+As in the paper, box coordinates are embedded, and a transformer fuses the boxes and labels of a scene into tokens. The
 network cross-attends to these tokens.
 
 The paper trains an image LDM for it. Here the image LDM is already trained and stays frozen. New cross-attentions to
@@ -112,7 +112,7 @@ def picture_grid(tokens: int, height: int, width: int, device: torch.device | No
 class FusionBlock(nn.Module):
     """Self-attention among the tokens of a scene, then a GEGLU. Both are residual."""
 
-    def __init__(self, params: LayoutParams, make: Factory = TORCH):
+    def __init__(self, params: LayoutParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.norm1 = make.layer_norm(params.width)
         self.attn = Attention(params.width, params.heads, None, make)
@@ -127,7 +127,7 @@ class FusionBlock(nn.Module):
 class BoxConditioner(nn.Module):
     """Turns layouts into tokens: one per box, one per label, and one for `Layout.told`."""
 
-    def __init__(self, params: LayoutParams, make: Factory = TORCH):
+    def __init__(self, params: LayoutParams, make: Factory = TORCH) -> None:
         super().__init__()
         width = params.width
         self.frequencies = params.frequencies
@@ -157,7 +157,7 @@ class BoxConditioner(nn.Module):
 class LayoutAttention(nn.Module):
     """Cross-attention of a feature map `b s c` to the tokens of its scene. Returns the residual."""
 
-    def __init__(self, channels: int, params: LayoutParams, make: Factory = TORCH):
+    def __init__(self, channels: int, params: LayoutParams, make: Factory = TORCH) -> None:
         super().__init__()
         width = params.width
         self.heads = params.heads
@@ -179,7 +179,7 @@ class LayoutAttention(nn.Module):
 class SceneLayout(nn.Module):
     """The conditioner and its cross-attentions. They are small, so they compute in float32 in any network."""
 
-    def __init__(self, params: LayoutParams, make: Factory = TORCH):
+    def __init__(self, params: LayoutParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.params = params
         self.conditioner = BoxConditioner(params, make)

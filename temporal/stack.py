@@ -14,7 +14,7 @@ class TemporalStack(nn.Module):
     `context_downsampler.*`, `fps_token.*` and `spatial.<number>.*`.
     """
 
-    def __init__(self, params: StackParams, make: Factory = TORCH):
+    def __init__(self, params: StackParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.params = params
         self.layers = nn.ModuleDict({site.name: brick.build(make) for site, brick in params.bricks})

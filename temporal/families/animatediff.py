@@ -23,7 +23,16 @@ UNSTATED = "not stated by its authors"
 
 def facts(name: str, frames: int = 16, licence: str = "Apache-2.0", base: Base = SD15, schedule: Schedule = SCHEDULE,
           **more: Any) -> Facts:
-    """The facts of one version. more: further fields of Facts."""
+    """The facts of one version.
+
+    Args:
+        name: in sentences.
+        frames: length of the clips that it was trained on.
+        licence: of the weights.
+        base: the image model.
+        schedule: the noise schedule.
+        more: further fields of Facts.
+    """
     return Facts(name, f"{'a' if name[0] == 'L' else 'an'} {name} motion module", base, schedule, frames, licence, FPS,
                  **{"positions": 32, **more})
 

@@ -273,10 +273,12 @@ def schedule_of(metadata: Mapping[str, str]) -> Schedule:
 
 
 def optional_whole(metadata: Mapping[str, str], entry: str) -> int | None:
+    """A whole number above 0 in the metadata. None: the entry is missing or empty."""
     return whole(metadata[entry], entry, 1, LARGEST, text=True) if metadata.get(entry) else None
 
 
 def notes_of(params: StackParams) -> list[str]:
+    """Sentences for the report."""
     notes = []
     if params.mix_length > 1:
         notes.append(f"The mix is a vector over time: these layers run clips of exactly {params.mix_length} frames.")
@@ -340,7 +342,7 @@ def file_key(params: StackParams, key: str) -> str:
 
 
 def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | None, licence: str) -> dict[str, str]:
-    """The metadata. Raises ValueError for layers that the format cannot hold."""
+    """The metadata of a file. Raises ValueError for layers that the format cannot hold. Args: as in `write`."""
     heads: dict[str, int] = {}
     mixes: set[int] = set()
     if set(params.spatial) - {POOLED_NORMS}:

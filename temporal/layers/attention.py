@@ -35,7 +35,7 @@ class Projections(nn.Module):
         context_dim: channels of the context that keys and values are made from. None: dim.
     """
 
-    def __init__(self, dim: int, heads: int, context_dim: int | None = None, make: Factory = TORCH):
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None, make: Factory = TORCH) -> None:
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"{dim} channels do not divide into {heads} attention heads")
@@ -62,7 +62,7 @@ class Attention(Projections):
 class GEGLU(nn.Module):
     """A linear layer to twice the width, of which one half gates the other through GELU."""
 
-    def __init__(self, dim: int, inner: int, make: Factory = TORCH):
+    def __init__(self, dim: int, inner: int, make: Factory = TORCH) -> None:
         super().__init__()
         self.proj = make.linear(dim, inner * 2)
 
@@ -74,7 +74,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     """A feed-forward with GEGLU, four times as wide inside."""
 
-    def __init__(self, dim: int, make: Factory = TORCH):
+    def __init__(self, dim: int, make: Factory = TORCH) -> None:
         super().__init__()
         self.net = nn.Sequential(GEGLU(dim, dim * 4, make), nn.Dropout(0.0), make.linear(dim * 4, dim))
 
@@ -85,7 +85,7 @@ class FeedForward(nn.Module):
 class TemporalTransformerBlock(nn.Module):
     """ff_in, self-attention over t, cross-attention to text, then a GEGLU. Each is residual, on `b s t c`."""
 
-    def __init__(self, dim: int, heads: int, context_dim: int, make: Factory = TORCH):
+    def __init__(self, dim: int, heads: int, context_dim: int, make: Factory = TORCH) -> None:
         super().__init__()
         self.norm_in = make.layer_norm(dim)
         self.ff_in = FeedForward(dim, make)
@@ -107,7 +107,7 @@ class TemporalTransformerBlock(nn.Module):
 class TemporalTransformer(nn.Module):
     """Slot `in_attn_post_ff`: runs on the output of a spatial transformer block, then mixes with it."""
 
-    def __init__(self, params: TransformerParams, make: Factory = TORCH):
+    def __init__(self, params: TransformerParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.channels = channels = params.channels
         self.time_stack = nn.ModuleList(

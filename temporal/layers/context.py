@@ -16,7 +16,7 @@ class ContextDownsampler(nn.Module):
     UNet's own Downsample.
     """
 
-    def __init__(self, in_channels: int, channels: int, levels: int, make: Factory = TORCH):
+    def __init__(self, in_channels: int, channels: int, levels: int, make: Factory = TORCH) -> None:
         super().__init__()
         steps = [make.conv2d(in_channels, channels, 3, padding=1)]
         steps += [make.conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(levels - 1)]
@@ -37,7 +37,7 @@ class FpsToken(nn.Module):
     says "cross attention to a corresponding embedding"; this form is ours.
     """
 
-    def __init__(self, width: int, make: Factory = TORCH):
+    def __init__(self, width: int, make: Factory = TORCH) -> None:
         super().__init__()
         self.width = width
         self.embed = nn.Sequential(make.linear(width, width), nn.SiLU(), make.linear(width, width))

@@ -33,7 +33,7 @@ class TimeStack(nn.Module):
     after norm and SiLU. So the norm and the skip connection keep the width of layers without context.
     """
 
-    def __init__(self, params: ResBlockParams, make: Factory = TORCH):
+    def __init__(self, params: ResBlockParams, make: Factory = TORCH) -> None:
         super().__init__()
         channels = params.channels
         self.in_layers = nn.Sequential(
@@ -63,7 +63,7 @@ class TimeStack(nn.Module):
 class TemporalResBlock(nn.Module):
     """Slot `post_res`: runs on the output of the spatial ResBlock, then mixes with it."""
 
-    def __init__(self, params: ResBlockParams, make: Factory = TORCH):
+    def __init__(self, params: ResBlockParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.time_stack = TimeStack(params, make)
         self.time_mixer = Mix(params.mix_length, make)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention on `b n (heads d)`. It has the signature of ComfyUI's `optimized_attention`."""
+    """Scaled dot-product attention. It has the signature of ComfyUI's `optimized_attention`.
+
+    Args:
+        q: queries `b n (heads d)`.
+        k, v: keys and values `b m (heads d)`.
+        heads: number of heads.
+        mask: True where a query may attend to a key, or a bias to add to the scores. It broadcasts to `b heads n m`.
+    """
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
 

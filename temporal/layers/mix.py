@@ -14,7 +14,7 @@ class Mix(nn.Module):
     initial value 0.5 come from the public SVD code. The paper does not state them.
     """
 
-    def __init__(self, length: int = 1, make: Factory = TORCH):
+    def __init__(self, length: int = 1, make: Factory = TORCH) -> None:
         super().__init__()
         self.mix_factor = nn.Parameter(torch.full((length,), 0.5, **make.weights))
 

@@ -33,7 +33,7 @@ class MotionParams:
 class MotionAttention(Projections):
     """Self-attention over t. Frame positions are added to the input of q, k and v, after the norm."""
 
-    def __init__(self, params: MotionParams, make: Factory = TORCH):
+    def __init__(self, params: MotionParams, make: Factory = TORCH) -> None:
         super().__init__(params.channels, params.heads, None, make)
         length = params.table_length
         self.pos_encoder = PositionTable(length, params.channels, make) if length else None
@@ -53,7 +53,7 @@ class MotionAttention(Projections):
 class PositionTable(nn.Module):
     """A learned position table, for files whose table is not the computed sinusoid. Its length limits the clip."""
 
-    def __init__(self, length: int, dim: int, make: Factory = TORCH):
+    def __init__(self, length: int, dim: int, make: Factory = TORCH) -> None:
         super().__init__()
         self.pe = nn.Parameter(torch.zeros(1, length, dim, **make.weights))
 
@@ -64,7 +64,7 @@ class PositionTable(nn.Module):
 class MotionBlock(nn.Module):
     """Temporal self-attentions and a GEGLU, each residual, on `(b s) t c`."""
 
-    def __init__(self, params: MotionParams, make: Factory = TORCH):
+    def __init__(self, params: MotionParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.attention_blocks = nn.ModuleList(MotionAttention(params, make) for _ in range(params.attentions))
         self.norms = nn.ModuleList(make.layer_norm(params.channels) for _ in range(params.attentions))
@@ -83,7 +83,7 @@ class TemporalTransformer3D(nn.Module):
     The norm runs per frame in AnimateDiff's own code. It pools over the frames in diffusers and in the SDXL beta.
     """
 
-    def __init__(self, params: MotionParams, make: Factory = TORCH):
+    def __init__(self, params: MotionParams, make: Factory = TORCH) -> None:
         super().__init__()
         channels = params.channels
         self.norm_pooled = params.norm_pooled
@@ -127,7 +127,7 @@ def slice_length(x: Tensor) -> int:
 class MotionModule(nn.Module):
     """Slot `post_attn`: `x + strength * temporal_transformer(x)`."""
 
-    def __init__(self, params: MotionParams, make: Factory = TORCH):
+    def __init__(self, params: MotionParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.temporal_transformer = TemporalTransformer3D(params, make)
 

@@ -99,7 +99,7 @@ def run_conv(conv: nn.Module, x: Tensor) -> Tensor:
 class ResidualConv(nn.Module):
     """Slot `post_res`: runs on the output of the ResBlock in front of a spatial transformer."""
 
-    def __init__(self, params: ResidualConvParams, make: Factory = TORCH):
+    def __init__(self, params: ResidualConvParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.resblock_temporal = ConvBlock(params.channels, (SHORT, SHORT), 0, make)
 
@@ -112,7 +112,7 @@ class ResidualConv(nn.Module):
 class DistanceBias(nn.Module):
     """A bias that each head adds to its attention scores, by the distance of two frames. It starts at zero."""
 
-    def __init__(self, heads: int, make: Factory = TORCH):
+    def __init__(self, heads: int, make: Factory = TORCH) -> None:
         super().__init__()
         # Not an Embedding: initialising one on the meta device makes torch import its compiler, which takes seconds.
         self.relative_attention_bias = nn.ParameterDict({"weight": torch.zeros(BUCKETS, heads, **make.weights)})
@@ -126,7 +126,7 @@ class DistanceBias(nn.Module):
 class RotaryAttention(Projections):
     """Self-attention over t with rotary positions and a bias by distance."""
 
-    def __init__(self, dim: int, heads: int, make: Factory = TORCH):
+    def __init__(self, dim: int, heads: int, make: Factory = TORCH) -> None:
         super().__init__(dim, heads, None, make)
         if dim // heads < ROTATED:
             raise ValueError(f"{dim} channels in {heads} heads are fewer than the {ROTATED} of a head that are turned")
@@ -147,7 +147,7 @@ class RotaryAttention(Projections):
 class RotaryTransformer(nn.Module):
     """Slot `in_attn_pre_ff`: returns the residual that is added between text attention and feed-forward."""
 
-    def __init__(self, params: RotaryParams, make: Factory = TORCH):
+    def __init__(self, params: RotaryParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.norm_temporal = make.layer_norm(params.channels)
         self.attn_temporal = RotaryAttention(params.channels, params.heads, make)
@@ -163,7 +163,7 @@ class RotaryTransformer(nn.Module):
 class LevelModule(nn.Module):
     """Slot `post_level`: `x + shift_conv(s(t(x)))`, published as TemporalModule3D. A fresh one is the identity."""
 
-    def __init__(self, params: LevelParams, make: Factory = TORCH):
+    def __init__(self, params: LevelParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.resblocks_3d_t = ConvBlock(params.channels, (LONG, SHORT), params.emb_dim, make)
         self.resblocks_3d_s = ConvBlock(params.channels, (SQUARE, SQUARE), params.emb_dim, make)

@@ -46,6 +46,7 @@ def refuse_unreadable(path: Path) -> None:
 def open_container(source: Source) -> Iterator[av.container.InputContainer]:
     """Open a path or BytesIO as a PyAV container. Every FFmpeg error inside the block becomes a VideoLDMError."""
     name = display_name(source)
+    file: str | io.BytesIO
     if isinstance(source, io.BytesIO):
         source.seek(0)
         file, protocols = source, "none"

@@ -66,7 +66,8 @@ class Pictures:
         self.name, self.stored = name, (first.width, first.height)
         self.orientation = orientation(first)
         self.square_width = square_width(name, first.width, aspect)
-        width, height = self.square_width, first.height
+        width: int = self.square_width
+        height: int = first.height
         self.width, self.height = (height, width) if self.orientation.transposed else (width, height)
         refuse_huge(name, self.width, self.height)
         self._reformatter = VideoReformatter()

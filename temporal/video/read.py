@@ -5,7 +5,7 @@ and WebP.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -230,7 +230,8 @@ class _FilePictures:
             self._pictures = Pictures(self.video.name, frame, self._aspect)
 
 
-def _decodable(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _decodable(container: av.container.InputContainer,
+               stream: av.VideoStream) -> Generator[av.VideoFrame, None, None]:
     """Yield decoded frames up to the end or to the first packet that cannot be decoded."""
     try:
         for packet in container.demux(stream):

@@ -132,6 +132,7 @@ def _decoded_once(video: VideoFile, channels: int, rate: int,
     """The same from `seek` seconds on. None: from the beginning of the file."""
     with open_container(video.source) as container:
         stream = sound_stream(container)
+        assert stream is not None       # file_sound has found it
         if seek is not None:
             container.seek(int(seek / stream.time_base), stream=stream)
         convert = _Converter(channels, rate)
