@@ -30,7 +30,7 @@ def looped_windows(frames: int, length: int, overlap: int, step: int = 0) -> lis
     count = math.ceil(frames / (length - overlap))
     offset = int(van_der_corput(step) * (length - overlap))
     starts = [offset + number * frames // count for number in range(count)]
-    return [[(start + offset) % frames for offset in range(length)] for start in starts]
+    return [[(start + index) % frames for index in range(length)] for start in starts]
 
 
 def van_der_corput(step: int) -> float:
