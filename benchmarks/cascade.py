@@ -20,7 +20,7 @@ from ..nodes.host.layer_weights import build_stack
 from ..nodes.host.options import LayerSet, with_clip_options
 from ..temporal.errors import VideoLDMError
 from ..temporal.families import load_temporal
-from ..temporal.rollout import plan
+from ..temporal.rollout import plan_calls
 
 BATCH = 4                               # clips sampled together
 SAMPLER, SCHEDULER = "euler_ancestral", "ddim_uniform"      # the paper's DDIM with eta 1, as in the workflows
@@ -114,7 +114,7 @@ class Cascade:
     def rollout(self, model, starts, numbers, length, guidance):
         video = torch.zeros(len(starts), length + models.FRAMES, *starts.shape[1:])
         video[:, 0] = starts
-        for turn, call in enumerate(plan(length, models.FRAMES, 1)):
+        for turn, call in enumerate(plan_calls(length, models.FRAMES, 1)):
             context_frames = video[:, call.start:call.start + call.known].flatten(0, 1)
             patched = with_context_frames(model, context_frames, range(call.known), guidance)
             clip = self.sample(patched, numbers, models.FRAMES, numbers[0] + 100_000 * turn)

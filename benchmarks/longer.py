@@ -15,7 +15,7 @@ from ..demo.features import features_of, load_network
 from ..nodes.host import sampling
 from ..nodes.interpolate import Turn, interpolate
 from ..temporal.metrics import frechet_distance, motion_ratio
-from ..temporal.rollout import between
+from ..temporal.rollout import interpolated_length
 from ..temporal.training.plot import plot_curves
 from .cascade import Cascade, real_clips
 
@@ -78,7 +78,7 @@ def interpolation(arguments):
     model, rate = cascade.bundled(bundle.INTERPOLATION_FILE), models.RATES[0]
     errors, seams = {name: [] for name in (OURS, LATENT, PIXEL, REPEAT)}, {"real": [], OURS: []}
     for number in range(REAL, REAL + min(arguments.clips, CLIPS)):
-        drive = world.clip(world.held_out_seed(number), between(KEYS), models.HEIGHT, models.WIDTH, rate)
+        drive = world.clip(world.held_out_seed(number), interpolated_length(KEYS), models.HEIGHT, models.WIDTH, rate)
         keys = cascade.encode(drive.frames[::4])
         made = ways(cascade, model, keys, number, rate)
         inside = moving(drive)
@@ -104,12 +104,12 @@ def ways(cascade, model, keys, number, rate):
     return {OURS: cascade.decode(interpolate(keys, turn)),
             LATENT: cascade.decode(torch.from_numpy(blended(keys.numpy())).float()),
             PIXEL: np.rint(blended(pictures)).astype(np.uint8),
-            REPEAT: np.rint(pictures[(np.arange(between(len(keys))) + 2) // 4]).astype(np.uint8)}
+            REPEAT: np.rint(pictures[(np.arange(interpolated_length(len(keys))) + 2) // 4]).astype(np.uint8)}
 
 
 def blended(keys):
     """`4(t-1)+1` arrays on the straight lines between t."""
-    times = np.arange(between(len(keys))) / 4
+    times = np.arange(interpolated_length(len(keys))) / 4
     before = np.minimum(times.astype(int), len(keys) - 2)
     share = (times - before).reshape(-1, *[1] * (keys.ndim - 1))
     return keys[before] * (1 - share) + keys[before + 1] * share

@@ -13,7 +13,7 @@ from ..demo import bundle, models, scene_layout_stage, world
 from ..nodes.host import for_benchmarks
 from ..nodes.host.scene_layout import layout_patcher, with_layout
 from ..temporal.families import load_layout
-from ..temporal.scene_layout import together
+from ..temporal.scene_layout import concatenate_layouts
 from .cascade import SAMPLER, SCHEDULER, Cascade
 
 SCENES, STEPS, CFG = 64, 20, 3.0
@@ -52,7 +52,7 @@ def layouts(path, text, seeds):
     """CONDITIONING with the scenes' layouts, and with an empty layout."""
     scenes = [scene_layout_stage.layout_of(world.scene(seed), [0.0]) for seed in seeds]
     patcher = layout_patcher(load_layout(path), str(path))
-    return [with_layout([[text, {}]], patcher, layout) for layout in (together(scenes), None)]
+    return [with_layout([[text, {}]], patcher, layout) for layout in (concatenate_layouts(scenes), None)]
 
 
 @torch.inference_mode()

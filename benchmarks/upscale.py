@@ -34,7 +34,7 @@ from ..temporal.decoder import SVD_KERNEL, DecoderParams
 from ..temporal.layers import Factory
 from ..temporal.new_layers import video_ldm_params
 from ..temporal.stack import TemporalStack
-from ..temporal.upscaler import cut
+from ..temporal.upscaler import plan_pieces
 from .decode import PACK, RUN, STREAM, card_and_main, consume
 from .memory import growth, own_pages
 from .speed import fill
@@ -129,7 +129,7 @@ def measure_sampling(frames: int) -> dict:
 
 def sample(model, small: torch.Tensor, tile: int, steps: int = 1) -> torch.Tensor:
     """Latents of the large frames, as the node makes them. small: `t h w 3`. tile: pixels of the large frames."""
-    cuts = cut(*small.shape[:3], FRAMES, OVERLAP, tile // FACTOR)
+    cuts = plan_pieces(*small.shape[:3], FRAMES, OVERLAP, tile // FACTOR)
     text = [[torch.randn(1, 77, X4_TEXT), {}]]
     return upscaled(model, small, LEVEL, cuts, 1, SamplerSettings(steps, 8.0, "euler", "normal", text, text))
 

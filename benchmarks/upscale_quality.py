@@ -19,7 +19,7 @@ from ..nodes.host.sampling import SamplerSettings
 from ..temporal.errors import VideoLDMError
 from ..temporal.families import load_temporal, load_upscaler
 from ..temporal.metrics import frechet_distance, motion_ratio
-from ..temporal.upscaler import FACTOR, cut, unfolded
+from ..temporal.upscaler import FACTOR, plan_pieces, unfold_pixels
 from .cascade import Cascade, in_batches
 from .reconstruction import LARGEST_LOSS, LEAST_GAIN, psnr
 
@@ -62,9 +62,10 @@ class Upscaler:
         """uint8 (t 4h 4w 3) of small frames uint8 (t h w 3), as one window."""
         frames = torch.from_numpy(small).float() / 255
         text = [[[words, {}]] for words in (self.cascade.captions([number]), self.cascade.null)]
-        x = upscaling.upscaled(model, frames, upscaler.USUAL_LEVEL, cut(*frames.shape[:3], len(frames), 0, 0), number,
+        cuts = plan_pieces(*frames.shape[:3], len(frames), 0, 0)
+        x = upscaling.upscaled(model, frames, upscaler.USUAL_LEVEL, cuts, number,
                                SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER, *text))
-        return ((unfolded(x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).numpy()
+        return ((unfold_pixels(x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).numpy()
 
     def alone(self, small, number):
         """Every frame a video of its own."""

@@ -2,20 +2,20 @@
 
 from dataclasses import replace
 
-from ..temporal.conditioning import with_context
+from ..temporal.conditioning import add_context_input
 from ..temporal.new_layers import video_ldm_params
 from ..temporal.params import BOTH_ENDS, FIRST_FRAMES
 from . import models
 
 
 def prediction_params(unet):
-    return with_context(temporal_params(unet), len(models.UNET.channel_mult), FIRST_FRAMES,
+    return add_context_input(temporal_params(unet), len(models.UNET.channel_mult), FIRST_FRAMES,
                         channels=models.CONTEXT_CHANNELS)
 
 
 def interpolation_params(unet):
     params = replace(temporal_params(unet), frames=models.INTERPOLATED_FRAMES)
-    return with_context(params, len(models.UNET.channel_mult), BOTH_ENDS, channels=models.CONTEXT_CHANNELS,
+    return add_context_input(params, len(models.UNET.channel_mult), BOTH_ENDS, channels=models.CONTEXT_CHANNELS,
                         fps_width=models.UNET.context_dim)
 
 

@@ -6,7 +6,7 @@ import torch
 from ..nodes.host.scene_layout import call_unet
 from ..temporal.formats import scene_layout as layout_format
 from ..temporal.formats.temporal_file import Base
-from ..temporal.scene_layout import Layout, LayoutParams, SceneLayout, together
+from ..temporal.scene_layout import Layout, LayoutParams, SceneLayout, concatenate_layouts
 from ..temporal.training.scene_layout_loss import LayoutLoss, Scenes
 from . import models, world
 
@@ -51,7 +51,7 @@ class Frames:
         x = torch.stack([torch.from_numpy(np.array(self.latents[clip, frame])) for clip, frame in zip(clips, frames)])
         layouts = [layout_of(world.scene(world.train_seed(clip)), [frame / models.FPS])
                    for clip, frame in zip(clips, frames)]
-        layout = together(layouts)
+        layout = concatenate_layouts(layouts)
         context = torch.stack([self.embeddings[self.rows[clip]] for clip in clips])
         return Scenes(x.to(step.device), layout.to(step.device), context.to(step.device))
 

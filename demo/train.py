@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ..nodes.host import models as host
 from ..temporal.atomic import write_atomically
-from ..temporal.conditioning import initialise
+from ..temporal.conditioning import initialise_stack
 from ..temporal.scene_layout import SceneLayout
 from ..temporal.stack import TemporalStack
 from ..temporal.training.clips import Clips
@@ -180,7 +180,7 @@ def train_with_context(files, arguments, stage, params, clips):
     unet = frozen(host.build_unet(models.UNET), weights_of(files, "image", "unet"))
     stack = seeded(stage, lambda: TemporalStack(params(unet)))
     from_bundle = files.weights(bundle.KEY_FRAMES).exists() and not files.weights("temporal").exists()
-    initialise(stack, weights_of(files, bundle.KEY_FRAMES if from_bundle else "temporal", "temporal"))
+    initialise_stack(stack, weights_of(files, bundle.KEY_FRAMES if from_bundle else "temporal", "temporal"))
     texts = load_file(made(files.texts, "latents"))
     loss = TemporalLoss(unet, stack, models.diffusion(), clips, texts["null"], models.DROPOUT)
     return train(stage, files, loss.modules, loss, arguments)

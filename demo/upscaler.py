@@ -12,13 +12,13 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from ..nodes.host.models import UNetParams
-from ..temporal.conditioning import with_small_frames
+from ..temporal.conditioning import add_small_frames_input
 from ..temporal.diffusion import Diffusion
 from ..temporal.formats.pixel_upscaler import UpscalerParams
 from ..temporal.formats.temporal_file import Base, Schedule
 from ..temporal.new_layers import video_ldm_params
 from ..temporal.training.upscaler import Patches, UpscalerLoss
-from ..temporal.upscaler import FACTOR, PIXEL_CHANNELS, TRAINED_LEVEL, folded
+from ..temporal.upscaler import FACTOR, PIXEL_CHANNELS, TRAINED_LEVEL, fold_pixels
 from . import models, world
 from .autoencoder import to_model
 from .data import car_weights, corners_of, render_clips
@@ -59,7 +59,7 @@ def temporal_params(unet):
     """Layers with convolutions only, which keeps the bundle small. All frames of a clip share one noise."""
     params = video_ldm_params(unet, UNET.emb_dim, UNET.context_dim, lambda channels: channels // UNET.head_channels,
                               models.FRAMES, attention=False)
-    return replace(with_small_frames(params, len(UNET.channel_mult), CONTEXT_CHANNELS), shared_noise=True)
+    return replace(add_small_frames_input(params, len(UNET.channel_mult), CONTEXT_CHANNELS), shared_noise=True)
 
 
 def large_clip(index):
@@ -101,7 +101,7 @@ class RenderedPatches:
         context = torch.stack([self.embeddings[self.rows[index]] for index, *_ in drawn])
         x_low, weights = (avg_pool2d(part.flatten(0, 1), FACTOR).unflatten(0, part.shape[:2])
                           for part in (pixels, weights))
-        return Patches(*(part.to(step.device) for part in (folded(pixels), x_low, context, weights)))
+        return Patches(*(part.to(step.device) for part in (fold_pixels(pixels), x_low, context, weights)))
 
     def draw(self, generator):
         """(clip, patch (t 3 h w) in -1..1, weights (t 1 h w)). Patches begin at the edge of a small pixel."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.rollout import between
+from ..temporal.rollout import interpolated_length
 from .host import context, latents, sampling
 from .host.api import io
 from .host.frame_conditioning import CallFrames, model_of, settings_of
@@ -145,7 +145,7 @@ def between_pairs(frames: int, times: int) -> list[int]:
     counts = []
     for _ in range(times):
         counts.append(frames - 1)
-        frames = between(frames)
+        frames = interpolated_length(frames)
     return counts
 
 
@@ -153,7 +153,7 @@ def interpolate(keys: torch.Tensor, turn: Turn) -> torch.Tensor:
     """`t c h w` -> `4(t-1)+1 c h w`. The noise of all windows is drawn at once: how many of them are sampled together
     does not change it."""
     pairs = len(keys) - 1
-    out = torch.zeros(between(len(keys)), *keys.shape[1:])
+    out = torch.zeros(interpolated_length(len(keys)), *keys.shape[1:])
     out[::4] = keys
     noise = sampling.noise_like(torch.zeros(pairs * WINDOW, *keys.shape[1:]), turn.seed)
     at_once = turn.at_once or sampling.batch_that_fits(turn.model, pairs, (WINDOW, *keys.shape[1:]))

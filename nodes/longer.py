@@ -5,7 +5,7 @@ import re
 import torch
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.rollout import OVERLAP, plan
+from ..temporal.rollout import OVERLAP, plan_calls
 from .host import context, latents, sampling, unfinished, wiring
 from .host.api import io, ui
 from .host.frame_conditioning import frames_of_clip, model_of, settings_of
@@ -156,7 +156,7 @@ class ExtendVideo(io.ComfyNode):
         check_texts(model, positive, negative, temporal_prompt)
         refuse_several_clips(latent)
         given = known_latents(latent, image, vae)
-        calls = plan(length, frames, 0 if given is None else len(given), overlap)
+        calls = plan_calls(length, frames, 0 if given is None else len(given), overlap)
         for known in sorted({call.known for call in calls} - {0}):
             context.check_trained(model, tuple(range(known)))
         fps = fps_of(sets)

@@ -4,7 +4,7 @@ import torch
 
 from ..temporal.clip_length import check_clip_length
 from ..temporal.errors import VideoLDMError
-from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, check_level, cut
+from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, check_level, plan_pieces
 from ..temporal.video import DEFAULT_RATE
 from .host import temporal_vae, upscaling, wiring
 from .host.api import io
@@ -108,7 +108,7 @@ class VideoUpscale(io.ComfyNode):
         check_tile(tile)
         small, rate = small_frames(images, video)
         count, height, width = small.shape[:3]
-        cuts = cut(count, height, width, window, overlap if sets else 0, tile // FACTOR)
+        cuts = plan_pieces(count, height, width, window, overlap if sets else 0, tile // FACTOR)
         for layers in sets:
             check_clip_length(layers.params, cuts.largest[0], "the pieces have",
                               "Set window to {limit}, and connect at least as many frames as a clip takes.")

@@ -1,14 +1,20 @@
-"""Files that are written whole or not at all."""
+"""Writing files completely or not at all."""
 
 import os
 import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+StrPath = str | os.PathLike[str]
+
 
 @contextmanager
-def replaced(path):
-    """A temporary path beside `path`, flushed to the disk and renamed to it on success, removed on failure or cancel."""
+def replace_on_success(path: StrPath) -> Iterator[Path]:
+    """Yield a temporary path beside `path`. The caller writes the file there.
+
+    On success the file is flushed to the disk and renamed to `path`. On failure or cancel it is removed.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
@@ -20,13 +26,13 @@ def replaced(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path, write):
-    """Call `write(temporary path)`, then rename that file to `path`; makes the folder."""
+def write_atomically(path: StrPath, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)`, then rename that file to `path`. The folder is created."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as temporary:
+    with replace_on_success(path) as temporary:
         write(temporary)
 
 
-def write_text(path, text):
-    """Write a text file whole, in UTF-8."""
+def write_text(path: StrPath, text: str) -> None:
+    """Write a text file in UTF-8, completely or not at all."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

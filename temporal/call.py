@@ -1,11 +1,11 @@
-"""One call of a network in which sets of temporal layers take part.
+"""One call of a network with sets of temporal layers attached.
 
-Layers act through forward hooks on the spatial modules they belong to. The hooks live for one call (`open_call`): they
-are put on the modules that are about to run, and taken off again whatever happens. So nothing of a set is visible in
-the module tree, in LoRA keys, in saved checkpoints, or to any other call of the same network.
+Temporal layers act through forward hooks on the spatial modules. `open_call` installs the hooks for one call and
+removes them afterwards, also when the call fails. So the layers do not show up in the module tree, in LoRA keys, in
+saved checkpoints, or in other calls of the same network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,33 +25,34 @@ from .unet import first_resblock, unet_levels
 
 @dataclass
 class CallSettings:
-    """What a set of layers is told about one call."""
+    """The settings of one call for one set of layers."""
 
-    frames: int                                 # of a clip
-    strength: float = 1.0                       # 0 is the image model, 1 is as trained
-    text: Tensor | None = None                  # of the temporal layers, `(b t) l d`; None: the spatial layers' text
-    max_distance: int | None = None             # frames that attention over time reaches; None: all
-    known: Tensor | None = None                 # context frames c_S `(b t) c+1 h w`, or small frames `(b t) 3 h w`
-    fps: Tensor | float | None = None           # the frame rate to make, one number or `b` of them
+    frames: int                             # t, the frames of a clip
+    strength: float = 1.0                   # 0: the image model alone. 1: the layers as trained
+    text: Tensor | None = None              # text for the temporal layers, `(b t) l d`. None: the spatial layers' text
+    max_distance: int | None = None         # attention over time reaches this many frames. None: all frames
+    known: Tensor | None = None             # context frames c_S `(b t) c+1 h w`, or small frames `(b t) 3 h w`
+    fps: Tensor | float | None = None       # frames per second of the clips to make: one number, or one per clip `b`
 
 
 @dataclass(eq=False)
 class Call:
-    """One set of layers in one running call."""
+    """One set of layers while its call is open."""
 
     stack: TemporalStack
     settings: CallSettings
-    context: Tensor | None                      # the text of the spatial layers
-    reached: set = field(default_factory=set)   # the sites that acted
-    running: bool = True                        # false where something answers in place of the network
-    levels: dict = field(default_factory=dict)  # (part, index) of a block -> its resolution
-    known: Tensor | None = None                 # context or small frames, kept at the first site
-    maps: list | None = None                    # context channels of each resolution, made at the first site
-    emb: Tensor | None = None                   # the network's timestep embedding, kept at the first ResBlock
-    due: dict = field(default_factory=dict)     # site -> a residual that waits for its block to end (slots.py)
+    context: Tensor | None                              # the text of the spatial layers, `(b t) l d`
+    reached: set[Site] = field(default_factory=set)     # the sites whose layers have run
+    running: bool = True                                # False: a cache answers and the network itself does not run
+    levels: dict[tuple[str, int], int] = field(default_factory=dict)    # (part, index) of a block -> its resolution
+    known: Tensor | None = None                         # context frames or small frames; set at the first site
+    maps: list[Tensor] | None = None                    # context channels per resolution; set at the first site
+    emb: Tensor | None = None                           # the network's timestep embedding; set at the first ResBlock
+    due: dict[Site, Tensor] = field(default_factory=dict)   # residuals to add when their block ends (slots.py)
 
     @property
     def acting(self) -> bool:
+        """Whether this call is open in the current thread or task."""
         return self in _open_calls.get()
 
     @property
@@ -59,17 +60,20 @@ class Call:
         return self.settings.frames
 
     def run(self, site: Site, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """What the layer at a site makes of x. emb: the timestep embedding there, else the network's."""
+        """Run the layer at a site on x. emb: the timestep embedding at this site. None: the network's."""
         self.reached.add(site)
         context = self.stack.params.context
         if self.maps is None and context is not None:
-            # Here and not when a layer asks: gradient checkpointing runs a layer twice, and the maps are made once.
-            self.known = self.known_frames(x, context)
+            # The maps are made here and not inside a layer. Gradient checkpointing runs a layer twice.
+            self.known = self.input_frames(x, context)
             self.maps = self.stack.context_downsampler(self.known)
         return self.stack.layers[site.name](x, CallAtSite(self, site, x, self.emb if emb is None else emb))
 
     def clip_text(self) -> Tensor:
-        """Text of each clip: that of its first frame, `b l d`; behind it the frame rate, where the layers hear it."""
+        """The text of each clip, `b l d`: the text of its first frame.
+
+        Layers with a frame-rate token get it appended as the last text token.
+        """
         text = self.settings.text if self.settings.text is not None else self.context
         if text is None:
             raise VideoLDMError(f"These {self.stack.params.family} layers attend to text, and the model was called "
@@ -79,16 +83,16 @@ class Call:
             return text
         fps = self.settings.fps
         if fps is None:
-            raise VideoLDMError(f"These {self.stack.params.family} layers are told the frame rate to make, and the model "
-                                "was called without one. Sample with Latent Interpolate x4.")
+            raise VideoLDMError(f"These {self.stack.params.family} layers are told the frame rate to make, and the "
+                                "model was called without one. Sample with Latent Interpolate x4.")
         fps = torch.as_tensor(fps, dtype=torch.float32).reshape(-1).expand(len(text))
         return torch.cat([text, self.stack.fps_token(fps, text)], dim=1)
 
     def context_maps(self, site: Site, x: Tensor) -> Tensor | None:
-        """Context channels at the resolution of x, `(b t) k h w`; None for layers without context frames.
+        """Context channels at the resolution of x, `(b t) k h w`. None for layers without context frames.
 
-        Other nodes may let the network run at another size from some block on (deep shrink). There the maps are those
-        of a clip of that size.
+        Nodes such as deep shrink change the size of the features in some blocks. There the context frames are resized
+        to match, and the maps are computed again.
         """
         if self.maps is None or self.known is None:
             return None
@@ -96,24 +100,29 @@ class Call:
         if self.maps[level].shape[2:] == x.shape[2:]:
             return self.maps[level]
         size = [side << level for side in x.shape[2:]]
-        known = interpolate(self.known.float(), size, mode="bilinear", antialias=True).to(x)
-        return self.stack.context_downsampler(known)[level]
+        resized = interpolate(self.known.float(), size, mode="bilinear", antialias=True).to(x)
+        return self.stack.context_downsampler(resized)[level]
 
-    def known_frames(self, x: Tensor, params: ContextParams | SmallFramesParams) -> Tensor:
-        """The context frames c_S at the resolution of x, which is the latents' own at the first site."""
+    def input_frames(self, x: Tensor, params: ContextParams | SmallFramesParams) -> Tensor:
+        """The context frames c_S, or the small frames, for the features x of the first site.
+
+        At the first site the features have the latents' own resolution. Without context frames c_S is zero.
+        Raises VideoLDMError where small frames are missing or a size does not fit.
+        """
         known = self.settings.known
-        wanted = (len(x), params.in_channels, *x.shape[2:])
+        expected = (len(x), params.in_channels, *x.shape[2:])
         if known is None and self.stack.params.takes_small_frames:
-            raise VideoLDMError(f"These {self.stack.params.family} layers see the small frames that are upscaled, and the "
-                                "model was called without any. Upscale with Video Upscale.")
+            raise VideoLDMError(f"These {self.stack.params.family} layers see the small frames that are upscaled, and "
+                                "the model was called without any. Upscale with Video Upscale.")
         if known is None:
-            return x.new_zeros(wanted)
-        if known.shape != wanted:
+            return x.new_zeros(expected)
+        if known.shape != expected:
             raise VideoLDMError(f"The known frames are {tuple(known.shape)} (frames, channels with the mask, height, "
-                                f"width) where the clip takes {wanted}. Give context frames of the clip's own size.")
+                                f"width) where the clip takes {expected}. Give context frames of the clip's own size.")
         return known.to(x)
 
     def check_reached(self) -> None:
+        """Raise VideoLDMError if a layer of the set has not run."""
         missed = [site.name for site, _ in self.stack.params.bricks if site not in self.reached]
         if missed:
             raise VideoLDMError(
@@ -124,12 +133,12 @@ class Call:
 
 @dataclass(frozen=True)
 class CallAtSite:
-    """What the layer at one site may ask: a BrickCall (layers/brick.py)."""
+    """The BrickCall (layers/brick.py) that the layer at one site receives."""
 
     call: Call
     site: Site
-    x: Tensor
-    emb: Tensor | None
+    x: Tensor               # the features at the site
+    emb: Tensor | None      # the timestep embedding at the site
 
     @property
     def frames(self) -> int:
@@ -157,15 +166,22 @@ _open_calls: ContextVar[tuple[Call, ...]] = ContextVar("video_ldm_open_calls", d
 @contextmanager
 def open_call(unet: nn.Module, layers: list[tuple[TemporalStack, CallSettings]],
               context: Tensor | None = None) -> Iterator[list[Call]]:
-    """Let sets of temporal layers, in this order, take part in the one call of `unet` made inside; yields the calls.
+    """Attach sets of temporal layers to `unet` for the one call that is made inside. Yields the open calls.
 
-    context: the text of the spatial layers, `(b t) l d`. A set of strength 0 is bypassed: the image model, bit for bit.
-    Raises VideoLDMError for a clip length the layers cannot run, a site the network lacks, or one not reached.
+    The sets run in the given order. A set of strength 0 is left out, and the result is the image model's, bit for bit.
+
+    Args:
+        unet: an LDM UNet.
+        layers: the sets of layers, each with its settings.
+        context: the text of the spatial layers, `(b t) l d`.
+
+    Raises VideoLDMError for a clip length that the layers cannot run, and for a site that the network lacks. It is also
+    raised at the end, if the call did not reach a layer.
     """
     calls = [Call(stack, settings, context) for stack, settings in layers if settings.strength != 0]
     for call in calls:
         call.stack.check_frames(call.frames)
-    with attached(unet, calls):
+    with attach_calls(unet, calls):
         yield calls
     for call in calls:
         if call.running:
@@ -173,13 +189,16 @@ def open_call(unet: nn.Module, layers: list[tuple[TemporalStack, CallSettings]],
 
 
 @contextmanager
-def attached(unet: nn.Module, calls: list[Call]) -> Iterator[list[Call]]:
-    """Hooks of the calls are on the network, and act in this thread of execution alone; off again whatever happens."""
+def attach_calls(unet: nn.Module, calls: list[Call]) -> Iterator[list[Call]]:
+    """Install the hooks of the calls on the network, and remove them at the end, also after an error.
+
+    The hooks act in the current thread or task only.
+    """
     handles: list[Any] = []
     token = _open_calls.set((*_open_calls.get(), *calls))
     try:
         for call in calls:
-            handles += attach(unet, call)
+            handles += attach_hooks(unet, call)
         yield calls
     finally:
         _open_calls.reset(token)
@@ -187,15 +206,18 @@ def attached(unet: nn.Module, calls: list[Call]) -> Iterator[list[Call]]:
             handle.remove()
 
 
-def attach(unet: nn.Module, call: Call) -> list:
-    """Put the hooks of a call on the spatial modules; returns the handles that take them off again."""
+def attach_hooks(unet: nn.Module, call: Call) -> list[Any]:
+    """Install the hooks of one call on the spatial modules. Returns the handles that remove them.
+
+    Raises VideoLDMError where the network lacks a site of the layers.
+    """
     sites, params = unet_sites(unet), call.stack.params
     missing = [site.name for site, _ in params.bricks if site not in sites]
     if missing:
         raise VideoLDMError(f"The model has no place for the temporal layer {missing[0]} of these {params.family} "
                             "layers: they were made for another kind of model.")
     if params.context is not None:
-        call.levels = levels_of(unet, params.family, params.context.levels)
+        call.levels = block_levels(unet, params.family, params.context.levels)
     handles = [first_resblock(unet).register_forward_pre_hook(capture_timestep_embedding(call))]
     for site, _ in params.bricks:
         handles += SLOTS[site.slot].attach(call, site, sites[site])
@@ -205,18 +227,21 @@ def attach(unet: nn.Module, call: Call) -> list:
     return handles
 
 
-def capture_timestep_embedding(call: Call):
-    """A hook on the first ResBlock, which is given the network's timestep embedding."""
-    def hook(module, args):
+def capture_timestep_embedding(call: Call) -> Callable[[nn.Module, tuple], None]:
+    """A pre-hook for the first ResBlock. It keeps the timestep embedding that the ResBlock receives."""
+    def hook(module: nn.Module, args: tuple) -> None:
         if call.acting:
             call.emb = args[1]
     return hook
 
 
-def levels_of(unet: nn.Module, family: str, known: int) -> dict[tuple[str, int], int]:
-    """Resolution of each block; refused where it has more than the `known` ones of the layers' context input."""
+def block_levels(unet: nn.Module, family: str, resolutions: int) -> dict[tuple[str, int], int]:
+    """The resolution of each block, by (part, index).
+
+    Raises VideoLDMError if the network has more `resolutions` than the context input of the layers.
+    """
     levels = unet_levels(unet)
-    if max(levels.values()) >= known:
-        raise VideoLDMError(f"The model halves its latents {max(levels.values())} times, and the context input of these "
-                            f"{family} layers was made for a model that does so {known - 1} times.")
+    if max(levels.values()) >= resolutions:
+        raise VideoLDMError(f"The model halves its latents {max(levels.values())} times, and the context input of "
+                            f"these {family} layers was made for a model that does so {resolutions - 1} times.")
     return levels

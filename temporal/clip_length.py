@@ -1,4 +1,4 @@
-"""How many frames a clip may have for a set of temporal layers: the one place that says it."""
+"""How many frames a clip may have for a set of temporal layers. All checks of clip lengths use this module."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,19 @@ from .params import StackParams
 
 @dataclass(frozen=True)
 class ClipLimit:
-    """Which lengths of a clip a set of layers can run."""
+    """The clip lengths that a set of layers can run."""
 
-    most: int           # frames
-    exactly: bool       # whether it is the only length
-    reason: str         # why, as the beginning of a sentence
+    most: int           # the largest number of frames
+    exactly: bool       # True: `most` is the only possible length
+    reason: str         # the reason, as the beginning of a sentence
 
     def allows(self, frames: int) -> bool:
+        """Whether the layers can run clips of this length."""
         return frames == self.most if self.exactly else frames <= self.most
 
 
 def clip_limit(params: StackParams) -> ClipLimit | None:
-    """The limit of a set of layers; None where they run clips of any length."""
+    """The limit of a set of layers. None if they run clips of any length."""
     if params.mix_length > 1:
         reason = f"These {params.family} layers mix over time with a vector of {params.mix_length} frames"
         return ClipLimit(params.mix_length, True, reason)
@@ -29,12 +30,14 @@ def clip_limit(params: StackParams) -> ClipLimit | None:
     return None
 
 
-def check_clip_length(params: StackParams, frames: int, what: str, advice: str):
-    """Refuse a clip length that the layers cannot run.
+def check_clip_length(params: StackParams, frames: int, what: str, advice: str) -> None:
+    """Raise VideoLDMError for a clip length that the layers cannot run.
 
     Args:
-        what: has these frames, as in "the clip has".
-        advice: what to do, with {limit} where the number stands, as in "Set length to {limit}."
+        params: of the layers.
+        frames: the clip length.
+        what: the part of the sentence in front of the number, as in "the clip has".
+        advice: what to do. {limit} is replaced by the number, as in "Set length to {limit}."
     """
     limit = clip_limit(params)
     if limit is None or limit.allows(frames):

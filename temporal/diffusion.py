@@ -2,8 +2,8 @@
 
     x_tau = alpha_tau * x + sigma_tau * eps        alpha_tau^2 + sigma_tau^2 = 1
 
-The network predicts "eps", "v" = alpha_tau * eps - sigma_tau * x, or "x0", which is x itself. The schedule is not
-rescaled to zero terminal SNR: the paper is older than that.
+The network predicts "eps", "v" = alpha_tau * eps - sigma_tau * x, or "x0", which is x itself. The noise schedule is
+not rescaled to zero terminal SNR, since the paper is older than that method.
 """
 
 import torch
@@ -25,10 +25,20 @@ def make_betas(linear_start: float, linear_end: float, steps: int, schedule: str
 
 
 class Diffusion:
-    """Noise schedule and what a network predicts. Tables are float64 on the CPU; results have the input's dtype."""
+    """A noise schedule and a prediction type. Tables are float64; results have the input's dtype."""
 
     def __init__(self, linear_start: float, linear_end: float, steps: int = 1000, prediction: str = "eps",
-                 schedule: str = "linear"):
+                 schedule: str = "linear") -> None:
+        """Make the tables.
+
+        Args:
+            linear_start, linear_end: the first and the last beta.
+            steps: number of diffusion steps.
+            prediction: what the network predicts, one of PREDICTIONS.
+            schedule: how the betas are spaced, one of SCHEDULES.
+
+        Raises VideoLDMError for values outside their bounds.
+        """
         if prediction not in PREDICTIONS:
             raise VideoLDMError(f"The prediction type '{prediction}' is unknown. Use one of: {', '.join(PREDICTIONS)}.")
         if not 0 < linear_start <= linear_end < 1:
@@ -40,15 +50,16 @@ class Diffusion:
         alphas_cumprod = torch.cumprod(1.0 - make_betas(linear_start, linear_end, steps, schedule), dim=0)
         self.alpha = alphas_cumprod.sqrt()
         self.sigma = (1.0 - alphas_cumprod).sqrt()
-        # One copy per device. A copy in every step would wait for the GPU and cannot be part of a CUDA graph.
+        # One copy of the tables per device. Copying in every step would wait for the GPU and break CUDA graphs.
         self._tables: dict[torch.device, tuple[Tensor, ...]] = {}
 
-    def random_tau(self, count: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:
-        """`count` steps drawn uniformly from 0..steps-1, int64. Drawn on the CPU: the same on every device."""
+    def random_tau(self, count: int, generator: torch.Generator | None = None,
+                   device: torch.device | str = "cpu") -> Tensor:
+        """`count` steps drawn uniformly from 0..steps-1, int64. They are drawn on the CPU, so devices do not differ."""
         return torch.randint(0, self.steps, (count,), generator=generator).to(device)
 
     def random_noise(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Gaussian noise of the shape, dtype and device of `like`, independent in every frame."""
+        """Gaussian noise with the shape, dtype and device of `like`. It is drawn on the CPU."""
         return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
     def add_noise(self, x: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
@@ -57,14 +68,14 @@ class Diffusion:
         return alpha * x + sigma * noise
 
     def target(self, x: Tensor, noise: Tensor, tau: Tensor) -> Tensor:
-        """What the network has to predict: eps, v = alpha_tau eps - sigma_tau x, or x."""
+        """The training target: eps, v = alpha_tau eps - sigma_tau x, or x."""
         if self.prediction != "v":
             return noise if self.prediction == "eps" else x
         alpha, sigma = self.coefficients(tau, x)
         return alpha * noise - sigma * x
 
     def predicted_x(self, output: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
-        """The clean x that follows from what the network predicts at x_tau."""
+        """The clean x that a network's output at x_tau stands for."""
         if self.prediction == "x0":
             return output
         alpha, sigma = self.coefficients(tau, x_tau)
@@ -73,14 +84,14 @@ class Diffusion:
         return alpha * x_tau - sigma * output
 
     def predicted_noise(self, output: Tensor, x_tau: Tensor, tau: Tensor) -> Tensor:
-        """The noise eps that follows from what the network predicts at x_tau."""
+        """The noise eps that a network's output at x_tau stands for."""
         if self.prediction == "eps":
             return output
         alpha, sigma = self.coefficients(tau, x_tau)
         return (x_tau - alpha * output) / sigma if self.prediction == "x0" else alpha * output + sigma * x_tau
 
     def coefficients(self, tau: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_tau and sigma_tau as (n, 1, ...), to multiply x of shape (n, ...) with."""
+        """alpha_tau and sigma_tau of shape (n, 1, ...), in the dtype of x (n, ...)."""
         if tau.shape != x.shape[:1]:
             raise VideoLDMError(f"tau must hold one step per batch item: {tuple(tau.shape)} for {tuple(x.shape)}.")
         shape = (-1, *[1] * (x.ndim - 1))

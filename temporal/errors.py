@@ -1,4 +1,4 @@
-"""The one error an artist sees: a sentence that says what is wrong, with which input, and what to do."""
+"""The error that artists see. Its text says what is wrong, in which file or input, and what to do."""
 
 SHOWN_NAME = "Video LDM"
 

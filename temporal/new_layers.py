@@ -11,11 +11,18 @@ from .slots import Site, unet_sites
 
 def video_ldm_params(unet: nn.Module, emb_dim: int, context_dim: int, heads_of: Callable[[int], int], frames: int,
                      mix_length: int = 1, convolution: bool = True, attention: bool = True) -> StackParams:
-    """Params of untrained Video LDM layers for an LDM UNet: a temporal ResBlock after every ResBlock and a temporal
-    transformer in every spatial transformer (docs/papers.md#layers).
+    """Params of untrained Video LDM layers for an LDM UNet (docs/papers.md#layers).
 
-    heads_of: channels -> number of heads, as the spatial transformers have it. `convolution` and `attention` leave
-    one kind out, for ablations.
+    There is a temporal ResBlock after every ResBlock, and a temporal transformer in every spatial transformer.
+
+    Args:
+        unet: the network.
+        emb_dim: width of its timestep embedding.
+        context_dim: width of its text.
+        heads_of: the number of attention heads for a number of channels, as in the spatial transformers.
+        frames: length of the clips to train on.
+        mix_length: length of the mix vector: 1, or `frames`.
+        convolution, attention: False leaves out the ResBlocks or the transformers, for ablations.
     """
     bricks: list[tuple[Site, BrickParams]] = []
     for site, (_, channels) in unet_sites(unet).items():

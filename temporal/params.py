@@ -1,4 +1,4 @@
-"""Everything that rebuilds a set of temporal layers, weights apart."""
+"""The params of a set of temporal layers: everything that rebuilds it except the weights."""
 
 from dataclasses import dataclass
 
@@ -6,57 +6,61 @@ from .layers import BrickParams
 from .slots import Site
 from .spatial_changes import POOLED_NORMS, SpatialChange
 
-FIRST_FRAMES = ((), (0,), (0, 1))       # of prediction layers: no, one or two first frames (docs/papers.md#prediction)
-BOTH_ENDS = ((0, -1),)                  # of interpolation layers: the two key frames (docs/papers.md#interpolation)
+# The sets of context frames that layers are trained for
+FIRST_FRAMES = ((), (0,), (0, 1))       # prediction: none, the first, or the first two (docs/papers.md#prediction)
+BOTH_ENDS = ((0, -1),)                  # interpolation: the two key frames (docs/papers.md#interpolation)
 
 
 @dataclass(frozen=True)
 class ContextParams:
     """The input for context frames of prediction and interpolation layers."""
 
-    channels: int                               # of context that each temporal ResBlock receives
-    latent_channels: int                        # of z; c_S has one more, the mask
-    levels: int                                 # resolutions of the network
-    positions: tuple[tuple[int, ...], ...]      # the sets of context frames that the layers were trained for: numbers
-    #                                             from 0, from the end where negative; () is a clip from noise alone
+    channels: int           # channels of context that each temporal ResBlock receives
+    latent_channels: int    # channels of the latents z. c_S has one more, the mask
+    levels: int             # number of resolutions of the network
+    # The sets of context frames that the layers were trained for. A set holds frame numbers from 0. Negative numbers
+    # count from the end. The empty set is a clip without context frames.
+    positions: tuple[tuple[int, ...], ...]
 
     @property
     def in_channels(self) -> int:
+        """Channels of c_S."""
         return self.latent_channels + 1
 
     @property
     def from_noise(self) -> bool:
+        """Whether the layers were trained to make clips without context frames too."""
         return () in self.positions
 
 
 @dataclass(frozen=True)
 class SmallFramesParams:
-    """The input for small frames of an upscaler's layers (Table 6: dim c_S 3).
+    """The input for small frames of an upscaler's layers (Video LDM, Table 6: dim c_S 3).
 
-    The small frames are those that the network itself is given: the last `in_channels` channels of its input.
+    The small frames are the last `in_channels` channels of the network's own input.
     """
 
-    channels: int           # of context that each temporal ResBlock receives
-    levels: int             # resolutions of the network
-    in_channels: int = 3
+    channels: int           # channels of context that each temporal ResBlock receives
+    levels: int             # number of resolutions of the network
+    in_channels: int = 3    # channels of the small frames
 
 
 @dataclass(frozen=True)
 class StackParams:
-    """A set of temporal layers."""
+    """The params of a set of temporal layers."""
 
     family: str                                                 # its name in sentences, as in "AnimateDiff v2"
     bricks: tuple[tuple[Site, BrickParams], ...]                # the layers, in the order they run
-    frames: int                                                 # of the clips it was trained on
-    positions: int | None                                       # frames of its position table; None: computed
-    spatial: tuple[SpatialChange, ...] = ()                     # what it changes in the spatial network
-    context: ContextParams | SmallFramesParams | None = None    # the input for context or small frames
-    fps_width: int = 0                                          # of the token that tells the frame rate; 0: none
-    shared_noise: bool = False      # an upscaler's layers, to be run with one noise for all frames of a clip
+    frames: int                                                 # length of the clips that it was trained on
+    positions: int | None                                       # frame positions it was trained with. None: no limit
+    spatial: tuple[SpatialChange, ...] = ()                     # its changes of the spatial network
+    context: ContextParams | SmallFramesParams | None = None    # its input for context frames or small frames
+    fps_width: int = 0                                          # width of its frame-rate token. 0: it has none
+    shared_noise: bool = False                                  # True: an upscaler that uses one noise for all frames
 
     @property
     def known_positions(self) -> tuple[tuple[int, ...], ...] | None:
-        """The sets of context frames that the layers were trained for; None where they take none."""
+        """The sets of context frames that the layers were trained for. None for layers without context frames."""
         return self.context.positions if isinstance(self.context, ContextParams) else None
 
     @property
@@ -69,10 +73,10 @@ class StackParams:
 
     @property
     def mix_length(self) -> int:
-        """Length of the mix over time: 1, or the only clip length that the layers can run."""
+        """The length of the mix vector over time. If it is above 1, the layers run clips of this length only."""
         return max((getattr(params, "mix_length", 1) for _, params in self.bricks), default=1)
 
     @property
     def table_length(self) -> int:
-        """Length of the learned position table, 0 without one."""
+        """The length of the learned position table. 0: there is none."""
         return max((getattr(params, "table_length", 0) for _, params in self.bricks), default=0)

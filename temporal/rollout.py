@@ -1,42 +1,51 @@
-"""Long video, clip after clip: which frames come from which call (Video LDM, section 3.2; docs/papers.md#prediction).
+"""Long video, clip after clip: which frames each call makes (Video LDM, section 3.2; docs/papers.md#prediction).
 
-The first call is given one frame, each later one the last two of what is there, which show the direction of motion.
+The first call starts from one context frame. Each later call starts from the last two frames made so far, because two
+frames show the direction of motion.
 """
 
 from typing import NamedTuple
 
 from .errors import VideoLDMError
 
-OVERLAP = 2     # known frames of every call but the first
+OVERLAP = 2     # context frames of every call but the first
 
 
 class Step(NamedTuple):
-    """One call: its clip begins at frame `start` of the video, and its first `known` frames are there already."""
+    """One call of a rollout."""
 
-    start: int
-    known: int
+    start: int      # the frame of the video at which its clip begins
+    known: int      # the number of context frames: the clip's first frames, made before
 
 
-def plan(length: int, clip: int, given: int, overlap: int = OVERLAP) -> list[Step]:
-    """The calls that make a video of `length` frames out of clips of `clip` frames, `given` frames being there.
+def plan_calls(length: int, clip: int, existing: int, overlap: int = OVERLAP) -> list[Step]:
+    """Plan the calls that make a video. No frame is made twice.
 
-    No frame is made twice. The last clip may reach beyond the length: what is over is not kept. Raises VideoLDMError
-    where there is nothing to make, or a clip would be made of known frames alone.
+    The last clip may reach beyond the video's length. The caller drops those frames.
+
+    Args:
+        length: frames of the video.
+        clip: frames of one call.
+        existing: frames of the video that exist already.
+        overlap: context frames of every call but the first.
+
+    Raises VideoLDMError if there is nothing to make, or if a clip holds context frames only.
     """
-    if length <= given:
-        raise VideoLDMError(f"The video is to have {length} frames, and {given} are given already. Set a length above "
-                            f"{given}.")
+    if length <= existing:
+        raise VideoLDMError(f"The video is to have {length} frames, and {existing} are given already. Set a length "
+                            f"above {existing}.")
     if clip <= overlap:
-        raise VideoLDMError(f"A clip of {clip} frames that begins with {overlap} known ones makes nothing new. Use clips of "
-                            f"more than {overlap} frames.")
-    steps, done = [], given
+        raise VideoLDMError(f"A clip of {clip} frames that begins with {overlap} known ones makes nothing new. Use "
+                            f"clips of more than {overlap} frames.")
+    steps: list[Step] = []
+    done = existing
     while done < length:
-        known = min(done, overlap)
-        steps.append(Step(done - known, known))
+        context_frames = min(done, overlap)
+        steps.append(Step(done - context_frames, context_frames))
         done = steps[-1].start + clip
     return steps
 
 
-def between(frames: int) -> int:
-    """Length of a video of key frames after one interpolation: 4 (T - 1) + 1 (docs/papers.md#interpolation)."""
+def interpolated_length(frames: int) -> int:
+    """The length of a video of T key frames after one interpolation: 4 (T - 1) + 1 (docs/papers.md#interpolation)."""
     return 4 * (frames - 1) + 1

@@ -1,10 +1,10 @@
-"""Sites and slots: where a temporal layer attaches to a spatial network, and how it acts there.
+"""Sites and slots: where temporal layers attach to a spatial network, and how they act there.
 
-A site is one such point of one network. A slot is a kind of site. A slot finds its sites in a UNet, and puts forward
-hooks on the spatial module that a site belongs to. A new kind is one more class in SLOTS.
+A site is one point of one network. A slot is a kind of site. A slot finds its sites in a UNet and installs forward
+hooks on the spatial module of a site. To add a slot, write one more class and list it in SLOTS.
 
-A hook leaves alone whatever is not part of the call it was made for: `call.acting` says whether that call is open here.
-`call.run(site, x, emb)` gives what the layer at the site makes of x.
+A hook acts only while its call is open in the current thread: it checks `call.acting`. `call.run(site, x, emb)` runs
+the layer at the site.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +19,10 @@ class Site(NamedTuple):
     """A point of the spatial network at which a temporal layer attaches."""
 
     part: str           # input, middle or output
-    index: int          # of the block, as LDM counts them
+    # The number of the block in its part, as LDM counts blocks. It hides tuple.index, which nobody needs here.
+    index: int          # type: ignore[assignment]
     slot: str           # the name of a slot
-    n: int = 0          # which of several such sites of the block
+    n: int = 0          # the number of this site among the block's sites of the same slot
 
     @property
     def name(self) -> str:
@@ -29,19 +30,19 @@ class Site(NamedTuple):
 
 
 class Attachment(NamedTuple):
-    """What a site belongs to."""
+    """The spatial module of a site."""
 
-    module: nn.Module   # the spatial module that gets the hooks
-    channels: int       # of the features that the layer receives
+    module: nn.Module   # the module that gets the hooks
+    channels: int       # channels of the features that the temporal layer receives
 
 
 class SlotCall(Protocol):
-    """What a hook needs of the open call (temporal/call.py)."""
+    """The part of an open call (temporal/call.py) that hooks use."""
 
     @property
     def acting(self) -> bool: ...
 
-    due: dict[Site, Tensor]
+    due: dict[Site, Tensor]     # residuals to add when their block ends
 
     def run(self, site: Site, x: Tensor, emb: Tensor | None = None) -> Tensor: ...
 
@@ -50,7 +51,7 @@ class Slot(Protocol):
     """A kind of site."""
 
     name: str
-    inside_block: bool      # the layer runs inside the module that a spatial block consists of
+    inside_block: bool      # True: the layer runs inside a spatial transformer, not after a module of the block
 
     def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]: ...
 
@@ -58,14 +59,14 @@ class Slot(Protocol):
 
 
 def after(call: SlotCall, site: Site) -> Callable:
-    """A hook that lets the layer act on what a module gave out."""
-    def hook(module, args, output):
+    """A forward hook that runs the layer on the module's output and returns its result."""
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         return call.run(site, output) if call.acting else None
     return hook
 
 
 class PostConvIn:
-    """After the first convolution of the network. Its result is also the first skip."""
+    """After the first convolution of the network. Its result is also the first skip connection."""
 
     name, inside_block = "post_conv_in", False
 
@@ -88,13 +89,13 @@ class PostRes:
                 yield Site(part, index, self.name, n), Attachment(layer, layer.out_channels)
 
     def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
-        def hook(module, args, output):
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             return call.run(site, output, args[1]) if call.acting else None
         return [attachment.module.register_forward_hook(hook)]
 
 
 def blocks_of_transformers(unet: nn.Module, slot: str) -> Iterator[tuple[Site, Attachment]]:
-    """A site for each block of each spatial transformer."""
+    """One site for each block of each spatial transformer."""
     for part, index, layers in unet_blocks(unet):
         for layer in filter(is_transformer, layers):
             for n, block in enumerate(layer.transformer_blocks):
@@ -102,10 +103,10 @@ def blocks_of_transformers(unet: nn.Module, slot: str) -> Iterator[tuple[Site, A
 
 
 class BeforeFeedForward:
-    """Inside a transformer block, between attention to text and feed-forward. The layer gives a residual.
+    """Inside a transformer block, between the attention to text and the feed-forward. The layer returns a residual.
 
-    The block keeps its skip from before its last norm. So a hook before that norm lets the feed-forward see the
-    residual, and one after the block adds it once more.
+    The block takes its skip connection before its last norm. So the residual is added twice: a hook before that norm
+    adds it to the input of the feed-forward, and a hook after the block adds it to the output.
     """
 
     name, inside_block = "in_attn_pre_ff", True
@@ -114,13 +115,13 @@ class BeforeFeedForward:
         return blocks_of_transformers(unet, self.name)
 
     def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
-        def before_norm(module, args):
+        def before_norm(module: nn.Module, args: tuple) -> tuple | None:
             if not call.acting:
                 return None
             residual = call.due[site] = call.run(site, args[0])
             return args[0] + residual, *args[1:]
 
-        def after_block(module, args, output):
+        def after_block(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             return output + call.due.pop(site) if call.acting and site in call.due else None
 
         block = attachment.module
@@ -140,7 +141,7 @@ class AfterFeedForward:
 
 
 class PostAttn:
-    """After the spatial transformer of a block, or after its ResBlock where it has none."""
+    """After the spatial transformer of a block, or after its ResBlock in a block without transformer."""
 
     name, inside_block = "post_attn", False
 
@@ -156,10 +157,10 @@ class PostAttn:
 
 
 class PostLevel:
-    """After a whole level, Downsample and Upsample included, on the main path alone.
+    """After a whole level with its Downsample or Upsample. The layer acts on the main path and not on the skips.
 
-    The hook is on the module that runs next. That module takes the main path's channels first, and on the output side
-    those of its skip behind them. The skips stay as they are.
+    The hook is on the module that runs next. On the output side that module receives the channels of the main path
+    followed by the channels of a skip connection. Only the first are changed.
     """
 
     name, inside_block = "post_level", False
@@ -172,7 +173,7 @@ class PostLevel:
                 yield Site(part, index, self.name), Attachment(module, out_channels(layers))
 
     def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
-        def hook(module, args):
+        def hook(module: nn.Module, args: tuple) -> tuple | None:
             if not call.acting:
                 return None
             channels = attachment.channels
@@ -182,7 +183,7 @@ class PostLevel:
         return [attachment.module.register_forward_pre_hook(hook)]
 
 
-# In the order in which they run within a block.
+# In the order in which they run within a block
 SLOTS: dict[str, Slot] = {slot.name: slot for slot in (
     PostConvIn(), PostRes(), BeforeFeedForward(), AfterFeedForward(), PostAttn(), PostLevel())}
 
@@ -194,5 +195,5 @@ def unet_sites(unet: nn.Module) -> dict[Site, Attachment]:
 
 
 def run_order(site: Site) -> tuple:
-    """A key that sorts sites in the order in which they run."""
+    """A sort key: sites sort in the order in which they run."""
     return PARTS.index(site.part), site.index, list(SLOTS).index(site.slot), site.n

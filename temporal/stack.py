@@ -3,19 +3,18 @@
 from torch import nn
 
 from .clip_length import check_clip_length
-from .errors import VideoLDMError
-from .layers import ContextDownsampler, Factory, FpsToken
+from .layers import TORCH, ContextDownsampler, Factory, FpsToken
 from .params import StackParams
 
 
 class TemporalStack(nn.Module):
     """The layers of a set, by site.
 
-    State-dict keys: `layers.<site name>.<published suffix>`; `context_downsampler.*`, `fps_token.*` and
-    `spatial.<number>.*` where it has them.
+    The state-dict keys of the layers are `layers.<site name>.<published suffix>`. Some sets also have
+    `context_downsampler.*`, `fps_token.*` and `spatial.<number>.*`.
     """
 
-    def __init__(self, params: StackParams, make: Factory = Factory()):
+    def __init__(self, params: StackParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.params = params
         self.layers = nn.ModuleDict({site.name: brick.build(make) for site, brick in params.bricks})
@@ -28,7 +27,10 @@ class TemporalStack(nn.Module):
         self.spatial = nn.ModuleDict({n: weights for n, weights in changes.items() if weights is not None})
 
     def check_frames(self, frames: int) -> str | None:
-        """Refuse a clip length that the layers cannot run; return a warning for one they were not made for."""
+        """Check a clip length. Returns a warning for a length beyond the layers' training, else None.
+
+        Raises VideoLDMError for a length that the layers cannot run.
+        """
         params = self.params
         check_clip_length(params, frames, "the clip has",
                           "Set the number of frames to {limit}, or connect Frame Windows for more.")

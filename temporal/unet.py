@@ -1,6 +1,6 @@
 """The parts of an LDM UNet: its blocks, ResBlocks, transformers, norms and levels.
 
-They are told by their attributes, not by their classes, so that no host is imported here.
+They are recognised by their attributes and not by their classes. So no host need be imported here.
 """
 
 from collections.abc import Iterator
@@ -27,15 +27,17 @@ def unet_blocks(unet: nn.Module) -> Iterator[tuple[str, int, list[nn.Module]]]:
 
 
 def out_channels(layers: list[nn.Module]) -> int:
+    """The output channels of a block, given its layers."""
     return [layer.out_channels for layer in layers if hasattr(layer, "out_channels")][-1]
 
 
 def first_resblock(unet: nn.Module) -> nn.Module:
+    """The ResBlock that runs first."""
     return next(layer for _, _, layers in unet_blocks(unet) for layer in layers if is_resblock(layer))
 
 
 def spatial_norms(unet: nn.Module) -> Iterator[nn.Module]:
-    """The GroupNorms of the ResBlocks and of the output, which some families pool over the frames of a clip."""
+    """The GroupNorms of the ResBlocks and of the output. Some families pool them over the frames of a clip."""
     for _, _, layers in unet_blocks(unet):
         for layer in filter(is_resblock, layers):
             yield layer.in_layers[0]
@@ -48,14 +50,14 @@ def is_downsample(module: nn.Module) -> bool:
 
 
 def is_resampler(module: nn.Module) -> bool:
-    """A Downsample or an Upsample."""
+    """Whether a module is a Downsample or an Upsample."""
     return hasattr(module, "use_conv") and not is_resblock(module)
 
 
 def unet_levels(unet: nn.Module) -> dict[tuple[str, int], int]:
-    """Resolution at which the ResBlocks of each block (part, index) run: 0 is the latents' own, each next one halved.
+    """The resolution of the ResBlocks in each block (part, index). 0: that of the latents; n: halved n times.
 
-    An output block runs at the resolution of the skip it takes, which is that of the input block opposite.
+    An output block runs at the resolution of its skip connection, which comes from the input block opposite.
     """
     levels, level = {}, 0
     for index, block in enumerate(unet.input_blocks):

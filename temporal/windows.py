@@ -1,21 +1,22 @@
-"""Decoding in windows of frames and in spatial tiles, cross-faded: what a long clip costs is what one window costs.
+"""Decoding in windows of frames and in spatial tiles with cross-fades. Memory stays that of one window.
 
-Windows are spread evenly, all of one length, and overlap by at least what was asked for. Within an overlap the first
-and the last quarter belong to one side alone, since the outermost frames of a window saw padding in place of a
-neighbour; between them the weight moves evenly. Where two windows agree, the result is exactly what they agree on.
+Windows have one length, are evenly spaced and overlap by at least the requested number of frames. The first quarter of
+an overlap comes from the earlier window alone and the last quarter from the later one. The outermost frames of a window
+are left out because the network saw padding beside them. In between, the weight changes linearly. Where two windows
+agree, the result equals them exactly.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-MARGIN = 4      # one part in so many of an overlap is left out at either end
+MARGIN = 4      # the cross-fade leaves out 1/MARGIN of an overlap at each end
 
 
-def spread(length: int, window: int, overlap: int) -> list[int]:
-    """Starts of the fewest windows that cover 0..length-1 and overlap by `overlap` or more; one if it holds all."""
+def window_starts(length: int, window: int, overlap: int) -> list[int]:
+    """The starts of the fewest evenly spaced windows that cover 0..length-1 and overlap by `overlap` or more."""
     if window >= length:
         return [0]
     if not 0 <= overlap < window:
@@ -25,7 +26,7 @@ def spread(length: int, window: int, overlap: int) -> list[int]:
 
 
 def ramp(overlap: int) -> Tensor:
-    """Weights (overlap,) of the later window: 0 in the first quarter, 1 in the last, even steps between."""
+    """Weights (overlap,) of the later window: 0 in the first quarter, 1 in the last, linear in between."""
     margin = overlap // MARGIN
     steps = overlap - 2 * margin
     inner = torch.arange(1, steps + 1, dtype=torch.float32) / (steps + 1)
@@ -33,13 +34,13 @@ def ramp(overlap: int) -> Tensor:
 
 
 def crossfade(before: Tensor, after: Tensor, dim: int) -> Tensor:
-    """Two overlapping pieces of one size, faded from one to the other along `dim`."""
+    """Fade from `before` to `after` along `dim`. Both have the same shape."""
     weights = ramp(before.shape[dim]).to(before)
     return torch.lerp(before, after, weights.view(-1, *[1] * (before.ndim - 1 - dim % before.ndim)))
 
 
-def join(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:
-    """`before` continued by `after`, whose first `overlap` places are the last of `before`."""
+def join_overlapping(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:
+    """Concatenate along `dim`. The last `overlap` entries of `before` fade into the first ones of `after`."""
     if not overlap:
         return torch.cat([before, after], dim)
     kept = before.shape[dim] - overlap
@@ -47,52 +48,71 @@ def join(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:
     return torch.cat([before.narrow(dim, 0, kept), faded, after.narrow(dim, overlap, after.shape[dim] - overlap)], dim)
 
 
-def in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overlap: int, first: int = 0,
-               last: int | None = None) -> Iterator[Tensor]:
-    """Frames `first` to `last` (exclusive) of the decoded clip z (t c h w), in order, a few at a time.
+def decode_in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overlap: int, first: int = 0,
+                      last: int | None = None) -> Iterator[Tensor]:
+    """Decode a clip window by window. Yields the pictures in order, a few at a time.
 
-    decode: z of one window (w c h w) -> w pictures. The windows are those of the whole clip whatever range is asked
-    for, so that a part of a video is that part of the video; those that the range does not touch are not decoded.
+    The windows do not depend on the requested range. So a part of a video equals that part of the whole decoded video.
+    Windows outside the range are not decoded.
+
+    Args:
+        decode: decodes the latents of one window (w c h w) to w pictures.
+        z: the latents of the whole clip (t c h w).
+        window: frames of a window.
+        overlap: frames that neighbouring windows share at least.
+        first, last: the range of frames to yield; `last` is not included. None: to the end.
     """
     length, last = len(z), len(z) if last is None else last
-    starts, window = spread(length, window, overlap), min(window, length)
-    tail = None                     # decoded frames from the start of this window on that the next one may still change
+    starts, window = window_starts(length, window, overlap), min(window, length)
+    tail = None                     # the pictures of the last window that this window is blended into
     for number, start in enumerate(starts):
         following = starts[number + 1] if number + 1 < len(starts) else length
-        # A window counts up to the end of what any later one blends into it.
+        # Skip windows outside the range.
         if start + window <= first or start >= last:
             tail = None
             continue
         pictures = decode(z[start:start + window])
         if tail is not None and len(tail):
-            pictures = join(tail, pictures, len(tail), 0)
+            pictures = join_overlapping(tail, pictures, len(tail), 0)
         ready, tail = pictures[:following - start], pictures[following - start:]
         lower, upper = max(first - start, 0), min(last - start, len(ready))
         if lower < upper:
             yield ready[lower:upper]
 
 
-def in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int) -> Tensor:
-    """Decode z (t c h w) in tiles of `tile` latents that overlap by `overlap`, each over all t frames."""
+def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int) -> Tensor:
+    """Decode z (t c h w) in tiles of `tile` latents that overlap by `overlap`. Each tile holds all t frames."""
     height, width = z.shape[2:]
-    rows, columns = spread(height, tile, overlap), spread(width, tile, overlap)
+    rows, columns = window_starts(height, tile, overlap), window_starts(width, tile, overlap)
     if len(rows) == len(columns) == 1:
         return decode(z)
 
     def strip(top: int) -> Tensor:
-        return joined((decode(z[:, :, top:top + tile, left:left + tile]) for left in columns), columns, tile, width, 3)
-    return joined(map(strip, rows), rows, tile, height, 2)
+        pieces = (decode(z[:, :, top:top + tile, left:left + tile]) for left in columns)
+        return join_tiles(pieces, columns, tile, width, 3)
+    return join_tiles(map(strip, rows), rows, tile, height, 2)
 
 
-def joined(pieces, starts: list[int], tile: int, length: int, dim: int) -> Tensor:
-    """Pictures of neighbouring tiles along `dim`, joined one after the other; starts and sizes in latents."""
-    whole, end = None, 0
+def join_tiles(pieces: Iterable[Tensor], starts: list[int], tile: int, length: int, dim: int) -> Tensor:
+    """Join the pictures of neighbouring tiles.
+
+    Args:
+        pieces: the decoded tiles, in order; at least one.
+        starts: the start of each tile, in latents.
+        tile: the size of a tile, in latents.
+        length: the size of the whole along `dim`, in latents.
+        dim: the dimension of the tensors to join along.
+    """
+    joined: Tensor | None = None
+    end = 0
     for piece, start in zip(pieces, starts, strict=True):
-        factor = piece.shape[dim] // min(tile, length)
-        whole = piece if whole is None else join(whole, piece, (end - start) * factor, dim)
+        factor = piece.shape[dim] // min(tile, length)      # pixels per latent
+        joined = piece if joined is None else join_overlapping(joined, piece, (end - start) * factor, dim)
         end = start + min(tile, length)
-    return whole
+    assert joined is not None
+    return joined
 
 
 def tile_count(height: int, width: int, tile: int, overlap: int) -> int:
-    return len(spread(height, tile, overlap)) * len(spread(width, tile, overlap))
+    """How many tiles `decode_in_tiles` decodes for latents of this size."""
+    return len(window_starts(height, tile, overlap)) * len(window_starts(width, tile, overlap))

@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 
 from video_ldm.nodes.host.models import UNetParams, build_unet
-from video_ldm.temporal.conditioning import with_small_frames
+from video_ldm.temporal.conditioning import add_small_frames_input
 from video_ldm.temporal.families import video_ldm
 from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
 from video_ldm.temporal.formats.pixel_upscaler import UpscalerParams
@@ -28,7 +28,7 @@ def network(seed: int = 0):
 
 def stack_params(unet, shared_noise: bool = False):
     params = video_ldm_params(unet, UNET.emb_dim, TEXT, lambda channels: channels // 32, FRAMES)
-    return replace(with_small_frames(params, len(UNET.channel_mult), CONTEXT), shared_noise=shared_noise)
+    return replace(add_small_frames_input(params, len(UNET.channel_mult), CONTEXT), shared_noise=shared_noise)
 
 
 def stack(unet, seed: int = 1, shared_noise: bool = False) -> TemporalStack:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from video_ldm.demo import bundle
 from video_ldm.nodes.host import models, upscaler_model
-from video_ldm.temporal.conditioning import with_context, with_small_frames
+from video_ldm.temporal.conditioning import add_context_input, add_small_frames_input
 from video_ldm.temporal.decoder import PAPER_KERNEL, DecoderParams
 from video_ldm.temporal.families import (
     load_decoder,
@@ -71,8 +71,8 @@ def write_all(folder: Path) -> list[Small]:
 
 def write_layers(folder: Path) -> list[str]:
     """Video LDM layers, each version of the format."""
-    small = with_small_frames(LAYERS, 2, 8)
-    versions = {1: LAYERS, 2: with_context(LAYERS, 2, ((), (0,), (0, 1)), channels=8, fps_width=48), 3: small,
+    small = add_small_frames_input(LAYERS, 2, 8)
+    versions = {1: LAYERS, 2: add_context_input(LAYERS, 2, ((), (0,), (0, 1)), channels=8, fps_width=48), 3: small,
                 4: replace(small, shared_noise=True)}
     for version, params in versions.items():
         video_ldm.write(folder / f"layers_{version}.safetensors", randomise(TemporalStack(params), version), params,

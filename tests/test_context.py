@@ -8,12 +8,12 @@ import torch
 
 from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.conditioning import (
+    add_context_input,
     context_input,
+    context_input_from_latents,
     context_mask,
-    initialise,
-    known_input,
+    initialise_stack,
     resolve_positions,
-    with_context,
 )
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_temporal, video_ldm
@@ -36,7 +36,7 @@ def run(unet, stack, x, t, context, **settings):
 
 
 def context_stack(unet, positions=FIRST_FRAMES, seed=3, **options):
-    params = with_context(small_stack(unet, FRAMES).params, levels=2, positions=positions, channels=16, **options)
+    params = add_context_input(small_stack(unet, FRAMES).params, levels=2, positions=positions, channels=16, **options)
     return randomise(TemporalStack(params), seed)
 
 
@@ -64,8 +64,8 @@ def test_what_stands_in_unknown_frames_does_not_matter():
 def test_known_frames_alone_give_the_same_input_as_the_whole_clip():
     z = torch.randn(3, FRAMES, 4, 3, 2)
     whole = context_input(z, context_mask((0, 1), FRAMES).expand(3, -1))
-    assert torch.equal(known_input(z[:, :2].flatten(0, 1), (0, 1), FRAMES, 3), whole)
-    one = known_input(z[0, :2], (0, 1), FRAMES, 3).unflatten(0, (3, FRAMES))
+    assert torch.equal(context_input_from_latents(z[:, :2].flatten(0, 1), (0, 1), FRAMES, 3), whole)
+    one = context_input_from_latents(z[0, :2], (0, 1), FRAMES, 3).unflatten(0, (3, FRAMES))
     assert torch.equal(one[0], one[2]) and torch.equal(one[0], whole[:FRAMES])
 
 
@@ -82,7 +82,7 @@ def test_positions_that_make_no_sense_are_refused(positions, frames, sentence):
 
 def test_context_for_another_number_of_clips_is_refused():
     with pytest.raises(VideoLDMError, match="given for 2 clips, and 3 clips are sampled"):
-        known_input(torch.zeros(2, 4, 3, 2), (0,), FRAMES, 3)
+        context_input_from_latents(torch.zeros(2, 4, 3, 2), (0,), FRAMES, 3)
 
 
 def test_every_resblock_takes_the_context_channels_of_its_own_resolution(unet):
@@ -115,7 +115,8 @@ def test_blocks_that_another_node_runs_smaller_take_the_known_frames_at_their_si
     stack, (x, t, context) = context_stack(unet), batch(1, FRAMES)
     made, frame = [], torch.randn(1, 4, 1, 1)
     handle = stack.context_downsampler.register_forward_hook(lambda module, args, maps: made.append(maps))
-    whole, half = (known_input(frame.expand(-1, -1, *size), (0,), FRAMES, 1) for size in ((8, 12), (4, 6)))
+    whole, half = (context_input_from_latents(frame.expand(-1, -1, *size), (0,), FRAMES, 1)
+                   for size in ((8, 12), (4, 6)))
     with torch.no_grad(), open_call(unet, [(stack, CallSettings(frames=FRAMES, known=whole))], context=context):
         seen = unet(x, t, context=context, transformer_options=patches)
     with torch.no_grad(), open_call(unet, [(stack, CallSettings(frames=FRAMES))], context=context):
@@ -130,7 +131,7 @@ def test_blocks_that_another_node_runs_smaller_take_the_known_frames_at_their_si
 def test_context_changes_the_output_and_no_context_is_the_all_zero_mask(unet):
     stack = context_stack(unet)
     x, t, context = batch(2, FRAMES)
-    known = known_input(torch.randn(2, 4, *x.shape[2:]), (0,), FRAMES, 2)
+    known = context_input_from_latents(torch.randn(2, 4, *x.shape[2:]), (0,), FRAMES, 2)
     without = run(unet, stack, x, t, context)
     assert torch.equal(without, run(unet, stack, x, t, context, known=torch.zeros_like(known)))
     assert (run(unet, stack, x, t, context, known=known) - without).abs().max() > 1e-3 * without.abs().max()
@@ -139,7 +140,7 @@ def test_context_changes_the_output_and_no_context_is_the_all_zero_mask(unet):
 def test_context_acts_through_the_temporal_convolutions_alone(unet):
     stack = context_stack(unet)
     x, t, context = batch(1, FRAMES)
-    known = known_input(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
+    known = context_input_from_latents(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
     for site, _ in stack.params.bricks:      # alpha 1 at the convolutions; attention stays at work
         if site.slot == "post_res":
             stack.layers[site.name].time_mixer.mix_factor.data.fill_(float("inf"))
@@ -150,18 +151,18 @@ def test_context_acts_through_the_temporal_convolutions_alone(unet):
 
 def test_layers_without_context_extend_losslessly(unet):
     plain = small_stack(unet, FRAMES)
-    params = with_context(plain.params, levels=2, positions=FIRST_FRAMES, channels=16, fps_width=768)
+    params = add_context_input(plain.params, levels=2, positions=FIRST_FRAMES, channels=16, fps_width=768)
     assert all(brick.context_channels in (0, 16) for _, brick in params.bricks if hasattr(brick, "context_channels"))
     stack = TemporalStack(params)
-    initialise(stack, plain.state_dict())
+    initialise_stack(stack, plain.state_dict())
     for name, weight in stack.state_dict().items():
         if name.endswith("in_layers.2.weight"):
             channels = weight.shape[0]
             assert weight.shape[1] == channels + 16 and (weight[:, channels:] == 0).all()
-    bare = TemporalStack(with_context(plain.params, levels=2, positions=FIRST_FRAMES, channels=16))
-    initialise(bare, plain.state_dict())
+    bare = TemporalStack(add_context_input(plain.params, levels=2, positions=FIRST_FRAMES, channels=16))
+    initialise_stack(bare, plain.state_dict())
     x, t, context = batch(1, FRAMES)
-    known = known_input(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
+    known = context_input_from_latents(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
     expected = run(unet, plain, x, t, context)
     ours = run(unet, bare, x, t, context, known=known)
     assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()      # a wider convolution sums in another order
@@ -169,10 +170,10 @@ def test_layers_without_context_extend_losslessly(unet):
 
 def test_the_new_columns_learn_from_the_first_step(unet):
     plain = small_stack(unet, FRAMES)
-    stack = TemporalStack(with_context(plain.params, levels=2, positions=FIRST_FRAMES, channels=16))
-    initialise(stack, plain.state_dict())
+    stack = TemporalStack(add_context_input(plain.params, levels=2, positions=FIRST_FRAMES, channels=16))
+    initialise_stack(stack, plain.state_dict())
     x, t, context = batch(1, FRAMES)
-    known = known_input(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
+    known = context_input_from_latents(torch.randn(1, 4, *x.shape[2:]), (0,), FRAMES, 1)
     with open_call(unet, [(stack, CallSettings(frames=FRAMES, known=known))], context=context):
         unet(x, t, context=context).square().mean().backward()
     columns = stack.layers["input_1_post_res_0"].time_stack.in_layers[2].weight.grad[:, -16:]
@@ -182,7 +183,7 @@ def test_the_new_columns_learn_from_the_first_step(unet):
 
 def test_checkpointed_training_gives_the_same_gradients(unet):
     x, t, context = batch(2, FRAMES)
-    known = known_input(torch.randn(2, 4, *x.shape[2:]), (0, -1), FRAMES, 2)
+    known = context_input_from_latents(torch.randn(2, 4, *x.shape[2:]), (0, -1), FRAMES, 2)
     gradients = []
     for opened in (open_call, open_call_checkpointed):
         stack = context_stack(unet, BOTH_ENDS, fps_width=768)
@@ -238,11 +239,11 @@ def test_known_frames_of_another_size_are_refused(unet):
 def test_layers_without_convolutions_take_no_context(unet):
     params = video_ldm_params(unet, EMB_DIM, 768, lambda channels: 8, FRAMES, convolution=False)
     with pytest.raises(VideoLDMError, match="have no temporal convolutions"):
-        with_context(params, 2, FIRST_FRAMES)
+        add_context_input(params, 2, FIRST_FRAMES)
 
 
 def test_layers_for_a_shallower_network_are_refused(unet):
-    stack = randomise(TemporalStack(with_context(small_stack(unet, FRAMES).params, 1, FIRST_FRAMES, channels=16)))
+    stack = randomise(TemporalStack(add_context_input(small_stack(unet, FRAMES).params, 1, FIRST_FRAMES, channels=16)))
     with pytest.raises(VideoLDMError, match="halves its latents 1 times"):
         run(unet, stack, *batch(1, FRAMES))
 

@@ -7,7 +7,14 @@ from torch import nn
 
 from video_ldm.temporal.decoder import KERNELS, SVD_KERNEL, DecoderParams, TemporalDecoder
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.windows import in_tiles, in_windows, join, ramp, spread, tile_count
+from video_ldm.temporal.windows import (
+    decode_in_tiles,
+    decode_in_windows,
+    join_overlapping,
+    ramp,
+    tile_count,
+    window_starts,
+)
 from video_ldm.tests.decoder_help import image_decoder, latents, small_params, temporal_decoder
 from video_ldm.tests.formats_help import PUBLISHED
 from video_ldm.tests.small import randomise, relative_error
@@ -110,7 +117,7 @@ def test_a_decoder_of_another_kind_is_refused():
 @pytest.mark.parametrize("length, window, overlap", [
     (16, 12, 4), (17, 6, 2), (100, 12, 4), (13, 12, 11), (9, 3, 0), (7, 8, 2)])
 def test_windows_cover_a_clip_evenly_with_the_overlap_asked_for_or_more(length, window, overlap):
-    starts = spread(length, window, overlap)
+    starts = window_starts(length, window, overlap)
     assert starts[0] == 0 and starts[-1] == max(length - window, 0)
     gaps = [after - before for before, after in zip(starts, starts[1:])]
     assert all(0 < gap <= window - overlap for gap in gaps) and (not gaps or max(gaps) - min(gaps) <= 1)
@@ -129,7 +136,7 @@ def test_the_outer_quarters_of_an_overlap_belong_to_one_side():
 def test_pieces_that_agree_are_joined_to_exactly_what_they_agree_on():
     x = torch.randn(3, 20, 5)
     for overlap in range(9):
-        assert torch.equal(join(x[:, :12], x[:, 12 - overlap:], overlap, 1), x)
+        assert torch.equal(join_overlapping(x[:, :12], x[:, 12 - overlap:], overlap, 1), x)
 
 
 class Local(nn.Module):
@@ -152,14 +159,14 @@ def test_with_norms_and_attention_stubbed_windows_and_tiles_give_the_whole():
     """Exact once a quarter of the overlap covers what the convolutions reach: beyond it only true neighbours count."""
     local, z = Local(2), latents(40, 36, 44)
     whole = local(z)
-    windowed = torch.cat(list(in_windows(local, z, 16, 8)))
+    windowed = torch.cat(list(decode_in_windows(local, z, 16, 8)))
     assert relative_error(windowed, whole) < 1e-6
-    assert relative_error(in_tiles(local, z, 20, 8), whole) < 1e-6
-    both = torch.cat(list(in_windows(lambda part: in_tiles(local, part, 20, 8), z, 16, 8)))
+    assert relative_error(decode_in_tiles(local, z, 20, 8), whole) < 1e-6
+    both = torch.cat(list(decode_in_windows(lambda part: decode_in_tiles(local, part, 20, 8), z, 16, 8)))
     assert relative_error(both, whole) < 1e-6
     # It can fail: with less overlap than that, padding shows.
-    assert relative_error(torch.cat(list(in_windows(local, z, 16, 2))), whole) > 1e-3
-    assert relative_error(in_tiles(local, z, 20, 2), whole) > 1e-3
+    assert relative_error(torch.cat(list(decode_in_windows(local, z, 16, 2))), whole) > 1e-3
+    assert relative_error(decode_in_tiles(local, z, 20, 2), whole) > 1e-3
 
 
 @torch.no_grad()
@@ -178,9 +185,9 @@ def test_the_decoder_itself_is_exact_in_windows_where_its_norms_and_attention_ar
     overlap = 4 * reach
     z = latents(2 * (overlap + 10) - 2, 2, 2)
     whole = decoder(z)
-    windowed = torch.cat(list(in_windows(decoder, z, overlap + 10, overlap)))
+    windowed = torch.cat(list(decode_in_windows(decoder, z, overlap + 10, overlap)))
     assert relative_error(windowed, whole) < 1e-5
-    assert relative_error(torch.cat(list(in_windows(decoder, z, overlap + 10, 2))), whole) > 1e-4
+    assert relative_error(torch.cat(list(decode_in_windows(decoder, z, overlap + 10, 2))), whole) > 1e-4
 
 
 @torch.no_grad()
@@ -191,9 +198,9 @@ def test_a_part_of_a_clip_is_that_part_of_it_and_windows_outside_are_not_decoded
     def decode(part):
         decoded.append(part)
         return decoder(part)
-    whole = torch.cat(list(in_windows(decode, z, 8, 3)))
+    whole = torch.cat(list(decode_in_windows(decode, z, 8, 3)))
     count = len(decoded)
-    assert torch.equal(torch.cat(list(in_windows(decode, z, 8, 3, first, last))), whole[first:last])
+    assert torch.equal(torch.cat(list(decode_in_windows(decode, z, 8, 3, first, last))), whole[first:last])
     again = len(decoded) - count
     assert again <= count if last - first == 30 else again < count
 
@@ -201,21 +208,21 @@ def test_a_part_of_a_clip_is_that_part_of_it_and_windows_outside_are_not_decoded
 @torch.no_grad()
 def test_frames_come_out_in_order_while_later_windows_are_still_to_be_decoded():
     z, decoded = latents(24), []
-    for piece in in_windows(lambda part: decoded.append(1) or part, z, 8, 4):
+    for piece in decode_in_windows(lambda part: decoded.append(1) or part, z, 8, 4):
         assert len(piece) <= 8
         if len(decoded) < 3:
             break
-    assert len(decoded) < len(spread(24, 8, 4))
+    assert len(decoded) < len(window_starts(24, 8, 4))
 
 
 def test_tiles_lie_in_rows_and_columns_that_are_spread_like_windows():
     z, corners = torch.arange(29.0 * 29).reshape(1, 1, 29, 29), []
-    whole = in_tiles(lambda part: corners.append(part[0, 0, 0, 0].item()) or part, z, 16, 4)
+    whole = decode_in_tiles(lambda part: corners.append(part[0, 0, 0, 0].item()) or part, z, 16, 4)
     assert torch.equal(whole, z)
     assert corners == [29 * top + left for top in (0, 6, 13) for left in (0, 6, 13)]
 
 
 def test_tiles_that_hold_the_whole_picture_are_one_call():
     calls = []
-    in_tiles(lambda part: calls.append(part.shape) or part, latents(2, 5, 7), 8, 2)
+    decode_in_tiles(lambda part: calls.append(part.shape) or part, latents(2, 5, 7), 8, 2)
     assert calls == [(2, 4, 5, 7)] and tile_count(5, 7, 8, 2) == 1 and tile_count(5, 30, 8, 2) == 5

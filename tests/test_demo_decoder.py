@@ -8,7 +8,7 @@ from video_ldm.nodes.host import models as host
 from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.nodes.host.temporal_vae import round_trip_warning, with_temporal_decoder
 from video_ldm.temporal.families import load_decoder
-from video_ldm.temporal.windows import spread
+from video_ldm.temporal.windows import window_starts
 
 FILE = train.BUNDLE / bundle.DECODER_FILE
 FRAMES, WINDOW, OVERLAP, TILE = 24, 8, 4, 64
@@ -48,7 +48,7 @@ def test_the_bundled_decoder_fits_the_bundled_autoencoder(vae, made):
 @pytest.mark.slow
 def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(made, drives):
     """In units of what the real frames differ there: scenes do not move evenly."""
-    starts = spread(FRAMES, WINDOW, OVERLAP)
+    starts = window_starts(FRAMES, WINDOW, OVERLAP)
     seams = {step for start in starts[1:] for step in range(start, start + WINDOW - (starts[1] - starts[0]))}
     at, inside = [], []
     for real, z in drives:
@@ -62,7 +62,7 @@ def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(made, dr
 def test_pixels_differ_no_more_at_the_seams_of_tiles_than_inside_them(made, drives):
     at, inside = [], []
     tile, overlap = TILE // 8, TILE // 8 // 4
-    starts = spread(models.WIDTH // 8, tile, overlap)
+    starts = window_starts(models.WIDTH // 8, tile, overlap)
     shared = {8 * start + place for start in starts[1:] for place in range(8 * (tile - (starts[1] - starts[0])))}
     for real, z in drives:
         ours, theirs = ((x[:, :, 1:] - x[:, :, :-1]).abs().mean((0, 1, 3)) for x in (decoded(made, z, tile=TILE), real))

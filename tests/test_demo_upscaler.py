@@ -12,8 +12,8 @@ from video_ldm.nodes.host.layer_weights import build_stack
 from video_ldm.nodes.host.options import LayerSet
 from video_ldm.nodes.host.sampling import SamplerSettings
 from video_ldm.temporal.families import load_temporal, load_upscaler
-from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, cut, unfolded
-from video_ldm.temporal.windows import spread
+from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, plan_pieces, unfold_pixels
+from video_ldm.temporal.windows import window_starts
 
 FRAMES, WINDOW, OVERLAP, TILE, STEPS = 20, 8, 2, 64, 6
 DRIVES = 8              # of one drive alone the ratio is anything from 0.92 to 1.13
@@ -46,10 +46,10 @@ def drives():
 @torch.inference_mode()
 def upscaled(model, small, text, window=FRAMES, tile=0):
     """Large frames `t h w 3` in 0..1. `tile` is in large pixels."""
-    cuts = cut(*small.shape[:3], window, OVERLAP, tile // FACTOR)
+    cuts = plan_pieces(*small.shape[:3], window, OVERLAP, tile // FACTOR)
     settings = SamplerSettings(STEPS, 1.0, "euler", "ddim_uniform", text, text)
     x = upscaling.upscaled(model, small, upscaler.USUAL_LEVEL, cuts, 3, settings)
-    return ((unfolded(x) + 1) / 2).clamp(0, 1).movedim(1, -1)
+    return ((unfold_pixels(x) + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 
 def psnr(made, reference):
@@ -77,7 +77,7 @@ def ratio(pairs, at_seam):
 
 @pytest.mark.slow
 def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(model, drives):
-    starts = spread(FRAMES, WINDOW, OVERLAP)
+    starts = window_starts(FRAMES, WINDOW, OVERLAP)
     seams = {step for before, after in zip(starts, starts[1:]) for step in range(after - 1, before + WINDOW)}
     pairs = []
     for _, small, text in drives:
@@ -89,7 +89,7 @@ def test_frames_differ_no_more_at_the_seams_of_windows_than_inside_them(model, d
 @pytest.mark.slow
 def test_pixels_differ_no_more_at_the_seams_of_tiles_than_inside_them(model, drives):
     tile = TILE // FACTOR
-    starts = spread(drives[0][1].shape[2], tile, tile // TILE_OVERLAP)
+    starts = window_starts(drives[0][1].shape[2], tile, tile // TILE_OVERLAP)
     shared = {column for before, after in zip(starts, starts[1:])
               for column in range(FACTOR * after, FACTOR * (before + tile))}
     pairs = []

@@ -89,7 +89,7 @@ def test_a_file_that_nobody_knows_is_answered_with_what_that_loader_takes(tmp_pa
 def test_a_vae_in_diffusers_naming_is_sent_to_core_only_where_core_reads_it(levels, words):
     shapes = {f"decoder.up_blocks.{level}.resnets.0.conv1.weight": (64, 64, 3, 3) for level in range(levels)}
     found = identify_keys(shapes | {"decoder.mid_block.resnets.0.conv1.weight": (64, 64, 3, 3)})
-    assert found.kind == "diffusers_vae" and words in found.place
+    assert found.kind == "diffusers_vae" and words in found.advice
 
 
 @pytest.mark.parametrize("base, words", [
@@ -124,7 +124,7 @@ def test_what_the_loaders_take_is_told_by_the_header_alone(tmp_path):
 def test_every_refused_file_has_a_title_with_an_article_and_a_place(name):
     found = identify_keys(PUBLISHED[name])
     assert found.title.split()[0] in ("a", "an", "the", "LaVie's")
-    assert found.place.endswith(".") and len(found.place) > 20
+    assert found.advice.endswith(".") and len(found.advice) > 20
 
 
 @pytest.mark.parametrize("table, middle, kind", [
@@ -230,7 +230,7 @@ def test_the_temporal_part_of_svd_alone_is_still_svd():
     part = {key: shape for key, shape in PUBLISHED["svd_unet"].items() if ".time_" in key}
     found = identify_keys(part)
     assert (found.kind, found.takes, found.title) == ("svd_unet", None, "the temporal part of Stable Video Diffusion")
-    assert "silent garbage" in found.place
+    assert "silent garbage" in found.advice
 
 
 def test_the_same_layout_with_another_text_width_lacks_its_metadata():

@@ -22,9 +22,9 @@ from video_ldm.temporal.scene_layout import (
     Layout,
     LayoutParams,
     SceneLayout,
-    drop,
-    nothing_said,
+    drop_conditions,
     picture_grid,
+    unconditional_layout,
 )
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.scene_layout_loss import LayoutLoss, Scenes
@@ -83,7 +83,7 @@ def test_a_layout_without_boxes_and_one_that_says_nothing_run_and_differ(unet):
     empty = layout(boxes=(), colours=())
     absent = output(unet, network, layout(present=(False, False)))
     assert relative_error(output(unet, network, empty), absent) < 1e-5
-    assert relative_error(output(unet, network, nothing_said(PARAMS)), output(unet, network, empty)) > 1e-4
+    assert relative_error(output(unet, network, unconditional_layout(PARAMS)), output(unet, network, empty)) > 1e-4
 
 
 def test_images_with_a_layout_each_are_what_each_is_alone(unet):
@@ -117,7 +117,7 @@ def test_a_boxs_token_is_made_of_the_waves_of_its_corners_and_middle_and_its_col
 @torch.no_grad()
 def test_a_layout_changes_each_place_of_an_even_picture_differently():
     """Queries know where they are: the same features in all places, and other answers in each."""
-    act = scene().conditioned(layout(), 4, 6)
+    act = scene().bind_layout(layout(), 4, 6)
     x = torch.randn(64, generator=torch.Generator().manual_seed(2)).expand(1, 24, 64)
     added = (act(x, 0) - x)[0]
     assert torch.pdist(added).min() > 1e-4
@@ -144,12 +144,12 @@ def test_labels_boxes_and_everything_are_left_out_as_often_as_told():
     many = layout()
     many = Layout(*(getattr(many, name).expand(20000, *getattr(many, name).shape[1:])
                     for name in Layout.__dataclass_fields__))
-    dropped = drop(many, 0.1, torch.Generator().manual_seed(0))
+    dropped = drop_conditions(many, 0.1, torch.Generator().manual_seed(0))
     no_light, no_boxes = dropped.labels[:, 0] == NOT_SAID, ~dropped.told
     assert not dropped.present[no_boxes].any() and dropped.present[~no_boxes].all()
     assert abs(no_light.float().mean() - 0.19) < 0.01 and abs(no_boxes.float().mean() - 0.19) < 0.01
     assert abs((no_light & no_boxes).float().mean() - (0.1 + 0.9 * 0.01)) < 0.01
-    kept = drop(many, 0.0, torch.Generator().manual_seed(0))
+    kept = drop_conditions(many, 0.0, torch.Generator().manual_seed(0))
     assert all(torch.equal(getattr(kept, name), getattr(many, name)) for name in Layout.__dataclass_fields__)
 
 

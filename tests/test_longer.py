@@ -16,7 +16,7 @@ from video_ldm.nodes.longer import KEEP, ContextFrames, positions_of
 from video_ldm.nodes.sample import VideoLDMSampler
 from video_ldm.nodes.windows import FrameWindows
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.rollout import Step, between, plan
+from video_ldm.temporal.rollout import Step, interpolated_length, plan_calls
 from video_ldm.tests.attach_help import models_with_layers, text
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.checkpoints import FRAMES
@@ -206,10 +206,10 @@ def test_a_noise_mask_counts_alike_raw_and_in_the_shape_of_the_noise(models):
 # Extend Video
 
 def test_the_plan_makes_no_frame_twice_and_begins_with_one_then_two():
-    assert plan(26, 10, 1) == [Step(0, 1), Step(8, 2), Step(16, 2)]
-    assert plan(8, 8, 0) == [Step(0, 0)]
+    assert plan_calls(26, 10, 1) == [Step(0, 1), Step(8, 2), Step(16, 2)]
+    assert plan_calls(8, 8, 0) == [Step(0, 0)]
     for given in (0, 1, 2, 5):
-        steps, made = plan(50, 8, given), list(range(given))
+        steps, made = plan_calls(50, 8, given), list(range(given))
         for step in steps:
             assert step.start + step.known == len(made)         # nothing left out, nothing twice
             made += range(len(made), step.start + 8)
@@ -221,7 +221,7 @@ def test_the_plan_makes_no_frame_twice_and_begins_with_one_then_two():
                                                  ((20, 2, 1), "more than 2 frames")])
 def test_a_plan_that_makes_nothing_is_refused(arguments, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
-        plan(*arguments)
+        plan_calls(*arguments)
 
 
 def extend(model, length=9, given=1, seed=7, **changes):
@@ -300,7 +300,7 @@ def interpolate(model, keys, times=1, seed=7, **changes):
 
 
 def test_8_key_frames_become_29_and_113_and_stay_in_place():
-    assert (between(8), between(between(8))) == (29, 113)
+    assert (interpolated_length(8), interpolated_length(interpolated_length(8))) == (29, 113)
 
 
 def test_interpolation_keeps_key_frames_and_multiplies_the_rate(models):

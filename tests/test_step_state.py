@@ -23,7 +23,7 @@ from video_ldm.nodes.host.conflicts import recording_node
 from video_ldm.nodes.host.upscaling import UpscalePieces
 from video_ldm.nodes.longer import ContextFrames
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.upscaler import cut
+from video_ldm.temporal.upscaler import plan_pieces
 from video_ldm.tests.attach_help import models_with_layers, with_layers
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.small import relative_error
@@ -122,7 +122,7 @@ def test_easy_cache_is_refused_where_a_video_is_upscaled_in_pieces_and_not_where
 
     def upscale(frames):
         small, x = torch.zeros(frames, 3, 16, 16), torch.zeros(frames, 4, 16, 16)
-        cuts = cut(frames, 16, 16, window=4, overlap=2, tile=0)
+        cuts = plan_pieces(frames, 16, 16, window=4, overlap=2, tile=0)
         pieces = UpscalePieces(small, 0, cuts, torch.device("cpu"), lambda: None)
         m = EASY(models["image"])
         options = {"transformer_options": {"wrappers": m.wrappers}}

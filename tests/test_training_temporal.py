@@ -9,7 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from video_ldm.temporal.call import CallSettings, open_call
-from video_ldm.temporal.conditioning import with_context
+from video_ldm.temporal.conditioning import add_context_input
 from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.layers import MotionParams
@@ -186,7 +186,7 @@ def told_loss(positions, fps_width=0):
     """A loss whose layers take known frames, and hear a frame rate where fps_width is not 0."""
     unet = small_unet(5) if fps_width else tiny_unet()
     plain = small_stack(unet, FRAMES).params if fps_width else tiny_stack(unet).params
-    stack = randomise(TemporalStack(with_context(plain, 2 if fps_width else 1, positions, channels=8,
+    stack = randomise(TemporalStack(add_context_input(plain, 2 if fps_width else 1, positions, channels=8,
                                                  fps_width=fps_width)), 6)
     return TemporalLoss(unet, stack, DIFFUSION, None)
 

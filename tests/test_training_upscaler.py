@@ -7,7 +7,14 @@ from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
 from video_ldm.temporal.training.upscaler import Patches, UpscalerLoss
-from video_ldm.temporal.upscaler import PIXEL_CHANNELS, folded, noised, spread_out, unfolded, unnoised
+from video_ldm.temporal.upscaler import (
+    PIXEL_CHANNELS,
+    augment_per_frame,
+    fold_pixels,
+    repeat_small_pixels,
+    unfold_pixels,
+    unscale_augmented,
+)
 from video_ldm.tests import pixel_help
 from video_ldm.tests.small import relative_error
 
@@ -19,7 +26,7 @@ def patches(seed=0):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.rand(CLIPS, FRAMES, 3, 32, 32, generator=generator) * 2 - 1
     x_low = torch.nn.functional.avg_pool2d(pixels.flatten(0, 1), 4).unflatten(0, (CLIPS, FRAMES))
-    return Patches(folded(pixels), x_low, torch.randn(CLIPS, 5, pixel_help.TEXT, generator=generator))
+    return Patches(fold_pixels(pixels), x_low, torch.randn(CLIPS, 5, pixel_help.TEXT, generator=generator))
 
 
 def step(number=0):
@@ -111,7 +118,7 @@ def test_without_shared_noise_every_frame_draws_as_the_diffusion_does():
 
 def test_level_0_leaves_the_small_frames_as_they_are():
     x, eps = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4)
-    out = noised(x, torch.tensor([0, 1, 200]), eps, AUGMENTATION)
+    out = augment_per_frame(x, torch.tensor([0, 1, 200]), eps, AUGMENTATION)
     assert torch.equal(out[0], x[0]) and not torch.equal(out[1], x[1])
     assert relative_error(out[2], AUGMENTATION.alpha[200] * x[2] + AUGMENTATION.sigma[200] * eps[2]) < 1e-6
 
@@ -166,8 +173,8 @@ def test_noise_beyond_the_schedule_is_refused():
 
 def test_folding_loses_nothing_and_keeps_the_large_pixels_of_a_small_one_together():
     pixels = torch.randn(2, 5, 3, 12, 16)
-    x = folded(pixels)
-    assert x.shape == (2, 5, PIXEL_CHANNELS, 3, 4) and torch.equal(unfolded(x), pixels)
+    x = fold_pixels(pixels)
+    assert x.shape == (2, 5, PIXEL_CHANNELS, 3, 4) and torch.equal(unfold_pixels(x), pixels)
     assert torch.equal(x[0, 0, :, 1, 2].sort().values, pixels[0, 0, :, 4:8, 8:12].flatten().sort().values)
 
 
@@ -182,9 +189,9 @@ def test_the_target_of_folded_pixels_is_the_details_that_the_small_frames_lack(p
 
     class Knowing(torch.nn.Module):
         def forward(self, x, tau, context=None, y=None):
-            base = spread_out(unnoised(x[:, PIXEL_CHANNELS:], y, AUGMENTATION))
+            base = repeat_small_pixels(unscale_augmented(x[:, PIXEL_CHANNELS:], y, AUGMENTATION))
             details = (drawn.x.flatten(0, 1) - base) * scale
-            self.error = relative_error(unfolded(base + details / scale), unfolded(drawn.x.flatten(0, 1)))
+            self.error = relative_error(unfold_pixels(base + details / scale), unfold_pixels(drawn.x.flatten(0, 1)))
             alpha, sigma = (table[tau].float()[:, None, None, None] for table in (diffusion.alpha, diffusion.sigma))
             noise = (x[:, :PIXEL_CHANNELS] - alpha * details) / sigma
             answers = {"eps": noise, "v": alpha * noise - sigma * details, "x0": details}

@@ -17,7 +17,7 @@ from video_ldm.nodes.host.options import clip_options
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
 from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.upscaler import TRAINED_LEVEL, cut, noise_augmented
+from video_ldm.temporal.upscaler import TRAINED_LEVEL, augment_small_frames, plan_pieces
 from video_ldm.tests import upscale_help
 from video_ldm.tests.attach_help import load_model
 from video_ldm.tests.host import checkpoints
@@ -78,7 +78,7 @@ class Stub:
 def latents_of(model, small, window=8, overlap=2, tile=0, level=30, seed=5, steps=2, cfg=2.0, sampler="euler",
                positive=None, scheduler="normal"):
     """What the node samples. `overlap` and `tile` (in latents) are its own values."""
-    cuts = cut(*small.shape[:3], window, overlap, tile)
+    cuts = plan_pieces(*small.shape[:3], window, overlap, tile)
     settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive or text(), text(12))
     return upscaling.upscaled(model, small, level, cuts, seed, settings)
 
@@ -117,7 +117,7 @@ def test_the_network_is_given_pieces_with_their_noised_small_frames_their_text_a
     words = [[torch.cat([text(seed)[0][0] for seed in range(6)]), {}]]      # one text for each frame
     latents_of(stub.model, small, 4, 2, 16, level=200, steps=1, cfg=1.0, positive=words)
     eps = torch.randn(6, 3, 16, 24, generator=torch.Generator().manual_seed(5 - 10))
-    noised = noise_augmented(small.movedim(-1, 1) * 2 - 1, 200, eps, Diffusion(0.0001, 0.02))
+    noised = augment_small_frames(small.movedim(-1, 1) * 2 - 1, 200, eps, Diffusion(0.0001, 0.02))
     places = [(frames, columns) for frames in ((0, 4), (2, 6)) for columns in ((0, 16), (8, 24))]
     assert len(stub.calls) == len(places)
     for call, ((first, last), (left, right)) in zip(stub.calls, places):

@@ -18,7 +18,7 @@ from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_temporal, load_upscaler
 from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
-from video_ldm.temporal.upscaler import cut, noise_augmented, unfolded, with_colours_of
+from video_ldm.temporal.upscaler import augment_small_frames, match_colours, plan_pieces, unfold_pixels
 from video_ldm.tests import pixel_help
 from video_ldm.tests.attach_help import load_model
 from video_ldm.tests.host import checkpoints
@@ -51,10 +51,10 @@ def with_layers(model, strength=1.0, file=LAYERS):
 
 def made(model, small, window=8, overlap=2, tile=0, level=150, seed=5, steps=2, cfg=2.0, sampler="euler"):
     """What the node samples, as pixels. `tile` is in small pixels."""
-    cuts = cut(*small.shape[:3], window, overlap, tile)
+    cuts = plan_pieces(*small.shape[:3], window, overlap, tile)
     x = upscaling.upscaled(model, small, level, cuts, seed,
                            sampling.SamplerSettings(steps, cfg, sampler, "normal", text(), text(12)))
-    return unfolded(x)
+    return unfold_pixels(x)
 
 
 # The file
@@ -120,7 +120,7 @@ def test_a_pixel_upscaler_samples_by_the_published_formula(model):
     ours = made(model, small, steps=1, level=level)
     x_low = small.movedim(-1, 1) * 2 - 1
     eps = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed - 10))
-    c_low = noise_augmented(x_low, level, eps, Diffusion(0.0001, 0.02))
+    c_low = augment_small_frames(x_low, level, eps, Diffusion(0.0001, 0.02))
     noise = torch.randn(1, 48, 6, 8, generator=torch.manual_seed(seed)).expand(2, -1, -1, -1)
     schedule, tau = Diffusion(0.0001, 0.02, prediction="v"), torch.full((2,), 999)
     sigma = (schedule.sigma[999] / schedule.alpha[999]).float()
@@ -134,7 +134,7 @@ def test_a_pixel_upscaler_samples_by_the_published_formula(model):
     with torch.no_grad():
         details = clean(text(12)) + 2.0 * (clean(text()) - clean(text(12)))
     blocks = (c_low / Diffusion(0.0001, 0.02).alpha[level].float()).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    expected = blocks + unfolded(details) / 3.0
+    expected = blocks + unfold_pixels(details) / 3.0
     assert relative_error(ours, expected) < 1e-4
 
 
@@ -212,7 +212,7 @@ def test_an_upscaler_that_predicts_x_itself_is_sampled_so(folder):
         return seen[-1]
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "keep", keep)
     x = made(model, small, level=0, steps=1, cfg=1.0)
-    assert relative_error(x, unfolded(seen[0] / 3.0) + pixel_blocks(small)) < 1e-5
+    assert relative_error(x, unfold_pixels(seen[0] / 3.0) + pixel_blocks(small)) < 1e-5
     kept = with_schedule(model, "linear", 0.0001, 0.02, None).get_model_object("model_sampling")
     assert torch.equal(kept.calculate_denoised(torch.ones(1), x, x + 1), x)
 
@@ -256,7 +256,7 @@ def test_large_frames_keep_the_colours_of_the_small_ones_however_they_are_stream
     kept, _, report = run(model, images=small, keep_colours=True)
     assert drift(plain, small) > 0.03 and drift(kept, small) < drift(plain, small) / 3       # of noise, the worst case
     assert "Colours are kept" in report and "Colours are kept" not in said
-    alone = torch.cat([with_colours_of(one.movedim(-1, 1), large.movedim(-1, 1)).clamp(0, 1).movedim(1, -1)
+    alone = torch.cat([match_colours(one.movedim(-1, 1), large.movedim(-1, 1)).clamp(0, 1).movedim(1, -1)
                        for one, large in zip(small.split(1), plain.split(1))])
     assert torch.equal(kept, alone)
     video = run(model, used=False, images=small, keep_colours=True)[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from video_ldm.temporal.atomic import replaced
+from video_ldm.temporal.atomic import replace_on_success
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import Sheet, open_video, read_audio, write_sheet, write_video
 from video_ldm.temporal.video.pictures import Encodable
@@ -242,7 +242,7 @@ def test_a_failure_or_cancel_leaves_the_folder_as_it_was(tmp_path, format, faili
 
 
 def test_the_final_name_appears_only_when_the_file_is_complete(tmp_path):
-    with replaced(tmp_path / "a.mp4") as temporary:
+    with replace_on_success(tmp_path / "a.mp4") as temporary:
         assert temporary.parent == tmp_path and temporary.suffix == ".mp4"
         temporary.write_bytes(b"x")
         assert not (tmp_path / "a.mp4").exists()

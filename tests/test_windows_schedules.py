@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from video_ldm.temporal.schedules import FUSES, SCHEDULES, Fusion, halving
+from video_ldm.temporal.schedules import FUSES, SCHEDULES, Fusion, van_der_corput
 
 LENGTHS = [(frames, length, overlap)
            for frames, length, overlap in itertools.product((5, 9, 17, 33), (4, 5, 8), (0, 1, 3, 7))
@@ -51,7 +51,7 @@ def test_looped_windows_join_the_last_frame_to_the_first():
 
 
 def test_the_shifts_of_successive_steps_are_spread_by_halving():
-    assert [halving(step) for step in range(5)] == [0, 0.5, 0.25, 0.75, 0.125]
+    assert [van_der_corput(step) for step in range(5)] == [0, 0.5, 0.25, 0.75, 0.125]
 
 
 def fused(schedule, fuse, frames, length, overlap, clips, channels, part_of):

@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...temporal.call import CallSettings, open_call
-from ...temporal.conditioning import known_input
+from ...temporal.conditioning import context_input_from_latents
 from ...temporal.errors import VideoLDMError
 from ...temporal.stack import TemporalStack
 from .compat import core_windows_act, refuse_core_windows
@@ -118,7 +118,7 @@ def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.
         return None
     latents = known.scaled.unflatten(0, (-1, len(known.positions)))[:, inside].flatten(0, 1)
     positions = [in_call.index(known.positions[n]) for n in inside]
-    return known_input(latents, positions, call.frames, call.clips).repeat(len(call.parts), 1, 1, 1)
+    return context_input_from_latents(latents, positions, call.frames, call.clips).repeat(len(call.parts), 1, 1, 1)
 
 
 def temporal_text(context: torch.Tensor | None, call: CallClips, options: dict) -> torch.Tensor | None:

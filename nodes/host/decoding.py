@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.upscaler import FACTOR, unfolded, with_colours_of
-from ...temporal.windows import in_tiles, in_windows, spread, tile_count
+from ...temporal.upscaler import FACTOR, match_colours, unfold_pixels
+from ...temporal.windows import decode_in_tiles, decode_in_windows, tile_count, window_starts
 from . import compat, files
 from .temporal_vae import is_temporal, title_of
 
@@ -58,7 +58,7 @@ class Decoding:
 
     def steps(self) -> int:
         """Pieces that a whole decode is made of, for a progress bar."""
-        windows = len(spread(self.clip, self.settings.window, self.overlap)) * self.settings.clips
+        windows = len(window_starts(self.clip, self.settings.window, self.overlap)) * self.settings.clips
         return windows * (tile_count(*self.samples.shape[2:], *self.tiling()) if self.tile else 1)
 
     def frames(self, first: int = 0, last: int | None = None, on_piece=None) -> Iterator[Tensor]:
@@ -68,7 +68,7 @@ class Decoding:
             if start + self.clip <= first or start >= last:
                 continue
             z = self.samples[start:start + self.clip]
-            for pictures in in_windows(lambda part: self.decode_window(part, on_piece), z, self.settings.window,
+            for pictures in decode_in_windows(lambda part: self.decode_window(part, on_piece), z, self.settings.window,
                                        self.overlap, max(first - start, 0), min(last - start, self.clip)):
                 yield self.vae.process_output(pictures).movedim(1, -1)
 
@@ -103,7 +103,7 @@ class Decoding:
             if on_piece is not None:
                 on_piece()
             return pictures
-        return in_tiles(piece, z, *self.tiling()) if self.tile else piece(z)
+        return decode_in_tiles(piece, z, *self.tiling()) if self.tile else piece(z)
 
     def tiling(self) -> tuple[int, int]:
         """Tile and overlap in latents."""
@@ -138,7 +138,7 @@ class Unfolding:
             files.check_cancelled()
             if on_piece is not None:
                 on_piece()
-            yield ((unfolded(frame) + 1) / 2).clamp(0, 1).movedim(1, -1)
+            yield ((unfold_pixels(frame) + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 
 class ColoursKept:
@@ -159,7 +159,7 @@ class ColoursKept:
             for large in piece.split(1):
                 small = self.small[number:number + 1]
                 number += 1
-                yield with_colours_of(small.movedim(-1, 1), large.movedim(-1, 1)).clamp(0, 1).movedim(1, -1)
+                yield match_colours(small.movedim(-1, 1), large.movedim(-1, 1)).clamp(0, 1).movedim(1, -1)
 
 
 def check_latents(vae, samples: Tensor, settings: DecodeSettings):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...temporal.layers import Factory
-from ...temporal.scene_layout import Layout, SceneLayout, nothing_said
+from ...temporal.scene_layout import Layout, SceneLayout, unconditional_layout
 from .compat import layer_operations, layer_patcher
 
 
@@ -25,12 +25,12 @@ class LayoutModel(nn.Module):
         return middle_patch(self.scene, layout.to(device), latent_shape)
 
     def set_empty(self, latent_shape, device):
-        return self.set_position(latent_shape, nothing_said(self.scene.params), device)
+        return self.set_position(latent_shape, unconditional_layout(self.scene.params), device)
 
 
 def middle_patch(scene: SceneLayout, layout: Layout, latent_shape):
     """A patch in core's form, for one call of the network on latents of this shape."""
-    act = scene.conditioned(layout, *latent_shape[-2:])
+    act = scene.bind_layout(layout, *latent_shape[-2:])
     return lambda x, options: act(x, options["transformer_index"])
 
 

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from ...temporal.diffusion import Diffusion
 from ...temporal.errors import VideoLDMError
-from ...temporal.upscaler import FACTOR, USUAL_LEVEL, Cuts, in_pieces, noise_augmented, spread_out, unnoised
+from ...temporal.upscaler import (
+    FACTOR,
+    USUAL_LEVEL,
+    PiecePlan,
+    augment_small_frames,
+    predict_in_pieces,
+    repeat_small_pixels,
+    unscale_augmented,
+)
 from . import compat, files, sampling
 from .conflicts import refuse_in_pieces
 from .image_model import context_dim, model_title
@@ -34,7 +42,7 @@ class UpscalePieces(ContextHandlerABC):
     """Predicts a video piece by piece and blends the pieces. small: the noised small frames `t 3 h w`, on the CPU.
     on_piece(): after each. Nothing of a call is kept here."""
 
-    def __init__(self, small: Tensor, level: int, cuts: Cuts, device, on_piece):
+    def __init__(self, small: Tensor, level: int, cuts: PiecePlan, device, on_piece):
         self.small, self.level, self.cuts, self.device, self.on_piece = small, level, cuts, device, on_piece
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
@@ -57,7 +65,7 @@ class UpscalePieces(ContextHandlerABC):
                               {**model_options, "transformer_options": in_window(options, window)})
             self.on_piece()
             return torch.cat(parts, dim=1).to(x_in)
-        return list(in_pieces(predict, self.cuts, channels * len(conds)).split(channels, dim=1))
+        return list(predict_in_pieces(predict, self.cuts, channels * len(conds)).split(channels, dim=1))
 
     def call(self, calc_cond_batch, *arguments) -> list[Tensor]:
         """The network on one piece; where memory runs out, a sentence."""
@@ -115,7 +123,8 @@ def makes_pixels(model) -> bool:
     return isinstance(model.model, PixelUpscaler)
 
 
-def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, settings: sampling.SamplerSettings) -> Tensor:
+def upscaled(model, small: Tensor, level: int, cuts: PiecePlan, seed: int,
+             settings: sampling.SamplerSettings) -> Tensor:
     """Latents `t 4 h w` of the large frames, or of an upscaler in pixel space these themselves, folded: `t 48 h w`.
     small: `t h w 3` in 0..1; level: of the noise on them.
 
@@ -165,7 +174,7 @@ def name_of(layers: LayerSet) -> str:
 def with_details(model, details: Tensor, c_low: Tensor, level: int) -> Tensor:
     """Folded pixels `t 48 h w` of details and the noised small frames that these belong to."""
     levels = torch.full((len(c_low),), level)
-    base = spread_out(unnoised(c_low, levels, schedule_of(model)))
+    base = repeat_small_pixels(unscale_augmented(c_low, levels, schedule_of(model)))
     return base.add_(details.to(base), alpha=1 / model.model.details)
 
 
@@ -173,7 +182,7 @@ def noised_frames(model, small: Tensor, level: int, noisy: int, seed: int) -> Te
     """c_gamma `t 3 h w` of the small frames, on the CPU; noise for `noisy` of them, all or one that serves all."""
     eps = torch.randn(noisy, 3, *small.shape[1:3], generator=torch.Generator().manual_seed(seed + AUGMENTATION_SEED))
     x_low = small.movedim(-1, 1).float().cpu() * 2 - 1
-    return noise_augmented(x_low, level, eps, schedule_of(model))
+    return augment_small_frames(x_low, level, eps, schedule_of(model))
 
 
 def schedule_of(model) -> Diffusion:

@@ -1,18 +1,19 @@
-"""Every kind of file that the pack takes, and what a file is.
+"""The kinds of files that the pack loads. It identifies a file and loads it.
 
     identify(path) -> Identified            load_temporal(path) -> TemporalFile
     load_motion_lora(path) -> MotionLora    load_svd_initialisation(path, params) -> Initialisation
     load_decoder(path) -> DecoderFile       load_layout(path) -> LayoutFile
     load_upscaler(path) -> UpscalerFile
 
-A new family of temporal layers is one file here and one entry in FAMILIES. Node texts, refusals and the sentence for
-unknown files are made from that list. refused.py names every other file.
+To add a family of temporal layers, write one file here and add one entry to FAMILIES. Node texts, refusals and the
+sentence for unknown files are made from that list. refused.py names all other files.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..atomic import StrPath
 from ..errors import VideoLDMError
 from ..formats import decoder, motion_lora, pixel_upscaler, scene_layout
 from ..formats.decoder import DecoderFile
@@ -28,7 +29,7 @@ from . import animatediff, hotshot_xl, refused, svd, video_ldm, video_super_reso
 from .family import LOADERS, Family
 from .svd import Initialisation
 
-# In the order of detection: the first that knows a file takes it.
+# In the order of detection: the first family that recognises a file loads it.
 FAMILIES: tuple[Family, ...] = (
     video_ldm.FAMILY,
     Family("scene layout files written by this pack", "layout", scene_layout.detect, scene_layout.load),
@@ -46,36 +47,37 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def listing(takes: str) -> str:
-    """What a node that loads files takes, in words: "A; B; C"."""
+    """The kinds of files that a node loads, as text: "A; B; C". takes: a key of LOADERS."""
     return "; ".join(family.listed for family in FAMILIES if family.takes == takes)
 
 
 def identify_keys(shapes: Mapping[str, tuple], metadata: Mapping[str, str] | None = None) -> Identified:
-    """What a file is, from the names and shapes of its tensors and its safetensors metadata."""
+    """Identify a file from the names and shapes of its tensors and its safetensors metadata."""
     return find(Keys(shapes), metadata or {})[1]
 
 
-def identify(path) -> Identified:
-    """What a file is; raises VideoLDMError where it cannot be opened as a model file at all."""
+def identify(path: StrPath) -> Identified:
+    """Identify a file. Raises VideoLDMError if it cannot be opened as a model file."""
     file = open_file(path)
     return identify_keys(file.raw_shapes, file.metadata)
 
 
-def taken_by(path) -> frozenset[str] | None:
-    """Which nodes load a file, as `Identified.takes` has them. Looks at the file's header alone.
+def taken_by(path: StrPath) -> frozenset[str] | None:
+    """The nodes that load a file, as in `Identified.takes`. Only the header of the file is read.
 
-    None where only reading all of it would tell, as with torch files. Raises VideoLDMError where it cannot be opened.
+    Returns None for torch files, which have no header. Raises VideoLDMError if the file cannot be opened.
     """
     if Path(path).suffix.lower() not in ENDINGS:
         return None
     file = open_file(path)
     keys = Keys(file.raw_shapes)
-    found = [find(keys, file.metadata)[1], decoder.detect(keys, file.metadata)]     # a checkpoint may hold a decoder too
+    # A checkpoint of one family can hold a temporal decoder as well.
+    found = [find(keys, file.metadata)[1], decoder.detect(keys, file.metadata)]
     return frozenset(one.takes for one in found if one and one.takes)
 
 
 def find(keys: Keys, metadata: Mapping[str, str]) -> tuple[Family | None, Identified]:
-    """The family of a file and what it is; the family is None for a file that no node takes."""
+    """The family of a file and what the file is. The family is None for a file that no family recognises."""
     for family in FAMILIES:
         found = family.detect(keys, metadata)
         if found is not None:
@@ -83,10 +85,10 @@ def find(keys: Keys, metadata: Mapping[str, str]) -> tuple[Family | None, Identi
     return None, refused.identify(keys, metadata)
 
 
-def load(path, takes: str, wanted: str) -> Any:
-    """The content of a file that the node `takes` loads (a key of LOADERS); raises VideoLDMError for any other file.
+def load(path: StrPath, takes: str, wanted: str) -> Any:
+    """Load a file for a node. Raises VideoLDMError for a file that this node does not load.
 
-    wanted: what the node loads, with an article.
+    takes: the node, a key of LOADERS. wanted: what the node loads, with an article.
     """
     file = open_file(path)
     family, found = find(Keys(file.raw_shapes), file.metadata)
@@ -96,32 +98,33 @@ def load(path, takes: str, wanted: str) -> Any:
 
 
 def refusal(file: TensorFile, found: Identified, takes: str, wanted: str) -> VideoLDMError:
-    """The sentence for a file of another kind: what it is, and where it belongs or what the node takes."""
-    place = found.place or f"{LOADERS[takes]} takes {listing(takes)}."
-    return VideoLDMError(f"{file.name} is {found.title}, not {wanted}. {place}")
+    """The error for a file of another kind: what it is, and where it belongs or what the node loads."""
+    advice = found.advice or f"{LOADERS[takes]} takes {listing(takes)}."
+    return VideoLDMError(f"{file.name} is {found.title}, not {wanted}. {advice}")
 
 
-def load_temporal(path) -> TemporalFile:
-    """Temporal layers for an image model."""
+def load_temporal(path: StrPath) -> TemporalFile:
+    """Load temporal layers for an image model."""
     return load(path, "temporal", "a file of temporal layers that this pack takes")
 
 
-def load_motion_lora(path) -> MotionLora:
+def load_motion_lora(path: StrPath) -> MotionLora:
+    """Load a Motion LoRA."""
     return load(path, "motion_lora", "a Motion LoRA")
 
 
-def load_layout(path) -> LayoutFile:
-    """A scene layout's conditioner."""
+def load_layout(path: StrPath) -> LayoutFile:
+    """Load the network of a scene layout."""
     return load(path, "layout", scene_layout.TITLE)
 
 
-def load_upscaler(path) -> UpscalerFile:
-    """An upscaler in pixel space."""
+def load_upscaler(path: StrPath) -> UpscalerFile:
+    """Load an upscaler in pixel space."""
     return load(path, "video_model", "a whole video model that this pack takes")
 
 
-def load_decoder(path) -> DecoderFile:
-    """A temporal decoder, alone or within a whole checkpoint."""
+def load_decoder(path: StrPath) -> DecoderFile:
+    """Load a temporal decoder from a file of its own or from a whole checkpoint."""
     file = open_file(path)
     found = decoder.detect(Keys(file.raw_shapes), file.metadata)
     if found is not None:
@@ -134,7 +137,9 @@ def load_decoder(path) -> DecoderFile:
     raise refusal(file, other, "decoder", "a temporal decoder")
 
 
-def load_svd_initialisation(path, params: StackParams) -> Initialisation:
-    """Initial values from a Stable Video Diffusion checkpoint for layers that are to be trained; never for use as they
-    are: `load_temporal` refuses such a file."""
+def load_svd_initialisation(path: StrPath, params: StackParams) -> Initialisation:
+    """Load initial values for training temporal layers from a Stable Video Diffusion checkpoint.
+
+    They do not work untrained, so `load_temporal` refuses such a file.
+    """
     return svd.load_initialisation(open_file(path), params)

@@ -1,6 +1,10 @@
-"""AnimateDiff motion modules (docs/formats.md#animatediff): v1, v2, v3, AnimateLCM, LongAnimateDiff, and the beta for SDXL."""
+"""AnimateDiff motion modules: v1, v2, v3, AnimateLCM, LongAnimateDiff, and the beta for SDXL.
+
+The format is described in docs/formats.md#animatediff.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..formats.files import TensorFile
 from ..formats.temporal_file import Base, Identified, SamplerHint, Schedule, TemporalFile
@@ -10,7 +14,7 @@ from .family import Facts, Family
 from .motion_modules import ANIMATEDIFF, is_layout, is_sdxl, load_modules, table_length
 
 SD15, SDXL = Base("Stable Diffusion 1.x", 768), Base("SDXL", 2048)
-# What is predicted is up to the image model: checkpoints for v-prediction stay so.
+# The schedules leave the prediction type open. So an image model for v-prediction keeps predicting v.
 SCHEDULE = Schedule("sqrt_linear", 0.00085, 0.012)
 SDXL_SCHEDULE = Schedule("linear", 0.00085, 0.02)
 FPS = 8.0       # the rate at which the authors save their clips
@@ -18,7 +22,17 @@ UNSTATED = "not stated by its authors"
 
 
 def facts(name: str, frames: int = 16, licence: str = "Apache-2.0", base: Base = SD15, schedule: Schedule = SCHEDULE,
-          **more) -> Facts:
+          **more: Any) -> Facts:
+    """The facts of one version.
+
+    Args:
+        name: in sentences.
+        frames: length of the clips that it was trained on.
+        licence: of the weights.
+        base: the image model.
+        schedule: the noise schedule.
+        more: further fields of Facts.
+    """
     return Facts(name, f"{'a' if name[0] == 'L' else 'an'} {name} motion module", base, schedule, frames, licence, FPS,
                  **{"positions": 32, **more})
 
@@ -42,11 +56,11 @@ VERSIONS = {
         "AnimateDiff SDXL beta", base=SDXL, schedule=SDXL_SCHEDULE,
         notes=("Its authors sample with euler, 100 steps, cfg 8.5 to 10, at about 1024x1024.",)),
 }
-NORM_POOLED = {"animatediff_sdxl"}      # versions whose own norms see all frames of a clip together
+NORM_POOLED = {"animatediff_sdxl"}      # versions whose own norms pool over the frames of a clip
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
-    """A file of motion modules and nothing else; look-alikes with tensors of other kinds are left to refused.py."""
+    """Recognise a file of motion modules and nothing else. refused.py names files with further tensors."""
     if not is_layout(keys, ANIMATEDIFF):
         return None
     kind = version_of(keys)
@@ -54,6 +68,7 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 
 
 def version_of(keys: Keys) -> str:
+    """The version of a file of motion modules, a key of VERSIONS."""
     length = table_length(keys)
     if is_sdxl(keys):
         return "animatediff_sdxl"
@@ -65,8 +80,9 @@ def version_of(keys: Keys) -> str:
 
 
 def load(file: TensorFile, found: Identified) -> TemporalFile:
+    """Load a file that `detect` has recognised. Raises VideoLDMError if it is damaged."""
     return load_modules(file, found.kind, VERSIONS[found.kind], norm_pooled=found.kind in NORM_POOLED)
 
 
-FAMILY = Family("AnimateDiff v1, v2, v3, AnimateLCM and LongAnimateDiff for Stable Diffusion 1.x, AnimateDiff SDXL beta",
-                "temporal", detect, load)
+FAMILY = Family("AnimateDiff v1, v2, v3, AnimateLCM and LongAnimateDiff for Stable Diffusion 1.x, AnimateDiff SDXL "
+                "beta", "temporal", detect, load)

@@ -1,4 +1,4 @@
-"""What a family of files is: how it is told, how it is read, and what its authors say of it."""
+"""A family of files: how it is recognised, how it is loaded, and facts from its authors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from ..params import StackParams
 from ..slots import Site
 from ..spatial_changes import SpatialChange
 
-# What each node that loads files takes: {Identified.takes: the node's title}.
+# The nodes that load files: {Identified.takes: the node's title}
 LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "decoder": "Load Temporal Decoder",
            "layout": "Scene Layout", "video_model": "Load Video Model"}
 
@@ -32,39 +32,53 @@ LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "de
 class Family:
     """A kind of file that the pack takes. FAMILIES (families/__init__.py) lists them all."""
 
-    listed: str                     # how lists name its files, as in "AnimateDiff v1, v2 and v3 for SD 1.5"
-    takes: str | None               # which node loads them: a key of LOADERS; None: none, they are only named
-    detect: Callable[[Keys, Mapping[str, str]], Identified | None]      # None: a file of another kind
-    load: Callable[[TensorFile, Identified], Any] | None                # raises VideoLDMError for a damaged file
-    spatial_weights: bool = False   # the file's spatial weights belong to its layers: a whole video network
+    listed: str                     # the name of its files in lists, as in "AnimateDiff v1, v2 and v3 for SD 1.5"
+    takes: str | None               # the node that loads them, a key of LOADERS. None: they are only recognised
+    # From the file's tensors and its metadata. Returns None for a file of another kind.
+    detect: Callable[[Keys, Mapping[str, str]], Identified | None]
+    # Raises VideoLDMError for a damaged file. None: the files are only recognised.
+    load: Callable[[TensorFile, Identified], Any] | None
+    spatial_weights: bool = False   # True: a whole video network, whose own spatial weights are used
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a published set of temporal layers brings besides its weights."""
+    """Facts about a published set of temporal layers that its file does not hold."""
 
     family: str                                 # its name in sentences
     title: str                                  # what it is, with an article
-    base: Base
-    schedule: Schedule
-    frames: int                                 # of the clips it was trained on
+    base: Base                                  # the image model it was trained on
+    schedule: Schedule                          # the noise schedule it was trained with
+    frames: int                                 # length of the clips it was trained on
     licence: str
-    fps: float | None = None                    # frames per second of the clips it makes
-    positions: int | None = None                # frames of its position table, where the file has none
-    spatial: tuple[SpatialChange, ...] = ()     # what it changes in the spatial network
+    fps: float | None = None                    # frames per second of the clips it makes. None: not stated
+    positions: int | None = None                # length of its position table, if the file does not hold the table
+    spatial: tuple[SpatialChange, ...] = ()     # its changes of the spatial network
     notes: tuple[str, ...] = ()                 # sentences for the report
-    hint: SamplerHint | None = None
-    noise: NoiseLevels | None = None
+    hint: SamplerHint | None = None             # sampling settings that it needs
+    noise: NoiseLevels | None = None            # for layers of an upscaler
 
     def identified(self, kind: str) -> Identified:
+        """The result of detection."""
         return Identified(kind, self.title, f"Load it with {LOADERS['temporal']}.", takes="temporal")
 
     def stack_params(self, bricks: tuple[tuple[Site, BrickParams], ...], positions: int | None) -> StackParams:
+        """Params of the layers. positions: the length of the position table. None: no limit."""
         return StackParams(self.family, bricks, self.frames, positions, self.spatial)
 
     def temporal_file(self, file: TensorFile, kind: str, params: StackParams, tensors: dict[str, Tensor],
                       notes: tuple[str, ...] = ()) -> TemporalFile:
-        """The content of a file; refused where its tensors are not exactly the layers' or mix types."""
+        """The content of a file.
+
+        Args:
+            file: the open file.
+            kind: as in Identified.
+            params: of its layers.
+            tensors: by stack key.
+            notes: further sentences for the report.
+
+        Raises VideoLDMError if the tensors are not exactly those of the layers, or mix dtypes.
+        """
         require_complete(file.name, self.title, params, tensors)
         require_one_dtype(file.name, tensors)
         return TemporalFile(file.name, kind, self.title, params, tensors, self.schedule, self.base, self.fps,

@@ -1,4 +1,4 @@
-"""Reading files of motion modules: what AnimateDiff's family and Hotshot-XL have in common (docs/formats.md#animatediff)."""
+"""Loading files of motion modules, for AnimateDiff and Hotshot-XL (docs/formats.md#animatediff)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ PE = ".pos_encoder.pe"
 NORM = "temporal_transformer.norm.weight"
 SDXL_CHANNELS = {320, 640, 1280}
 
-# The published layouts: {how a module is called: (a pattern of its keys, other suffixes than AnimateDiff's)}.
+# The published layouts: a pattern for the keys, and {part of a suffix: AnimateDiff's name for it}
 Layout = tuple[re.Pattern, Mapping[str, str]]
 ANIMATEDIFF: Layout = (re.compile(BLOCK + r"motion_modules\.(?P<module>\d+)\.temporal_transformer\.(?P<rest>.+)"), {})
 HOTSHOT: Layout = (re.compile(BLOCK + r"temporal_attentions\.(?P<module>\d+)\.(?P<rest>.+)"),
@@ -29,9 +29,9 @@ HOTSHOT: Layout = (re.compile(BLOCK + r"temporal_attentions\.(?P<module>\d+)\.(?
 
 
 class ModuleKey:
-    """The parts of one key: side, level and number of its module, and the suffix in AnimateDiff's words."""
+    """The parts of one key: side, level and number of its module, and the suffix in AnimateDiff's names."""
 
-    def __init__(self, key: str, layout: Layout):
+    def __init__(self, key: str, layout: Layout) -> None:
         pattern, renamed = layout
         match = pattern.fullmatch(key)
         if match is None:
@@ -43,18 +43,19 @@ class ModuleKey:
         self.suffix = TRANSFORMER + rest
 
     def site(self, names: UNetNames) -> Site:
+        """The site of the module."""
         return Site(*names.block(self.side, self.level, self.module), "post_attn")
 
 
 # Detection
 
 def is_layout(keys: Keys, layout: Layout) -> bool:
-    """A file of such modules and nothing else, with both sides of the network."""
+    """Whether a file holds modules of this layout only, for both sides of the network."""
     return keys.all(layout[0].pattern) and keys.has(r"down_blocks\.") and keys.has(r"up_blocks\.")
 
 
 def is_sdxl(keys: Keys) -> bool:
-    """Three levels of SDXL's channels, in either layout."""
+    """Whether the modules have three levels with SDXL's channels, in either layout."""
     norm = re.compile(r"down_blocks\.\d+\.(?:motion_modules\.\d+\.temporal_transformer|temporal_attentions\.\d+)\."
                       r"norm\.weight")
     channels = {sum(shape[:1]) for key, shape in keys.shapes.items() if norm.fullmatch(key)}
@@ -62,7 +63,7 @@ def is_sdxl(keys: Keys) -> bool:
 
 
 def table_length(keys: Keys) -> int:
-    """Frames of the position tables, 0 without one."""
+    """The length of the position tables. 0: the file has none."""
     return (*keys.shape(r".*\.pos_encoder\.(?:pe|positional_encoding)$"), 0, 0)[1]
 
 
@@ -70,7 +71,17 @@ def table_length(keys: Keys) -> int:
 
 def load_modules(file: TensorFile, kind: str, facts: Facts, layout: Layout = ANIMATEDIFF,
                  norm_pooled: bool = False) -> TemporalFile:
-    """The content of a file of motion modules; refused where it is incomplete or damaged."""
+    """Load a file of motion modules.
+
+    Args:
+        file: the open file.
+        kind: as in Identified.
+        facts: of the version.
+        layout: of the file's keys.
+        norm_pooled: the modules' own norms pool over the frames of a clip.
+
+    Raises VideoLDMError for an incomplete or damaged file.
+    """
     modules = {key: ModuleKey(key, layout) for key in file.shapes}
     names = UNetNames(resblocks_per_level((module.side, module.module) for module in modules.values()))
     check_levels(file.name, modules.values(), names.resblocks, layout)
@@ -82,7 +93,7 @@ def load_modules(file: TensorFile, kind: str, facts: Facts, layout: Layout = ANI
     notes: tuple[str, ...] = ()
     if learned:
         tensors.update(tables)
-        notes = (f"Its table of frame positions is not the sinusoid that AnimateDiff computes, so it is kept: "
+        notes = ("Its table of frame positions is not the sinusoid that AnimateDiff computes, so it is kept: "
                  f"clips of at most {length} frames.",)
     shapes: dict[Site, dict[str, tuple]] = {}
     for key, module in modules.items():
@@ -93,15 +104,16 @@ def load_modules(file: TensorFile, kind: str, facts: Facts, layout: Layout = ANI
     return facts.temporal_file(file, kind, params, tensors, notes)
 
 
-def check_levels(name: str, modules: Iterable[ModuleKey], resblocks: int, layout: Layout):
-    """Every level has all its modules: a file that lacks one would put the others at the wrong sites."""
+def check_levels(name: str, modules: Iterable[ModuleKey], resblocks: int, layout: Layout) -> None:
+    """Raise VideoLDMError if a module is missing. The sites of the others are computed from the complete numbering."""
     present = {(module.side, module.level, module.module) for module in modules if module.side}
     levels = max(len({level for side, level, _ in present if side == wanted}) for wanted in ("down", "up"))
     kind = "motion_modules" if layout is ANIMATEDIFF else "temporal_attentions"
-    # Not a list of all that are missing: a name with a large number in it would make one without end.
+    # Only the first missing module is looked for. A key with a large number would make a list without end.
     missing = next((f"{side}_blocks.{level}.{kind}.{number}"
-                    for side, count in (("down", resblocks), ("up", resblocks + 1))
-                    for level in range(levels) for number in range(count) if (side, level, number) not in present), None)
+                    for side, modules_of_level in (("down", resblocks), ("up", resblocks + 1))
+                    for level in range(levels) for number in range(modules_of_level)
+                    if (side, level, number) not in present), None)
     if missing:
         what = "an AnimateDiff motion module" if layout is ANIMATEDIFF else "a Hotshot-XL file"
         raise VideoLDMError(f"{name} looks like {what}, but lacks {missing}. The file is incomplete: download it "
@@ -109,6 +121,7 @@ def check_levels(name: str, modules: Iterable[ModuleKey], resblocks: int, layout
 
 
 def length_of(name: str, title: str, tables: Mapping[str, Tensor]) -> int:
+    """The length of all position tables. 0: there are none. Raises VideoLDMError if they differ."""
     lengths = {table.shape[1] if table.ndim == 3 and len(table) == 1 else 0 for table in tables.values()}
     if len(lengths) > 1 or 0 in lengths:
         raise VideoLDMError(f"{name} looks like {title}, but its tables of frame positions have lengths "
@@ -117,7 +130,7 @@ def length_of(name: str, title: str, tables: Mapping[str, Tensor]) -> int:
 
 
 def is_sinusoid(table: Tensor) -> bool:
-    """Whether a table `1 l c` is the computed one within its rounding (at least half precision's)."""
+    """Whether a table `1 l c` equals the computed sinusoid, up to the rounding of its dtype or of half precision."""
     if not table.dtype.is_floating_point or table.shape[2] % 2:
         return False
     rounding = max(torch.finfo(table.dtype).eps, torch.finfo(torch.float16).eps)
@@ -127,16 +140,25 @@ def is_sinusoid(table: Tensor) -> bool:
 
 def brick_of(name: str, title: str, site: Site, shapes: Mapping[str, tuple], table: int,
              norm_pooled: bool) -> MotionParams:
-    """The layer at a site, from its tensors' shapes. table: length of its learned positions, 0: computed."""
+    """The params of the layer at a site.
+
+    Args:
+        name: the file's name.
+        title: what the file is, with an article.
+        site: of the layer.
+        shapes: {suffix: shape} of the layer's tensors.
+        table: the length of a learned position table. 0: positions are computed.
+        norm_pooled: as in MotionParams.
+    """
     channels = sum(shapes.get(NORM, ())[:1])
     if not channels or channels % HEADS:
         raise VideoLDMError(f"{name} looks like {title}, but its module at {site.name} has no norm of a multiple of "
                             f"{HEADS} channels. The file is damaged: download it again.")
-    blocks = count(shapes, r"temporal_transformer\.transformer_blocks\.(\d+)\.")
-    attentions = count(shapes, r"temporal_transformer\.transformer_blocks\.0\.attention_blocks\.(\d+)\.")
+    blocks = count_numbers(shapes, r"temporal_transformer\.transformer_blocks\.(\d+)\.")
+    attentions = count_numbers(shapes, r"temporal_transformer\.transformer_blocks\.0\.attention_blocks\.(\d+)\.")
     return MotionParams(channels, HEADS, blocks, attentions, table, norm_pooled)
 
 
-def count(suffixes: Iterable[str], pattern: str) -> int:
-    """One more than the largest number that the pattern's group finds."""
+def count_numbers(suffixes: Iterable[str], pattern: str) -> int:
+    """1 + the largest number that the pattern's group matches. 0: nothing matches."""
     return max((int(match[1]) + 1 for match in (re.match(pattern, suffix) for suffix in suffixes) if match), default=0)

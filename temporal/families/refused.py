@@ -1,10 +1,11 @@
-"""Everything that an artist may choose by mistake, told by keys and shapes: what it is, and where it belongs.
+"""Files that an artist may choose by mistake: what they are, and where they belong.
 
-The public files of temporal layers that this version does not take (docs/formats.md#refused-files), and every other
-kind of file that lies in a ComfyUI models folder. The order matters: the first entry that fits names the file.
+These are the public files of temporal layers that this version does not take (docs/formats.md#refused-files), and all
+other kinds of files in a ComfyUI models folder. They are recognised by names and shapes of tensors. The first entry
+that fits names the file, so the order matters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ..formats.motion_lora import LORA
@@ -21,16 +22,17 @@ UPSCALER = "Load it with core's Load Checkpoint or Load Diffusion Model. " + LAT
 
 
 class Entry(NamedTuple):
-    """A kind of file: every pattern of `has` is found, none of `lacks`, and `test` holds."""
+    """A kind of file, and how to recognise it by its tensors' names and shapes."""
 
-    kind: str
+    kind: str                           # fields as in Identified
     title: str
-    place: str
-    has: tuple[str, ...]
-    lacks: tuple[str, ...] = ()
+    advice: str
+    has: tuple[str, ...]                # patterns of names: each is found in the file
+    lacks: tuple[str, ...] = ()         # patterns of names: none is found in the file
     test: Callable[[Keys], bool] = lambda keys: True
 
     def fits(self, keys: Keys) -> bool:
+        """Whether the file is of this kind."""
         return all(map(keys.has, self.has)) and not any(map(keys.has, self.lacks)) and self.test(keys)
 
 
@@ -40,6 +42,7 @@ TEMPORAL_LORA = r".*(?:temp_attentions|transformer_in|temp_convs|temopral_conv).
 
 
 def levels(keys: Keys) -> int:
+    """The number of levels of a UNet in diffusers' naming."""
     return len(keys.found(r"down_blocks\.(\d+)\."))
 
 
@@ -150,8 +153,8 @@ MODELS = (
 )
 
 
-def identify(keys: Keys, metadata) -> Identified:
-    """What a file is that no family takes."""
+def identify(keys: Keys, metadata: Mapping[str, str]) -> Identified:
+    """Identify a file that no family recognises."""
     if metadata.get("format") == "video_ldm_training":
         return Identified("training_checkpoint", "a checkpoint of a training run",
                           "Resume the training with it; its layers are written as a file of their own at the end.")
@@ -161,19 +164,21 @@ def identify(keys: Keys, metadata) -> Identified:
         if found is not None:
             return found
         entry = first_fit(MODELS, keys)
-    return Identified(entry.kind, entry.title, entry.place) if entry else unknown(keys)
+    return Identified(entry.kind, entry.title, entry.advice) if entry else unknown(keys)
 
 
 def first_fit(entries: tuple[Entry, ...], keys: Keys) -> Entry | None:
+    """The first entry that fits a file."""
     return next((entry for entry in entries if entry.fits(keys)), None)
 
 
+# {width of the text: (kind, name)}
 WIDTHS = {768: ("sd1", "Stable Diffusion 1.x"), 1024: ("sd2", "Stable Diffusion 2.x"), 2048: ("sdxl", "SDXL"),
           1280: ("sdxl_refiner", "SDXL refiner")}
 
 
 def stable_diffusion(keys: Keys) -> Identified | None:
-    """A checkpoint or plain UNet of the Stable Diffusion family, in LDM or diffusers naming."""
+    """Identify a checkpoint or a UNet of the Stable Diffusion family, in LDM's or diffusers' naming."""
     ldm = keys.has(r"input_blocks\.0\.0\.weight") and keys.has(r"output_blocks\.0\.")
     if not ldm and not (keys.has(r"conv_in\.weight") and keys.has(r"up_blocks\.\d+\.resnets\.")
                         and keys.has(r"down_blocks\.\d+\.")):
@@ -190,8 +195,8 @@ def stable_diffusion(keys: Keys) -> Identified | None:
 
 
 def unknown(keys: Keys) -> Identified:
-    """A file of no known kind. It has no place: the loader that was asked says what it takes."""
+    """A file of an unknown kind. It has no advice, so the loader says what it takes instead."""
     first = next(iter(keys.shapes), "none")
     counted = f"{len(keys)} tensor" + "s" * (len(keys) != 1)
     return Identified("unknown", f"a file of a kind that this pack does not know ({counted}, the first: "
-                      f"{first})", place="")
+                      f"{first})", advice="")

@@ -1,35 +1,37 @@
-"""Video LDM layers: the file format of this pack, read and written.
+"""Video LDM layers: reading and writing the file format of this pack (docs/formats.md#video-ldm-layers).
 
-Keys are those of the public SVD checkpoints, without prefix (docs/formats.md#video-ldm-layers): the spatial module that
-a layer follows, then `time_stack`, `time_pos_embed`, `time_mixer`. The metadata rebuilds everything that shapes do not
-tell:
+Keys are those of the public SVD checkpoints, without prefix. A key begins with the spatial module that the layer
+follows. Then comes `time_stack`, `time_pos_embed` or `time_mixer`. The metadata holds what shapes do not tell:
 
-    format, version             what this is; another version than VERSION is refused
-    family, layers              the layers' name, and their number, which tells a cut set from a whole one
+    format, version             other versions than VERSIONS are refused
+    family, layers              the name of the layers, and how many there are
     base_family, base_context_dim, frames, fps, licence
     beta_schedule, linear_start, linear_end, prediction         the noise schedule, in ComfyUI's names
     position_encoding, positions, heads {module: heads}, mix_length, pool_spatial_norms
-    context_positions           version 2: the sets of known frames the layers were trained for, a list of lists of frame
-                                numbers, from the end where negative; the empty list is a clip from noise alone
+    context_positions           version 2: the sets of context frames that the layers were trained for. A list of lists
+                                of frame numbers. Negative numbers count from the end. An empty list: no context frames
     small_frames                version 3: channels of the small frames that an upscaler's layers see
-    shared_noise                version 4: "true" for an upscaler's layers that are run with one noise for all frames
+    shared_noise                version 4: "true" for an upscaler's layers that use one noise for all frames
 
-Layers with an input for known frames are version 2, with `context_downsampler.steps.N` for c_S and, where they hear the
-frame rate, `fps_token.embed`; those with one for small frames are version 3, with the same downsampler;
-those trained on shared noise are version 4, with small frames or without, and all others are version 1. Other entries
-of the metadata are kept as they are.
+The version depends on what the layers need:
+    1       none of the following
+    2       context frames. Adds `context_downsampler.steps.N`, and `fps_token.embed` if the layers get the frame rate
+    3       small frames. Adds `context_downsampler.steps.N`
+    4       shared noise, with or without small frames
+
+Other entries of the metadata are kept unchanged.
 """
 
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Mapping
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic import write_atomically
+from ..atomic import StrPath, write_atomically
 from ..errors import VideoLDMError
 from ..formats.contents import first_line
 from ..formats.files import TensorFile
@@ -44,7 +46,7 @@ from ..formats.temporal_file import (
     require_one_dtype,
 )
 from ..formats.tensor_names import Keys
-from ..layers import ResBlockParams, TransformerParams
+from ..layers import BrickParams, ResBlockParams, TransformerParams
 from ..params import ContextParams, SmallFramesParams, StackParams
 from ..slots import Site, run_order
 from ..spatial_changes import POOLED_NORMS
@@ -60,13 +62,14 @@ RESERVED = ("format", "version", "family", "layers", "base_family", "base_contex
             "mix_length", "pool_spatial_norms", "context_positions", "small_frames", "shared_noise")
 REQUIRED = ("version", "family", "layers", "base_family", "frames", "beta_schedule", "linear_start", "linear_end",
             "position_encoding", "heads", "mix_length", "pool_spatial_norms")
-LARGEST = 1_000_000     # of any number beside the tensors
-EXTRAS = ("context_downsampler.", "fps_token.")     # modules of the whole set, not of a site
+LARGEST = 1_000_000     # the largest number that metadata may hold
+EXTRAS = ("context_downsampler.", "fps_token.")     # modules that belong to the whole set and not to a site
 KEY = re.compile(r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)\.(?P<sub>[01])|middle_block\.(?P<mid>[012]))"
                  r"(?:\.transformer_blocks\.(?P<block>\d+))?\.(?P<suffix>time_(?:stack|pos_embed|mixer)\..+)")
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    """Recognise a file by its metadata."""
     if metadata.get("format") == FORMAT:
         return Identified("video_ldm", TITLE, "Load it with Load Temporal Layers.", takes="temporal")
     return None
@@ -75,7 +78,7 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 # Sites and names
 
 def module_name(site: Site) -> str:
-    """Name of the spatial module that a layer follows, as the file has it."""
+    """The name of the spatial module that a layer follows, as in the file."""
     middle = site.part == "middle"
     block = "middle_block" if middle else f"{site.part}_blocks.{site.index}"
     if site.slot == "post_res":
@@ -84,7 +87,7 @@ def module_name(site: Site) -> str:
 
 
 def parse(key: str) -> tuple[Site, str] | None:
-    """(site, suffix) of a temporal key, None for any other."""
+    """(site, suffix) of a temporal key. None for other keys."""
     match = KEY.fullmatch(key)
     if match is None:
         return None
@@ -98,30 +101,31 @@ def parse(key: str) -> tuple[Site, str] | None:
     return Site(part, index, "post_res", ordinal), match["suffix"]
 
 
-def stack_keys(shapes) -> dict[str, str]:
-    """{stack key: file key} of the temporal tensors among a file's keys."""
-    found = {key: parse(key) for key in shapes}
-    names = {f"layers.{place[0].name}.{place[1]}": key for key, place in found.items() if place}
-    return names | {key: key for key in shapes if key.startswith(EXTRAS)}
+def stack_keys(keys: Iterable[str]) -> dict[str, str]:
+    """{stack key: file key} of the temporal tensors in a file."""
+    keys = list(keys)
+    parsed = {key: parse(key) for key in keys}
+    names = {f"layers.{parts[0].name}.{parts[1]}": key for key, parts in parsed.items() if parts}
+    return names | {key: key for key in keys if key.startswith(EXTRAS)}
 
 
-def bricks_of(shapes: Mapping[str, tuple], heads: Mapping[str, int]) -> tuple:
-    """The layers that a set of temporal tensors makes; heads: of each transformer, by its module's name.
+def bricks_of(shapes: Mapping[str, tuple], heads: Mapping[str, int]) -> tuple[tuple[Site, BrickParams], ...]:
+    """The params of the layers, from the shapes of their tensors.
 
-    Raises KeyError naming the entry that a layer lacks.
+    heads: {module name: heads} of the transformers. Raises KeyError with the entry that a layer lacks.
     """
-    layers = defaultdict(dict)
+    layers: defaultdict[Site, dict[str, tuple]] = defaultdict(dict)
     for key, shape in shapes.items():
-        if place := parse(key):
-            layers[place[0]][place[1]] = shape
-    bricks = []
+        if parts := parse(key):
+            layers[parts[0]][parts[1]] = shape
+    bricks: list[tuple[Site, BrickParams]] = []
     for site in sorted(layers, key=run_order):
         layer = layers[site]
         mix_length = layer["time_mixer.mix_factor"][0]
         if site.slot == "post_res":
             channels, emb_dim = layer["time_stack.emb_layers.1.weight"]
-            known = layer["time_stack.in_layers.2.weight"][1] - channels
-            bricks.append((site, ResBlockParams(channels, emb_dim, mix_length, known)))
+            context_channels = layer["time_stack.in_layers.2.weight"][1] - channels
+            bricks.append((site, ResBlockParams(channels, emb_dim, mix_length, context_channels)))
         else:
             channels, context_dim = layer["time_stack.0.attn2.to_k.weight"]
             module = module_name(site)
@@ -134,7 +138,7 @@ def bricks_of(shapes: Mapping[str, tuple], heads: Mapping[str, int]) -> tuple:
 # Reading
 
 def load(file: TensorFile, found: Identified | None = None) -> TemporalFile:
-    """The layers of a file that carries this format's metadata."""
+    """Load a file with this format's metadata. Raises VideoLDMError if it is damaged."""
     metadata = file.metadata
     check_metadata(file)
     surplus = [key for key in file.shapes if parse(key) is None and not key.startswith(EXTRAS)]
@@ -153,7 +157,8 @@ def load(file: TensorFile, found: Identified | None = None) -> TemporalFile:
         notes=notes_of(params))
 
 
-def check_metadata(file: TensorFile):
+def check_metadata(file: TensorFile) -> None:
+    """Raise VideoLDMError for another version, a missing entry or an unknown position encoding."""
     version = file.metadata.get("version", str(VERSION))
     if version not in VERSIONS:
         raise VideoLDMError(f"{file.name} is written in version {shown(version)} of the Video LDM layers format; this "
@@ -168,7 +173,7 @@ def check_metadata(file: TensorFile):
 
 
 def rebuild(file: TensorFile) -> StackParams:
-    """Params from shapes and metadata; refuses the two where they contradict each other."""
+    """The params, from shapes and metadata. Raises VideoLDMError if the two contradict each other."""
     metadata, name = file.metadata, file.name
     try:
         heads = {module: whole(count, f"heads of {shown(module)}", 1, LARGEST)
@@ -193,12 +198,13 @@ def rebuild(file: TensorFile) -> StackParams:
     if len(bricks) != layers:
         raise contradiction(name, f"it says {layers} layers and holds {len(bricks)}")
     for site, brick in bricks:
-        known = getattr(brick, "context_channels", 0)
-        if isinstance(brick, ResBlockParams) and known != (context.channels if context else 0):
-            raise contradiction(name, f"{site.name} has {known} channels of context, and the file's own input for it "
-                                      f"gives {context.channels if context else 0}")
-        if brick.mix_length != mix_length:
-            raise contradiction(name, f"it says a mix of length {mix_length}, and {site.name} has {brick.mix_length}")
+        channels, due = getattr(brick, "context_channels", 0), context.channels if context else 0
+        if isinstance(brick, ResBlockParams) and channels != due:
+            raise contradiction(name, f"{site.name} has {channels} channels of context, and the file's own input for "
+                                      f"it gives {due}")
+        length = getattr(brick, "mix_length", 1)
+        if length != mix_length:
+            raise contradiction(name, f"it says a mix of length {mix_length}, and {site.name} has {length}")
         if isinstance(brick, TransformerParams):
             if brick.heads < 1 or brick.channels % brick.heads:
                 raise contradiction(name, f"{brick.channels} channels of {site.name} do not divide into "
@@ -214,22 +220,23 @@ def rebuild(file: TensorFile) -> StackParams:
 
 
 def shared_noise_of(file: TensorFile) -> bool:
-    """Whether the layers were trained on one noise for all frames; refused where version and entry differ on it."""
-    version, told = file.metadata["version"], file.metadata.get("shared_noise")
-    if told not in (None, "true") or (told == "true") != (version == str(SHARED_NOISE_VERSION)):
-        raise contradiction(file.name, f"it is version {version} and says shared noise {shown(repr(told))}, and in "
+    """Whether the layers use one noise for all frames. Raises VideoLDMError if the version contradicts the entry."""
+    version, stated = file.metadata["version"], file.metadata.get("shared_noise")
+    if stated not in (None, "true") or (stated == "true") != (version == str(SHARED_NOISE_VERSION)):
+        raise contradiction(file.name, f"it is version {version} and says shared noise {shown(repr(stated))}, and in "
                                        f"version {SHARED_NOISE_VERSION} alone that is 'true'")
-    return told == "true"
+    return stated == "true"
 
 
 def context_of(file: TensorFile) -> tuple[ContextParams | SmallFramesParams | None, int]:
-    """The input for known or small frames, and the width of the frame-rate token, of a file that has them."""
-    steps = {key: shape for key, shape in file.shapes.items() if re.fullmatch(r"context_downsampler\.steps\.\d+\.weight", key)}
+    """The input for context frames or small frames (None: no such input), and the width of the frame-rate token."""
+    steps = {key: shape for key, shape in file.shapes.items()
+             if re.fullmatch(r"context_downsampler\.steps\.\d+\.weight", key)}
     width = file.shapes.get("fps_token.embed.0.weight", (0,))[0]
-    told, small = file.metadata.get("context_positions"), file.metadata.get("small_frames")
-    if not steps and told is None and small is None:
+    stated, small = file.metadata.get("context_positions"), file.metadata.get("small_frames")
+    if not steps and stated is None and small is None:
         return None, width
-    if not steps or (told is None) == (small is None):
+    if not steps or (stated is None) == (small is None):
         raise contradiction(file.name, "its context frames lack " + ("their positions" if steps else "the downsampler"))
     first = steps.get("context_downsampler.steps.0.weight", ())
     if small is not None:
@@ -239,11 +246,12 @@ def context_of(file: TensorFile) -> tuple[ContextParams | SmallFramesParams | No
         return SmallFramesParams(first[0], len(steps)), width
     try:
         frames = whole(file.metadata["frames"], "frames", 1, MOST_FRAMES, text=True)
-        positions = tuple(tuple(whole(p, "a known frame", -frames, frames - 1) for p in list_of(known, "a set", frames))
-                          for known in list_of(parsed_json(told, "context_positions"), "context_positions", LARGEST))
+        sets = list_of(parsed_json(stated or "", "context_positions"), "context_positions", LARGEST)
+        positions = tuple(tuple(whole(number, "a known frame", -frames, frames - 1)
+                                for number in list_of(numbers, "a set", frames)) for numbers in sets)
         channels, inputs = first[:2]
     except ValueError:
-        raise contradiction(file.name, f"its context positions '{shown(told)}' are no list of lists of the frame "
+        raise contradiction(file.name, f"its context positions '{shown(stated)}' are no list of lists of the frame "
                                        "numbers of a clip, or the downsampler is incomplete") from None
     if not positions:
         raise contradiction(file.name, "it was trained for no set of context frames at all")
@@ -251,11 +259,13 @@ def context_of(file: TensorFile) -> tuple[ContextParams | SmallFramesParams | No
 
 
 def contradiction(name: str, what: str) -> VideoLDMError:
+    """The error for metadata and tensors that contradict each other. what: how they do."""
     return VideoLDMError(f"{name} is {TITLE} whose metadata and tensors contradict each other: {what}. The file was "
                          "changed after it was written: use the original.")
 
 
 def schedule_of(metadata: Mapping[str, str]) -> Schedule:
+    """The noise schedule in the metadata. Raises ValueError if it is not a known one."""
     kind, prediction = metadata["beta_schedule"], metadata.get("prediction") or None
     if kind not in ("linear", "sqrt_linear") or prediction not in (None, *PREDICTIONS):
         raise ValueError(f"noise schedule '{shown(kind)}' with prediction '{shown(prediction)}'")
@@ -263,10 +273,12 @@ def schedule_of(metadata: Mapping[str, str]) -> Schedule:
 
 
 def optional_whole(metadata: Mapping[str, str], entry: str) -> int | None:
+    """A whole number above 0 in the metadata. None: the entry is missing or empty."""
     return whole(metadata[entry], entry, 1, LARGEST, text=True) if metadata.get(entry) else None
 
 
 def notes_of(params: StackParams) -> list[str]:
+    """Sentences for the report."""
     notes = []
     if params.mix_length > 1:
         notes.append(f"The mix is a vector over time: these layers run clips of exactly {params.mix_length} frames.")
@@ -275,19 +287,28 @@ def notes_of(params: StackParams) -> list[str]:
     if params.shared_noise:
         notes.append("Trained on one noise for all frames of a clip, which Video Upscale gives them.")
     if params.known_positions is not None:
-        sets = [("none" if not known else ", ".join(map(str, known))) for known in params.known_positions]
+        sets = [("none" if not positions else ", ".join(map(str, positions))) for positions in params.known_positions]
         notes.append(f"Takes context frames: {' | '.join(sets)} (numbers from 0, from the end where negative).")
     return notes + [change.note for change in params.spatial]
 
 
 # Writing
 
-def write(path, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *, schedule: Schedule, base: Base,
-          fps: float | None = None, licence: str = "", metadata: Mapping[str, str] | None = None):
-    """Write a stack (or its state dict) of Video LDM layers to `path`, whole or not at all.
+def write(path: StrPath, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *, schedule: Schedule,
+          base: Base, fps: float | None = None, licence: str = "", metadata: Mapping[str, str] | None = None) -> None:
+    """Write Video LDM layers to `path`, completely or not at all.
 
-    metadata: further entries, text to text. Raises ValueError for layers of another family, an incomplete set, or an
-    entry of the format's own name.
+    Args:
+        path: of the file.
+        layers: a stack or its state dict.
+        params: of the layers.
+        schedule: the noise schedule that they were trained with.
+        base: the image model that they were trained on.
+        fps: frames per second of the clips that they make.
+        licence: of the weights.
+        metadata: further entries, text to text.
+
+    Raises ValueError for layers that the format cannot hold, and for a further entry with one of the format's names.
     """
     tensors = layers.state_dict() if isinstance(layers, nn.Module) else layers
     require_complete(Path(path).name, TITLE, params, tensors)
@@ -296,13 +317,14 @@ def write(path, layers: nn.Module | Mapping[str, Tensor], params: StackParams, *
         if entry in RESERVED:
             raise ValueError(f"metadata entry '{entry}' is the format's own: give it by its argument")
         header[entry] = str(value)
-    # A copy on the CPU, each tensor with storage of its own: safetensors refuses shared or strided memory.
+    # Each tensor is copied to memory of its own on the CPU. safetensors refuses shared or strided memory.
     named = {file_key(params, key): tensor.detach().to("cpu", copy=True).contiguous()
              for key, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(named, temporary, metadata=header))
 
 
 def version_of(params: StackParams) -> int:
+    """The version of the format that these layers need."""
     if params.shared_noise:
         return SHARED_NOISE_VERSION
     if params.takes_small_frames:
@@ -311,6 +333,7 @@ def version_of(params: StackParams) -> int:
 
 
 def file_key(params: StackParams, key: str) -> str:
+    """The file's key for a stack key."""
     if key.startswith(EXTRAS):
         return key
     _, name, suffix = key.split(".", 2)
@@ -319,7 +342,9 @@ def file_key(params: StackParams, key: str) -> str:
 
 
 def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | None, licence: str) -> dict[str, str]:
-    heads, mixes = {}, set()
+    """The metadata of a file. Raises ValueError for layers that the format cannot hold. Args: as in `write`."""
+    heads: dict[str, int] = {}
+    mixes: set[int] = set()
     if set(params.spatial) - {POOLED_NORMS}:
         raise ValueError("the Video LDM layers format knows pooled norms and no other change of the spatial network")
     for site, brick in params.bricks:
@@ -332,7 +357,8 @@ def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | 
     if len(mixes) != 1:
         raise ValueError(f"one set of layers has mixes of one length, not {sorted(mixes)}")
     header = {
-        "format": FORMAT, "version": str(version_of(params)), "family": params.family, "layers": str(len(params.bricks)),
+        "format": FORMAT, "version": str(version_of(params)), "family": params.family,
+        "layers": str(len(params.bricks)),
         "base_family": base.family, "frames": str(params.frames), "licence": licence,
         "beta_schedule": schedule.beta_schedule, "linear_start": repr(float(schedule.linear_start)),
         "linear_end": repr(float(schedule.linear_end)), "position_encoding": POSITION_ENCODING,
@@ -343,7 +369,7 @@ def header_of(params: StackParams, schedule: Schedule, base: Base, fps: float | 
                 "positions": params.positions}
     if params.known_positions is not None:
         optional["context_positions"] = json.dumps(params.known_positions)
-    if params.takes_small_frames:
+    if isinstance(params.context, SmallFramesParams):
         optional["small_frames"] = params.context.in_channels
     if params.shared_noise:
         optional["shared_noise"] = "true"

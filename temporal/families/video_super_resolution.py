@@ -1,12 +1,14 @@
 """Layers for the Stable Diffusion x4 upscaler: LaVie's video super-resolution and Upscale-A-Video
 (docs/formats.md#x4-upscaler-layers).
 
-Both files are whole UNets of one structure under two sets of names. Only the temporal layers are read.
+Both files are whole UNets with the same structure and different names. Only the temporal layers are loaded.
 
-LaVie froze the spatial layers ("everything without `temporal` in its name"), so that its temporal layers on the x4
-upscaler are the published model. Its noise schedule is stated by its code: the upscaler's with betas evenly spaced.
-Of Upscale-A-Video neither is known: its code reads a scheduler configuration that comes with the weights and was not
-seen, and says nothing of what was trained. Taken here is the schedule of the x4 upscaler that it was made from.
+LaVie: it froze the spatial layers ("everything without `temporal` in its name"). So its temporal layers on the x4
+upscaler are the published model. Its code states the noise schedule: the upscaler's first and last beta, evenly spaced
+betas.
+
+Upscale-A-Video: its code does not say which layers were trained. It reads the noise schedule from a file that comes
+with the weights, which we have not seen. The schedule of the x4 upscaler is used, from which the model was made.
 """
 
 import re
@@ -30,7 +32,7 @@ from .family import Facts, Family
 
 BASE = Base(X4_UPSCALER, 1024)
 FRAMES = 8
-MOST_PARTS = 64         # levels of a UNet, and ResBlocks of a level: more than any has
+MOST_PARTS = 64         # bound for the levels of a UNet and the ResBlocks of a level; real ones have far fewer
 INSIDE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\."
                     r"(?:(resblock_temporal\..+)|transformer_blocks\.(\d+)\.((?:norm|attn)_temporal\..+))")
 LEVEL = re.compile(r"(?:(down|up)_temp(?:oral)?_blocks\.(\d+)|mid_temp(?:oral)?_block)\.(.+)")
@@ -45,7 +47,7 @@ class Version:
     """One of the two published files."""
 
     facts: Facts
-    pattern: str        # of a key that only this file has
+    pattern: str        # matches a key that only this file has
 
 
 VERSIONS = {
@@ -59,8 +61,8 @@ VERSIONS = {
     "upscale_a_video": Version(Facts(
         "Upscale-A-Video", "the UNet of Upscale-A-Video", BASE, Schedule("linear", 0.0001, 0.02, "v"), FRAMES,
         "S-Lab License 1.0, non-commercial", spatial=(POOLED_NORMS,),
-        notes=("The spatial layers in the file are not used. Whether they were trained is not known: if they were, this "
-               "is not the published model.",
+        notes=("The spatial layers in the file are not used. Whether they were trained is not known: if they were, "
+               "this is not the published model.",
                "The noise schedule it was trained with was not seen: the x4 upscaler's own is taken.",
                "Its authors sample with 30 steps, cfg 6, noise level 120 (0 to 200), \"best quality, extremely "
                "detailed\" behind the prompt and the negative prompt \"blur, worst quality\"."),
@@ -69,6 +71,7 @@ VERSIONS = {
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    """Recognise either file by a key of its own."""
     kind = next((kind for kind, version in VERSIONS.items() if keys.has(version.pattern)), None)
     return VERSIONS[kind].facts.identified(kind) if kind else None
 
@@ -76,15 +79,16 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 # Names and sites
 
 class LayerName(NamedTuple):
-    """A layer in the file's words."""
+    """A layer as the file numbers it."""
 
-    side: str | None    # None is the middle
+    side: str | None    # down, up, or None for the middle
     level: int
     slot: str
-    module: int = 0     # in its level
-    block: int = 0      # of its module
+    module: int = 0     # the number of the module in its level
+    block: int = 0      # the number of the transformer block in its module
 
     def site(self, names: UNetNames) -> Site:
+        """The site of the layer."""
         if self.slot == "post_level":
             return Site(*names.after_level(self.side, self.level), self.slot)
         return Site(*names.block(self.side, self.level, self.module), self.slot, self.block)
@@ -98,7 +102,7 @@ class LayerName(NamedTuple):
 
 
 def parse(key: str) -> tuple[LayerName, str] | None:
-    """(layer, suffix) of a temporal key in either naming, None for any other."""
+    """(layer, suffix) of a temporal key in either naming. None for other keys."""
     if match := INSIDE.fullmatch(key):
         side, level, module, conv, block, attention = match.groups()
         slot = "post_res" if conv else "in_attn_pre_ff"
@@ -110,12 +114,15 @@ def parse(key: str) -> tuple[LayerName, str] | None:
 
 
 def names_of(file: TensorFile, title: str, layers: set[LayerName]) -> UNetNames:
-    """The numbering of the UNet; refused where a layer is missing, which would put the others at wrong sites."""
+    """The numbering of the UNet.
+
+    Raises VideoLDMError if a layer is missing, because the sites of the others would be wrong.
+    """
     found = [match for match in map(TRANSFORMER.match, file.shapes) if match]
     transformers = {(match[1], int(match[2] or 0), int(match[3])) for match in found} | {(None, 0, 0)}
     resblocks = resblocks_per_level((side, module) for side, _, module in transformers)
     levels = 1 + max((layer.level for layer in layers), default=0)
-    if max(resblocks, levels) > MOST_PARTS:     # a name with a large number in it would make lists without end
+    if max(resblocks, levels) > MOST_PARTS:     # a key with a large number would make lists without end
         raise VideoLDMError(f"{file.name} looks like {title}, but its names number more than {MOST_PARTS} modules. The "
                             "file is damaged or from an unknown variant.")
     due = [LayerName(None, 0, "post_level")]
@@ -135,6 +142,7 @@ def names_of(file: TensorFile, title: str, layers: set[LayerName]) -> UNetNames:
 # Reading
 
 def load(file: TensorFile, found: Identified) -> TemporalFile:
+    """Load a file that `detect` has recognised. Raises VideoLDMError if it is damaged."""
     facts = VERSIONS[found.kind].facts
     parsed = {key: parse(key) for key in file.shapes if TEMPORAL.match(key) and not ROTATION.fullmatch(key)}
     unet = names_of(file, facts.title, {layer[0] for layer in parsed.values() if layer})
@@ -142,7 +150,7 @@ def load(file: TensorFile, found: Identified) -> TemporalFile:
     shapes: dict[Site, dict[str, tuple]] = {}
     for key, layer in parsed.items():
         if not layer:
-            names[key] = key        # a temporal tensor of no known layer: refused below, by its name
+            names[key] = key        # a temporal tensor of an unknown layer, which is refused below by its name
             continue
         site, suffix = layer[0].site(unet), layer[1]
         names[key] = f"layers.{site.name}.{suffix}"
@@ -156,7 +164,7 @@ def load(file: TensorFile, found: Identified) -> TemporalFile:
 
 
 def brick_of(name: str, title: str, site: Site, shapes: dict[str, tuple]) -> BrickParams:
-    """The layer at a site, from its tensors' shapes."""
+    """The params of the layer at a site, from its tensors' shapes. Raises VideoLDMError if a tensor is missing."""
     def size(suffix: str, dim: int) -> int:
         found = shapes.get(suffix, ())
         if len(found) <= dim:
@@ -171,9 +179,11 @@ def brick_of(name: str, title: str, site: Site, shapes: dict[str, tuple]) -> Bri
                         size("attn_temporal.time_rel_pos_bias.relative_attention_bias.weight", 1))
 
 
-def check_rotation(file: TensorFile, title: str):
-    """Frequencies of the rotation are computed here. Files have them, none, or more beside them, by the version of the
-    library that wrote them; other ones than those would be another model."""
+def check_rotation(file: TensorFile, title: str) -> None:
+    """Raise VideoLDMError for rotation frequencies that differ from those computed here.
+
+    Some files hold the frequencies and some do not, depending on the library that wrote them.
+    """
     stored = file.read(key for key in file.shapes if (match := ROTATION.fullmatch(key)) and match[1] == "freqs")
     computed = rotation_angles(torch.ones(1))[0]
     for key, frequencies in stored.items():
@@ -184,12 +194,12 @@ def check_rotation(file: TensorFile, title: str):
 
 
 def same(stored: Tensor, computed: Tensor) -> bool:
-    """Within the rounding of the stored type, half precision's at least."""
+    """Whether two tensors agree, up to the rounding of the stored dtype or of half precision."""
     if stored.shape != computed.shape or not stored.dtype.is_floating_point:
         return False
     rounding = max(torch.finfo(stored.dtype).eps, torch.finfo(torch.float16).eps)
     return bool(((stored.float() - computed).abs() <= rounding * computed).all())
 
 
-FAMILY = Family("LaVie's video super-resolution and Upscale-A-Video's UNet for the Stable Diffusion x4 upscaler", "temporal",
-                detect, load)
+FAMILY = Family("LaVie's video super-resolution and Upscale-A-Video's UNet for the Stable Diffusion x4 upscaler",
+                "temporal", detect, load)

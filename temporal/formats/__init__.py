@@ -1,9 +1,9 @@
-"""Model files: opening them, and what stands in each kind of file that is no family of layers.
+"""Model files: how they are opened, and the formats that are not temporal layers.
 
-    files               opening a file without running what is in it
-    tensor_names        asking for names and shapes of its tensors
-    temporal_file       what a file of temporal layers says
+    files               opens a file without running code from it
+    tensor_names        searches the names and shapes of its tensors
+    temporal_file       the content of a file of temporal layers
     decoder, motion_lora, pixel_upscaler, scene_layout      one kind of file each
 
-What a file is, and how it is loaded, is asked in `temporal.families`.
+`temporal.families` identifies and loads files.
 """

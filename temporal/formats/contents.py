@@ -1,8 +1,8 @@
-"""What a model file holds, by its own names, and the faults that every kind of file can have."""
+"""The content of an open model file, and the faults that every kind of file can have."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -10,41 +10,43 @@ from torch import Tensor
 from ..errors import VideoLDMError
 from .metadata import shown
 
-MOST_TENSORS = 50_000           # ten times as many as the largest published file has
+MOST_TENSORS = 50_000           # ten times as many as the largest published file holds
 LONGEST_NAME = 300              # characters; the longest published name has 125
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
                 torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-EIGHT_BITS = WEIGHT_TYPES[4:]   # which torch does not compute with
-PART = 2 ** 22                  # elements of an 8-bit tensor that are looked at together
+EIGHT_BITS = WEIGHT_TYPES[4:]   # torch cannot compute with these
+PART = 2 ** 22                  # elements of an 8-bit tensor that are checked at a time
 
 
 class FileFault(VideoLDMError):
-    """A fault of the file itself. fault: what is wrong, without the file's name, for a loader with words of its own."""
+    """A fault of the file itself."""
 
-    def __init__(self, sentence: str, fault: str):
+    def __init__(self, sentence: str, fault: str) -> None:
+        """sentence: the whole message. fault: what is wrong, without the file's name, for a loader's own message."""
         super().__init__(sentence)
         self.fault = fault
 
 
-def fault_of(error: VideoLDMError) -> str:
-    """What is wrong, for a sentence that names the file and says what to do in words of its own."""
+def fault_of(error: Exception) -> str:
+    """What is wrong, without the file's name, for a loader's own message."""
     return getattr(error, "fault", str(error))
 
 
 @dataclass
 class Contents:
-    """An open file: shapes by the file's own names, its metadata, and `read`, which gives the tensors asked for."""
+    """An open file. Tensors have the file's own names."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
-    read: Callable[[Iterable[str]], dict[str, Tensor]]
+    read: Callable[[Iterable[str]], dict[str, Tensor]]      # reads the tensors of these names
 
     def read_all(self) -> dict[str, Tensor]:
+        """Read all tensors. Raises VideoLDMError if one holds NaN or infinity."""
         return self.read_finite(self.shapes)
 
     def read_finite(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors without NaN or infinity, or a sentence that names the first one with."""
+        """Read tensors. Raises VideoLDMError if one holds NaN or infinity."""
         tensors = self.read(keys)
         for key, tensor in tensors.items():
             if not is_finite(tensor):
@@ -57,34 +59,36 @@ def file_name(path: Path) -> str:
     return shown(path.name, 255)
 
 
-def first_line(error) -> str:
-    """What an error says, short and on one line."""
+def first_line(error: object) -> str:
+    """The first line of an error's text, cut where it is long."""
     return shown((str(error).strip().splitlines() or [type(error).__name__])[0], 160)
 
 
 def damaged(path: Path, why: str) -> FileFault:
+    """The error for a damaged file. why: what is wrong, as in "breaks off"."""
     fault = f"it {why}"
     return FileFault(f"{file_name(path)} is damaged or only partly downloaded: {fault}. Download it again.", fault)
 
 
 def not_finite(path: Path, key: str) -> FileFault:
+    """The error for a tensor with NaN or infinity."""
     fault = f"the tensor {key} holds NaN or infinity"
     return FileFault(f"{file_name(path)} cannot be used: {fault}. Its training failed, or it was converted wrongly or "
                      "damaged: use another copy of the file.", fault)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every number is finite; true of types that have no others."""
+    """Whether all numbers are finite. True for dtypes that have only finite numbers."""
     if not tensor.numel() or tensor.dtype not in WEIGHT_TYPES:
         return True
     if tensor.dtype in EIGHT_BITS:
         return all(map(is_finite, (part.float() for part in tensor.flatten().split(PART))))
-    # NaN becomes both; in contrast to isfinite this makes no other tensor, and runs as fast as memory is read.
+    # If the tensor holds NaN, minimum and maximum are NaN. Unlike isfinite on the tensor this needs no memory.
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
-def check_names(path: Path, names: Iterable[str]):
-    """Refuse more names than a model has, and names that no sentence can show."""
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """Raise VideoLDMError for more names than any model has, and for names that a message cannot show."""
     names = list(names)
     if len(names) > MOST_TENSORS:
         raise VideoLDMError(f"{file_name(path)} holds {len(names)} tensors, more than any model that this pack knows. "

@@ -1,29 +1,33 @@
-"""Temporal decoders: Stable Video Diffusion's in every form it is published in, and those trained here.
+"""Temporal decoders: Stable Video Diffusion's in all published forms, and those trained with this pack.
 
-Internally, and in files of this pack, names are those of the public SVD decoder behind `decoder.`: `mid.block_1.conv1`,
-`mid.block_1.time_stack.in_layers.2`, `mid.block_1.mix_factor`, `conv_out.time_mix_conv` (docs/formats.md#svd-decoder).
-A file holds the whole decoder, spatial layers too, since they are fine-tuned with the temporal ones; and
-`post_quant_conv` where it was trained behind one (SVD's was not). Sizes are told by shapes. The metadata of a file of
-this pack:
+Internally and in files of this pack, names are those of the public SVD decoder after `decoder.`
+(docs/formats.md#svd-decoder): `mid.block_1.conv1`, `mid.block_1.time_stack.in_layers.2`, `mid.block_1.mix_factor`,
+`conv_out.time_mix_conv`.
 
-    format, version         what this is; another version than VERSION is refused
+A file holds the whole decoder, because the spatial layers are fine-tuned with the temporal ones. It also holds
+`post_quant_conv` if the decoder was trained with one (SVD's was not). Sizes follow from shapes. The metadata of a file
+of this pack:
+
+    format, version         other versions than VERSION are refused
     latents                 the image model whose latents it decodes
-    frames, fps, licence    the clips it was trained on
+    frames, fps             of the clips that it was trained on
+    licence
 
-Other entries of the metadata are kept as they are.
+Other entries of the metadata are kept unchanged.
 """
 
 import math
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import StrPath, write_atomically
 from ..decoder import GROUPS, KERNELS, DecoderParams
 from ..errors import VideoLDMError
 from .contents import first_line
@@ -41,33 +45,38 @@ SVD_LICENCE = "Stability AI's community licence"
 SVD_FRAMES = 14         # decoded together in its authors' scripts
 RESERVED = ("format", "version", "latents", "frames", "fps", "licence")
 REQUIRED = ("version", "latents", "frames")
-PREFIXES = ("first_stage_model.", "vae.", "")       # of a VAE within a checkpoint, or alone
-PLACE = "Load it with Load Temporal Decoder."
+PREFIXES = ("first_stage_model.", "vae.", "")       # in front of a VAE's keys: within a checkpoint, or alone
+ADVICE = "Load it with Load Temporal Decoder."
 
 
 @dataclass
 class DecoderFile:
-    """A temporal decoder: tensors by the names of `TemporalDecoder`; post_quant: weight and bias of the convolution in
-    front of it, empty where it takes latents as they are. frames, fps: of the clips it was trained on."""
+    """The content of a file with a temporal decoder."""
 
-    name: str
-    kind: str
-    title: str
+    name: str                                                   # the file's name
+    kind: str                                                   # as in Identified
+    title: str                                                  # as in Identified
     params: DecoderParams
-    tensors: dict[str, Tensor]
-    post_quant: dict[str, Tensor]
-    latents: str
-    frames: int
-    fps: float | None = None
+    tensors: dict[str, Tensor]                                  # by the keys of TemporalDecoder
+    post_quant: dict[str, Tensor]                               # weight and bias of post_quant_conv. Empty: it has none
+    latents: str                                                # the image model whose latents it decodes
+    frames: int                                                 # length of the clips it was trained on
+    fps: float | None = None                                    # frame rate of these clips. None: not stated
     licence: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)      # the file's metadata, unchanged
 
     @property
     def dtype(self) -> torch.dtype:
         return self.tensors["conv_in.weight"].dtype
 
-    def check_vae(self, channels: int, factor: int, title: str):
-        """Refuse a VAE whose latents this decoder cannot read: their channels, and pixels per latent."""
+    def check_vae(self, channels: int, factor: int, title: str) -> None:
+        """Raise VideoLDMError for a VAE whose latents this decoder cannot decode.
+
+        Args:
+            channels: of the VAE's latents.
+            factor: pixels per latent, along each side.
+            title: the VAE's name, for the message.
+        """
         for what, own, other in (("channels", self.params.latent_channels, channels),
                                  ("pixels per latent", self.params.factor, factor)):
             if own != other:
@@ -75,6 +84,7 @@ class DecoderFile:
                                     f"({title}) has {other}. {self.wanted_vae()}, or choose another file.")
 
     def wanted_vae(self) -> str:
+        """The beginning of a sentence that says which VAE to connect."""
         demo = DEMO in self.latents
         return "Connect the VAE of Load Demo Models" if demo else f"Connect a VAE for {self.latents}"
 
@@ -87,7 +97,10 @@ DIFFUSERS_TOP = {"conv_norm_out": "norm_out", "time_conv_out": "conv_out.time_mi
 
 
 def ldm_name(key: str, levels: int) -> str:
-    """LDM's name of a decoder's key in diffusers' naming, whose up_blocks.0 is the coarsest level; others unchanged."""
+    """LDM's name of a decoder's key in diffusers' naming. Other keys are returned unchanged.
+
+    In diffusers' naming up_blocks.0 is the coarsest level. In LDM's naming up.0 is the finest.
+    """
     if match := re.fullmatch(r"mid_block\.attentions\.0\.(.+)\.(weight|bias)", key):
         return f"mid.attn_1.{ATTENTION.get(match[1], match[1])}.{match[2]}"
     if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.(.+)", key):
@@ -101,45 +114,46 @@ def ldm_name(key: str, levels: int) -> str:
 
 
 def resblock_name(rest: str) -> str:
+    """LDM's name for the rest of a ResBlock's key."""
     rest = rest.replace("conv_shortcut", "nin_shortcut").removeprefix("spatial_res_block.")
     rest = rest.removeprefix("time_mixer.")
     match = re.fullmatch(r"temporal_res_block\.(\w+)\.(\w+)", rest)
     return f"time_stack.{RESBLOCK.get(match[1], match[1])}.{match[2]}" if match else rest
 
 
-def prefix_of(keys) -> str | None:
-    """What stands in front of `decoder.` in a file, None where there is no decoder."""
+def prefix_of(keys: Collection[str]) -> str | None:
+    """The prefix in front of `decoder.` in a file's keys. None: the file holds no decoder."""
     return next((p for p in PREFIXES if any(key.startswith(f"{p}decoder.") for key in keys)), None)
 
 
-def names_of(shapes) -> tuple[dict[str, str], dict[str, str]]:
-    """{name: file key} of the decoder's tensors, and of post_quant_conv's."""
-    prefix = prefix_of(shapes) or ""
-    inside = {key.removeprefix(f"{prefix}decoder."): key for key in shapes if key.startswith(f"{prefix}decoder.")}
+def names_of(keys: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """{name: file key} of the decoder's tensors, and the same of post_quant_conv's."""
+    prefix = prefix_of(keys) or ""
+    inside = {key.removeprefix(f"{prefix}decoder."): key for key in keys if key.startswith(f"{prefix}decoder.")}
     if any(name.startswith("mid_block.") for name in inside):
         found = (re.match(r"up_blocks\.(\d+)\.", name) for name in inside)
         levels = 1 + max((int(match[1]) for match in found if match), default=0)
         inside = {ldm_name(name, levels): key for name, key in inside.items()}
     inside = {re.sub(r"^time_mix_conv\.", "conv_out.time_mix_conv.", name): key for name, key in inside.items()}
     quant = {part: f"{prefix}post_quant_conv.{part}" for part in ("weight", "bias")}
-    return inside, {part: key for part, key in quant.items() if key in shapes}
+    return inside, {part: key for part, key in quant.items() if key in keys}
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
-    """A temporal decoder in a file, whatever else the file holds."""
+    """Recognise a temporal decoder in a file. The file may hold other tensors too."""
     if metadata.get("format") == FORMAT:
-        return Identified("video_ldm_decoder", TITLE, PLACE, takes="decoder")
+        return Identified("video_ldm_decoder", TITLE, ADVICE, takes="decoder")
     if keys.has(r"(?:first_stage_model\.|vae\.)?decoder\.mid\.block_1\.(?:mix_factor|time_stack\.)"):
-        return Identified("svd_temporal_decoder", SVD, PLACE, takes="decoder")
+        return Identified("svd_temporal_decoder", SVD, ADVICE, takes="decoder")
     if keys.has(r"(?:first_stage_model\.|vae\.)?decoder\.mid_block\.resnets\.0\.temporal_res_block\."):
-        return Identified("diffusers_svd_temporal_decoder", f"{SVD} in diffusers' naming", PLACE, takes="decoder")
+        return Identified("diffusers_svd_temporal_decoder", f"{SVD} in diffusers' naming", ADVICE, takes="decoder")
     return None
 
 
 # Sizes
 
 def params_of(name: str, title: str, shapes: Mapping[str, tuple]) -> DecoderParams:
-    """Params by shapes; a sentence where they make no decoder."""
+    """The params of a decoder, from shapes. Raises VideoLDMError if they do not describe a decoder."""
     try:
         levels = 1 + max(int(m[1]) for m in (re.match(r"up\.(\d+)\.block\.", key) for key in shapes) if m)
         widths = [shapes[f"up.{level}.block.0.conv1.weight"][0] for level in range(levels)]
@@ -159,14 +173,15 @@ def params_of(name: str, title: str, shapes: Mapping[str, tuple]) -> DecoderPara
 
 
 def shapes_of(params: DecoderParams) -> dict[str, tuple]:
-    """Names and shapes of all tensors of a temporal decoder."""
+    """{name: shape} of all tensors of a temporal decoder."""
     widths = [params.channels * mult for mult in params.channel_mult]
-    shapes, width = {}, widths[-1]
+    shapes: dict[str, tuple] = {}
+    width = widths[-1]
 
-    def layer(name: str, *weight: int):
+    def layer(name: str, *weight: int) -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = weight, weight[:1]
 
-    def block(name: str, before: int, after: int):
+    def block(name: str, before: int, after: int) -> None:
         for part, size in (("norm1", before), ("norm2", after)):
             layer(f"{name}.{part}", size)
         layer(f"{name}.conv1", after, before, 3, 3)
@@ -199,13 +214,13 @@ def shapes_of(params: DecoderParams) -> dict[str, tuple]:
 # Reading
 
 def load(file: TensorFile, found: Identified) -> DecoderFile:
-    """The decoder of a file in which `detect` has found one."""
+    """Load the decoder of a file that `detect` has recognised. Raises VideoLDMError if it is damaged."""
     own = found.kind == "video_ldm_decoder"
-    trained = trained_of(file) if own else {"latents": SVD_LATENTS, "frames": SVD_FRAMES, "licence": SVD_LICENCE}
+    origin = origin_of(file) if own else {"latents": SVD_LATENTS, "frames": SVD_FRAMES, "licence": SVD_LICENCE}
     names, quant = names_of(file.shapes)
     params = params_of(file.name, found.title, {name: file.shapes[key] for name, key in names.items()})
     read = file.read([*names.values(), *quant.values()])
-    tensors = fitted(file.name, found.title, params, {name: read[key] for name, key in names.items()})
+    tensors = check_tensors(file.name, found.title, params, {name: read[key] for name, key in names.items()})
     post_quant = {part: read[key] for part, key in quant.items()} if own else {}
     channels = params.latent_channels
     if post_quant and {part: tuple(tensor.shape) for part, tensor in post_quant.items()} != {
@@ -214,11 +229,11 @@ def load(file: TensorFile, found: Identified) -> DecoderFile:
                             f"of {channels} channels. The file is damaged: download or write it again.")
     require_one_dtype(file.name, tensors | {f"post_quant_conv.{part}": value for part, value in post_quant.items()})
     return DecoderFile(file.name, found.kind, found.title, params, tensors, post_quant, metadata=dict(file.metadata),
-                       **trained)
+                       **origin)
 
 
-def trained_of(file: TensorFile) -> dict:
-    """What a file of this pack says of the clips that its decoder was trained on; a sentence where it cannot be."""
+def origin_of(file: TensorFile) -> dict[str, Any]:
+    """The metadata of a file of this pack: latents, frames, fps and licence. Raises VideoLDMError if it is unusable."""
     metadata, name = file.metadata, file.name
     missing = [entry for entry in REQUIRED if entry not in metadata]
     if missing:
@@ -236,8 +251,11 @@ def trained_of(file: TensorFile) -> dict:
                             "pack.") from None
 
 
-def fitted(name: str, title: str, params: DecoderParams, tensors: dict) -> dict:
-    """The tensors if they are exactly a decoder's; diffusers' attention is linear where LDM's has 1x1 kernels."""
+def check_tensors(name: str, title: str, params: DecoderParams, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in LDM's shapes. Raises VideoLDMError unless they are exactly those of a decoder.
+
+    Diffusers' attention has linear weights, which become the 1x1 kernels of LDM's attention.
+    """
     wanted = shapes_of(params)
     missing, surplus = [key for key in wanted if key not in tensors], [key for key in tensors if key not in wanted]
     if missing:
@@ -260,15 +278,25 @@ def fitted(name: str, title: str, params: DecoderParams, tensors: dict) -> dict:
 
 # Writing
 
-def write(path, tensors: Mapping[str, Tensor], params: DecoderParams, *, latents: str, frames: int,
+def write(path: StrPath, tensors: Mapping[str, Tensor], params: DecoderParams, *, latents: str, frames: int,
           post_quant: Mapping[str, Tensor] | None = None, fps: float | None = None, licence: str = "",
-          metadata: Mapping[str, str] | None = None):
-    """Write a decoder (the state dict of a TemporalDecoder) to `path`, whole or not at all, in the tensors' own types.
+          metadata: Mapping[str, str] | None = None) -> None:
+    """Write a decoder to `path`, completely or not at all. The tensors keep their dtypes.
 
-    latents: the image model whose latents it decodes. metadata: further entries, text to text. Raises VideoLDMError for
-    an incomplete set and ValueError for an entry of the format's own name.
+    Args:
+        path: of the file.
+        tensors: the state dict of a TemporalDecoder.
+        params: of the decoder.
+        latents: the image model whose latents it decodes.
+        frames, fps: of the clips that it was trained on.
+        post_quant: weight and bias of the convolution in front of it, if it has one.
+        licence: of the weights.
+        metadata: further entries, text to text.
+
+    Raises VideoLDMError for an incomplete set of tensors, and ValueError for a further entry with one of the format's
+    names.
     """
-    fitted(Path(path).name, TITLE, params, dict(tensors))
+    check_tensors(Path(path).name, TITLE, params, dict(tensors))
     header = {"format": FORMAT, "version": str(VERSION), "latents": latents, "frames": str(frames), "licence": licence}
     if fps is not None:
         header["fps"] = str(fps)

@@ -1,34 +1,36 @@
-"""Opening a model file without running what is in it: names, shapes and metadata first, tensors when asked for.
+"""Opening a model file without running code from it.
 
-Every way in which a file can be the wrong thing is refused with one sentence.
+Opening reads names, shapes and metadata. Tensors are read later, when they are needed. Every kind of wrong file is
+refused with one sentence.
 """
 
 import os
 import stat
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable
 
 from torch import Tensor
 
+from ..atomic import StrPath
 from ..errors import VideoLDMError
 from . import safetensors_files, torch_files
 from .contents import Contents, check_names, damaged, file_name, first_line
 from .tensor_names import bare_names
 
-PROBE = 512                     # bytes that tell a web page or a pointer from weights
+PROBE = 512                     # first bytes of a file that are searched for web pages and other mistakes
 KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @dataclass
 class TensorFile:
-    """An open file: shapes and metadata by bare key; `read` gives those tensors that are asked for, all finite."""
+    """An open file. Tensors have bare keys (tensor_names.py)."""
 
     path: Path
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]]                      # by bare key
     metadata: dict[str, str]
-    raw_keys: tuple[str, ...]
-    read: Callable[[Iterable[str]], dict[str, Tensor]]
+    raw_keys: tuple[str, ...]                               # the file's own keys, in the order of `shapes`
+    read: Callable[[Iterable[str]], dict[str, Tensor]]      # reads the tensors of these bare keys; refuses NaN
 
     @property
     def name(self) -> str:
@@ -36,12 +38,12 @@ class TensorFile:
 
     @property
     def raw_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes under the names that the file itself uses, which tell a whole checkpoint from its UNet."""
+        """Shapes by the file's own keys. Their prefixes tell a whole checkpoint from a UNet."""
         return dict(zip(self.raw_keys, self.shapes.values()))
 
 
-def open_file(path) -> TensorFile:
-    """Open a `.safetensors` or torch file; raises VideoLDMError for whatever is neither."""
+def open_file(path: StrPath) -> TensorFile:
+    """Open a `.safetensors` or torch file. Raises VideoLDMError for any other file."""
     contents = open_contents(path)
     names = bare_names(contents.shapes)
 
@@ -53,19 +55,20 @@ def open_file(path) -> TensorFile:
     return TensorFile(contents.path, shapes, contents.metadata, tuple(names.values()), read)
 
 
-def open_contents(path) -> Contents:
-    """The same, by the names that the file itself uses."""
+def open_contents(path: StrPath) -> Contents:
+    """Open a file like `open_file`, with the file's own keys."""
     path = Path(path)
     head = probe(path)
     try:
-        contents = opened(path, head)
-    except OSError as error:            # of the disk, while it is read
+        contents = open_by_kind(path, head)
+    except OSError as error:            # the disk failed while the file was read
         raise unopened(path, error) from None
     check_names(path, contents.shapes)
     return contents
 
 
-def opened(path: Path, head: bytes) -> Contents:
+def open_by_kind(path: Path, head: bytes) -> Contents:
+    """Open a file as the kind that its first bytes show."""
     if safetensors_files.is_safetensors(head):
         return safetensors_files.open_safetensors(path)
     if path.suffix.lower() in safetensors_files.ENDINGS:
@@ -73,8 +76,8 @@ def opened(path: Path, head: bytes) -> Contents:
     return torch_files.open_torch(path, head)
 
 
-def check_regular(path: Path):
-    """Refuse what is no file of bytes, before it is opened: to open a pipe waits until somebody writes into it."""
+def check_regular(path: Path) -> None:
+    """Raise VideoLDMError for anything but a regular file. Opening a pipe would wait for ever."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -91,13 +94,14 @@ def check_regular(path: Path):
 
 
 def unopened(path: Path, error: Exception) -> VideoLDMError:
+    """The error for a file that the system cannot open."""
     reason = getattr(error, "strerror", None) or first_line(error)
     return VideoLDMError(f"{file_name(path)} cannot be opened ({reason}). Check its name, and that ComfyUI may "
                         "read it.")
 
 
 def probe(path: Path) -> bytes:
-    """First bytes of a file that may hold weights, or a refusal."""
+    """The first bytes of a file. Raises VideoLDMError if it cannot be a model file."""
     check_regular(path)
     endings = safetensors_files.ENDINGS[:1] + torch_files.ENDINGS
     if path.suffix.lower() not in safetensors_files.ENDINGS + torch_files.ENDINGS:
@@ -125,6 +129,7 @@ def probe(path: Path) -> bytes:
 
 
 def wrong_safetensors(path: Path, head: bytes) -> VideoLDMError:
+    """The error for a file that is named .safetensors and is none."""
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return VideoLDMError(f"{file_name(path)} is named .safetensors but is a torch (pickle) file. Rename it to end "
                              "in .ckpt if you trust where it comes from.")

@@ -1,26 +1,29 @@
-"""Video upscalers in pixel space (docs/formats.md#upscaler-in-pixel-space), a whole UNet: read and written.
+"""Video upscalers in pixel space: reading and writing their files (docs/formats.md#upscaler-in-pixel-space).
 
-No such file was ever published; these are trained with this pack, on details, folded (temporal/upscaler.py). A safetensors file with the UNet's LDM keys behind
-`model.diffusion_model.`, and metadata that rebuilds everything:
+No such file has been published. These are trained with this pack, on folded details (temporal/upscaler.py). A file is a
+safetensors file of a whole UNet, with LDM's keys after `model.diffusion_model.`. The metadata rebuilds the rest:
 
-    format, version             what this is; another version than VERSION is refused
-    unet                        the network's sizes as JSON, in the words of nodes/host/models.py: UNetParams
-    linear_start, linear_end, prediction                the noise schedule, even in sqrt(beta)
-    augmentation_start, augmentation_end, most_noise    the same of the small frames, and the highest level
+    format, version             other versions than VERSION are refused
+    unet                        the arguments of UNetParams (nodes/host/network_params.py) as JSON
+    linear_start, linear_end    the noise schedule, evenly spaced in sqrt(beta)
+    prediction                  what the network predicts: eps, v or x0
+    augmentation_start, augmentation_end        the noise schedule of the small frames
+    most_noise                  the highest noise level of the small frames
     usual_noise                 the noise level to upscale with
-    details                     what the details are multiplied with before they are noised
+    details                     the factor that scales the details to unit variance
     title, licence
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import StrPath, write_atomically
 from ..errors import VideoLDMError
 from .contents import first_line
 from .files import TensorFile
@@ -39,39 +42,40 @@ RESERVED = ("format", "version", "unet", "prediction", "title", "licence", *NUMB
 
 @dataclass(frozen=True)
 class UpscalerParams:
-    """What the metadata says; unet: the arguments of UNetParams."""
+    """The metadata of a file."""
 
-    unet: dict
-    linear_start: float
+    unet: dict[str, Any]            # the arguments of UNetParams
+    linear_start: float             # the first and the last beta of the noise schedule
     linear_end: float
-    prediction: str
-    augmentation_start: float
+    prediction: str                 # eps, v or x0
+    augmentation_start: float       # the same of the small frames
     augmentation_end: float
-    most_noise: int
-    usual_noise: int
-    details: float
+    most_noise: int                 # the highest noise level of the small frames
+    usual_noise: int                # the noise level to upscale with
+    details: float                  # the factor of the details
     title: str
     licence: str = ""
 
 
 @dataclass
 class UpscalerFile:
-    """tensors: the UNet's, by its own names."""
+    """The content of a file."""
 
-    name: str
+    name: str                                                   # the file's name
     params: UpscalerParams
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, Tensor]                                  # by the UNet's own names
+    metadata: dict[str, str] = field(default_factory=dict)      # entries that are not the format's
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    """Recognise a file by its metadata."""
     if metadata.get("format") == FORMAT:
         return Identified("pixel_upscaler", TITLE, "Load it with Load Video Model.", takes="video_model")
     return None
 
 
 def load(file: TensorFile, found: Identified | None = None) -> UpscalerFile:
-    """The content of an open file; raises VideoLDMError where its metadata cannot be read."""
+    """Load a file. Raises VideoLDMError if it is damaged."""
     require_version(file.name, TITLE, file.metadata, VERSION)
     try:
         params = parse_params(file.metadata)
@@ -87,10 +91,12 @@ def load(file: TensorFile, found: Identified | None = None) -> UpscalerFile:
 
 
 def damaged(name: str, what: str) -> VideoLDMError:
+    """The error for a damaged file. what: what is wrong."""
     return VideoLDMError(f"{name} is {TITLE}, but damaged ({what}). Write or download it again.")
 
 
 def parse_params(metadata: Mapping[str, str]) -> UpscalerParams:
+    """The params in the metadata. Raises KeyError or ValueError if an entry is missing or wrong."""
     unet = {key: tuple(value) if isinstance(value, list) else value
             for key, value in entries_of(parsed_json(metadata["unet"], "unet"), "unet").items()}
     if metadata["prediction"] not in PREDICTIONS:
@@ -104,8 +110,19 @@ def parse_params(metadata: Mapping[str, str]) -> UpscalerParams:
                           text_of(metadata["title"], "title"), text_of(metadata.get("licence", ""), "licence"))
 
 
-def write(path, tensors: Mapping[str, Tensor], params: UpscalerParams, metadata: Mapping[str, str] = {}):
-    """Write a file that `load` gives back to the bit; whole or not at all. tensors: the UNet's, by its own names."""
+def write(path: StrPath, tensors: Mapping[str, Tensor], params: UpscalerParams,
+          metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file, completely or not at all. `load` returns the same content, to the bit.
+
+    Args:
+        path: of the file.
+        tensors: the UNet's, by its own names.
+        params: of the upscaler.
+        metadata: further entries, text to text.
+
+    Raises ValueError for a further entry with one of the format's names.
+    """
+    metadata = metadata or {}
     clash = sorted(set(metadata) & set(RESERVED))
     if clash:
         raise ValueError(f"the metadata entry {clash[0]} belongs to the format")

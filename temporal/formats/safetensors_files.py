@@ -1,10 +1,11 @@
-"""Opening a safetensors file: its header is checked against the file before a tensor is read."""
+"""Opening a safetensors file. Its header is checked against the file before any tensor is read."""
 
 import json
 import math
 import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -12,17 +13,19 @@ from torch import Tensor
 from .contents import Contents, damaged, first_line
 
 ENDINGS = (".safetensors", ".sft")
-LARGEST_HEADER = 16_000_000     # bytes; a published file's is below a million
+LARGEST_HEADER = 16_000_000     # bytes; headers of published files are below a million
 MOST_SIZES = 16                 # dimensions of a tensor
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
         "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
 
 
 def is_safetensors(head: bytes) -> bool:
+    """Whether a file begins as a safetensors file. head: its first bytes."""
     return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= LARGEST_HEADER
 
 
 def open_safetensors(path: Path) -> Contents:
+    """Open a file. Raises VideoLDMError if it is damaged."""
     entries = header_of(path)
     metadata = entries.pop("__metadata__", {})
 
@@ -37,7 +40,7 @@ def open_safetensors(path: Path) -> Contents:
 
 
 def header_of(path: Path) -> dict:
-    """The header of a safetensors file, whose tensors fill the file exactly."""
+    """The entries of the header. Raises VideoLDMError unless its tensors fill the file exactly."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
@@ -54,7 +57,7 @@ def header_of(path: Path) -> dict:
 
 
 def parsed_header(header: bytes) -> dict | None:
-    """The header's entries, None where they are not what the format says."""
+    """The entries of a header. None: it does not follow the format."""
     try:
         entries = json.loads(header, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError):
@@ -68,14 +71,15 @@ def parsed_header(header: bytes) -> dict | None:
 
 
 def without_repeats(pairs: list[tuple]) -> dict:
-    """A dictionary of the header; of two entries of one name, nobody knows which one is meant."""
+    """A dictionary of the pairs. Raises ValueError if a name occurs twice."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
         raise ValueError("a name occurs twice")
     return entries
 
 
-def describes_tensor(entry) -> bool:
+def describes_tensor(entry: Any) -> bool:
+    """Whether an entry of the header describes a tensor."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
@@ -85,11 +89,14 @@ def describes_tensor(entry) -> bool:
 
 
 def last_byte(path: Path, entries: dict) -> int:
-    """Where the tensors end. They lie one behind the other, without a gap, and each is as long as its shape says."""
+    """The offset at which the tensors end.
+
+    Raises VideoLDMError if there are gaps or overlaps, or if a tensor is not as long as its shape says.
+    """
     end = 0
     for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         first, last = entry["data_offsets"]
-        bits = BITS.get(entry["dtype"])     # a type that is newer than this list is left to the library
+        bits = BITS.get(entry["dtype"])     # the library checks dtypes that are newer than this list
         if first != end or last < first:
             raise damaged(path, f"has a gap or an overlap in front of the tensor {first_line(key)}")
         if bits and bits * math.prod(entry["shape"]) != 8 * (last - first):

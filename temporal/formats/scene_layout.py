@@ -1,23 +1,23 @@
-"""Scene layouts: the conditioner of boxes and labels, and its cross-attentions for one image model; read and written.
+"""Scene layouts: reading and writing files of `temporal.scene_layout.SceneLayout`.
 
-A safetensors file whose tensors are those of `temporal.scene_layout.SceneLayout`, and `null_text` (l d): the image model's
-embedding of an empty prompt, for pictures that are described by their layout alone. The metadata rebuilds the rest:
+A file is a safetensors file with the network's tensors and `null_text` (l d). This is the image model's embedding of an
+empty prompt, for pictures that are described by their layout alone. The metadata rebuilds the rest:
 
-    format, version             what this is; another version than VERSION is refused
+    format, version             other versions than VERSION are refused
     params                      LayoutParams as JSON
     base_family, base_context_dim, licence
-    most_boxes                  optional: how many boxes a picture had at most in training
+    most_boxes                  optional: the largest number of boxes per picture in training
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Mapping
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import StrPath, write_atomically
 from ..errors import VideoLDMError
 from ..layers import Factory
 from ..scene_layout import LayoutParams, SceneLayout
@@ -31,35 +31,35 @@ FORMAT = "video_ldm_scene_layout"
 VERSION = 1
 TITLE = "a scene layout file"
 NULL_TEXT = "null_text"
-MOST_BOXES = 64         # in one picture, where a file does not say how many it was trained with
-DEMO_BOXES = 3          # of the bundled file, which does not say it either
+MOST_BOXES = 64         # boxes per picture, for files that do not state most_boxes
+DEMO_BOXES = 3          # the same for the bundled file, which does not state it
 RESERVED = ("format", "version", "params", "base_family", "base_context_dim", "licence")
-LARGEST = 100_000       # of any size
+LARGEST = 100_000       # the largest number that metadata may hold
 
 
 @dataclass
 class LayoutFile:
-    """Ready for `SceneLayout(params).load_state_dict(tensors)`; null_text `l d`; most_boxes: of a picture that it was
-    trained on."""
+    """The content of a file, ready for `SceneLayout(params).load_state_dict(tensors)`."""
 
-    name: str
+    name: str                                                   # the file's name
     params: LayoutParams
-    tensors: dict[str, Tensor]
-    null_text: Tensor
-    base: Base
+    tensors: dict[str, Tensor]                                  # of SceneLayout
+    null_text: Tensor                                           # `l d`, float32
+    base: Base                                                  # the image model it was trained on
     licence: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    most_boxes: int = MOST_BOXES
+    metadata: dict[str, str] = field(default_factory=dict)      # entries that are not the format's
+    most_boxes: int = MOST_BOXES                                # the largest number of boxes per picture in training
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
+    """Recognise a file by its metadata."""
     if metadata.get("format") == FORMAT:
         return Identified("scene_layout", TITLE, "Choose it in Scene Layout.", takes="layout")
     return None
 
 
 def load(file: TensorFile, found: Identified | None = None) -> LayoutFile:
-    """The content of an open file; raises VideoLDMError where its parts do not agree."""
+    """Load a file. Raises VideoLDMError if metadata and tensors do not agree."""
     require_version(file.name, TITLE, file.metadata, VERSION)
     try:
         params = parse_params(file.metadata["params"], len(file.shapes))
@@ -80,13 +80,17 @@ def load(file: TensorFile, found: Identified | None = None) -> LayoutFile:
     return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base, licence, notes, most)
 
 
-def parse_params(text: str, held: int) -> LayoutParams:
-    """held: how many tensors the file holds. Every label, layer and site has one of its own, so there are no more."""
+def parse_params(text: str, tensors: int) -> LayoutParams:
+    """The params in the metadata. Raises ValueError if they are wrong.
+
+    tensors: the number of tensors in the file. Every label, layer and site has a tensor of its own, so there cannot be
+    more of them.
+    """
     stored = entries_of(parsed_json(text, "params"), "params", tuple(LayoutParams.__dataclass_fields__))
     labels = tuple((text_of(name, "the name of a label"), texts_of(values, "the values of a label"))
-                   for name, values in pairs_of(stored["labels"], "labels", held))
+                   for name, values in pairs_of(stored["labels"], "labels", tensors))
     sites = tuple((whole(site, "the number of a site", 0, LARGEST), whole(channels, "channels", 1, LARGEST))
-                  for site, channels in pairs_of(stored["sites"], "sites", held))
+                  for site, channels in pairs_of(stored["sites"], "sites", tensors))
     if len(dict(sites)) < len(sites):
         raise ValueError("a site is named twice")
     width = whole(stored["width"], "width", 1, LARGEST)
@@ -94,24 +98,29 @@ def parse_params(text: str, held: int) -> LayoutParams:
     if width % heads:
         raise ValueError(f"a width of {width} does not divide into {heads} heads")
     return LayoutParams(texts_of(stored["colours"], "colours"), labels, width, heads,
-                        whole(stored["layers"], "layers", 0, held), whole(stored["frequencies"], "frequencies", 1, 64),
+                        whole(stored["layers"], "layers", 0, tensors),
+                        whole(stored["frequencies"], "frequencies", 1, 64),
                         sites)
 
 
-def texts_of(value, what: str) -> tuple[str, ...]:
+def texts_of(value: object, what: str) -> tuple[str, ...]:
+    """Check that a value is a list of texts, and return it."""
     return tuple(text_of(text, what) for text in list_of(value, what, LARGEST))
 
 
-def pairs_of(value, what: str, most: int) -> list[list]:
+def pairs_of(value: object, what: str, most: int) -> list[list]:
+    """Check that a value is a list of at most `most` pairs, and return it."""
     return [list_of(pair, f"an entry of {what}", 2, 2) for pair in list_of(value, what, most)]
 
 
 def tensors_of(params: LayoutParams) -> dict[str, tuple]:
+    """{name: shape} of all tensors of a SceneLayout."""
     scene = SceneLayout(params, Factory(device="meta"))
     return {key: tuple(tensor.shape) for key, tensor in scene.state_dict().items()}
 
 
-def check_tensors(file: TensorFile, wanted: dict[str, tuple], base: Base):
+def check_tensors(file: TensorFile, wanted: dict[str, tuple], base: Base) -> None:
+    """Raise VideoLDMError unless the file holds exactly the wanted tensors and null_text."""
     shapes = dict(file.shapes)
     text = shapes.pop(NULL_TEXT, ())
     if len(text) != 2 or text[1] != base.context_dim:
@@ -126,15 +135,28 @@ def check_tensors(file: TensorFile, wanted: dict[str, tuple], base: Base):
                                 "is due. Write or download it again.")
 
 
-def write(path, tensors: Mapping[str, Tensor], params: LayoutParams, null_text: Tensor, *, base: Base, licence: str,
-          metadata: Mapping[str, str] = {}):
-    """Write a file that `load` gives back to the bit; whole or not at all."""
+def write(path: StrPath, tensors: Mapping[str, Tensor], params: LayoutParams, null_text: Tensor, *, base: Base,
+          licence: str, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file, completely or not at all. `load` returns the same content, to the bit.
+
+    Args:
+        path: of the file.
+        tensors: the state dict of a SceneLayout.
+        params: of the SceneLayout.
+        null_text: the image model's embedding of an empty prompt, `l d`.
+        base: the image model.
+        licence: of the weights.
+        metadata: further entries, text to text.
+
+    Raises ValueError for tensors that do not fit, and for a further entry with one of the format's names.
+    """
+    metadata = metadata or {}
     clash = sorted(set(metadata) & set(RESERVED))
     if clash:
         raise ValueError(f"the metadata entry {clash[0]} belongs to the format")
-    given, wanted = {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors_of(params)
-    if given != wanted:
-        raise ValueError(f"tensors and params disagree, first at {sorted(given.items() ^ wanted.items())[0][0]}")
+    shapes, wanted = {key: tuple(tensor.shape) for key, tensor in tensors.items()}, tensors_of(params)
+    if shapes != wanted:
+        raise ValueError(f"tensors and params disagree, first at {sorted(shapes.items() ^ wanted.items())[0][0]}")
     if null_text.ndim != 2 or null_text.shape[1] != base.context_dim:
         raise ValueError(f"null_text is l {base.context_dim}, not {tuple(null_text.shape)}")
     header = {"format": FORMAT, "version": str(VERSION), "params": json.dumps(asdict(params)),

@@ -1,7 +1,7 @@
-"""What a file of temporal layers says: the layers, and what they were trained for."""
+"""The content of a file of temporal layers, and checks that all such files need."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ from .metadata import shown
 
 @dataclass(frozen=True)
 class Identified:
-    """What a file is, told by its keys and shapes."""
+    """What a file is, found from the names and shapes of its tensors."""
 
-    kind: str
-    title: str                  # with its article, as in "an AnimateDiff v2 motion module"
-    place: str                  # a sentence that says where it belongs; "" for an unknown file
-    takes: str | None = None    # which node loads it: a key of LOADERS (families/family.py); None: none
+    kind: str                   # a short name, as in "animatediff_v2"
+    title: str                  # with an article, as in "an AnimateDiff v2 motion module"
+    advice: str                 # a sentence that says where it belongs; "" for an unknown file
+    takes: str | None = None    # the node that loads it, a key of LOADERS (families/family.py). None: no node does
 
 
 PREDICTIONS = ("eps", "v", "x0")
@@ -32,33 +32,30 @@ PREDICTIONS = ("eps", "v", "x0")
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise schedule in ComfyUI's names: "linear" is evenly spaced in sqrt(beta), "sqrt_linear" in beta.
+    """A noise schedule, in ComfyUI's names."""
 
-    prediction: "eps", "v", "x0", or None for the base model's own.
-    """
-
-    beta_schedule: str
-    linear_start: float
-    linear_end: float
-    prediction: str | None = None
+    beta_schedule: str              # "linear": evenly spaced in sqrt(beta). "sqrt_linear": evenly spaced in beta
+    linear_start: float             # the first beta
+    linear_end: float               # the last beta
+    prediction: str | None = None   # "eps", "v" or "x0". None: that of the image model
 
 
 X4_UPSCALER, DEMO, DEMO_UPSCALER = "Stable Diffusion x4 upscaler", "Video LDM demo", "the Video LDM demo's upscaler"
 
 
 class Base(NamedTuple):
-    """The image model that the layers were trained on; context_dim is the width of its text, None where unknown."""
+    """The image model that temporal layers were trained on."""
 
-    family: str
-    context_dim: int | None = None
+    family: str                         # its name, as in "Stable Diffusion 1.x"
+    context_dim: int | None = None      # the width of its text. None: unknown
 
     @property
     def named(self) -> str:
-        """With the article that it has within a sentence."""
+        """The name with the article that it needs in a sentence."""
         return f"the {self.family}" if self.family in (X4_UPSCALER, DEMO) else self.family
 
     def source(self, output: str = "MODEL") -> str:
-        """Where an artist gets the model's MODEL, CLIP or VAE."""
+        """Where the artist gets the model's MODEL, CLIP or VAE, as part of a sentence."""
         if self.family == DEMO_UPSCALER and output == "MODEL":
             return "the MODEL of Load Video Model with video_ldm_driving_upscaler.safetensors"
         if self.family in (DEMO, DEMO_UPSCALER):
@@ -71,54 +68,56 @@ class Base(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplerHint:
-    """How a distilled set of layers wants to be sampled; `model_sampling` in the words of ComfyUI's
-    ModelSamplingDiscrete node, cfg and steps as (least, most)."""
+    """The sampling settings that a distilled set of layers needs."""
 
     sampler: str
-    model_sampling: str
-    cfg: tuple[float, float]
-    steps: tuple[int, int]
+    model_sampling: str         # a value of ComfyUI's node ModelSamplingDiscrete
+    cfg: tuple[float, float]    # lowest, highest
+    steps: tuple[int, int]      # fewest, most
 
 
 class NoiseLevels(NamedTuple):
-    """Noise on the small frames for layers of an upscaler: who trained them, the most they know, and what is usual."""
+    """The noise levels of small frames that an upscaler's layers were trained with."""
 
-    author: str
-    most: int
-    usual: int
+    author: str     # who trained the layers
+    most: int       # the highest level in training
+    usual: int      # the level that the authors sample with
 
 
 @dataclass
 class TemporalFile:
-    """A set of temporal layers, ready for `TemporalStack(params).load_state_dict(tensors)`.
+    """A set of temporal layers, ready for `TemporalStack(params).load_state_dict(tensors)`."""
 
-    notes: sentences for the node's report. fps: frames per second of the clips it makes, None where nobody says.
-    """
-
-    name: str
-    kind: str
-    title: str
+    name: str                                                   # the file's name
+    kind: str                                                   # as in Identified
+    title: str                                                  # as in Identified
     params: StackParams
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]                                  # by the keys of TemporalStack
     schedule: Schedule
     base: Base
-    fps: float | None = None
+    fps: float | None = None                                    # frames per second of its clips. None: not stated
     licence: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)      # the file's metadata, unchanged
+    notes: list[str] = field(default_factory=list)              # sentences for the node's report
     hint: SamplerHint | None = None
-    noise: NoiseLevels | None = None
+    noise: NoiseLevels | None = None                            # for layers of an upscaler
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of most of the weights."""
-        elements = Counter()
+        """The dtype of most of the weights."""
+        elements: Counter[torch.dtype] = Counter()
         for tensor in self.tensors.values():
             elements[tensor.dtype] += tensor.numel()
         return elements.most_common(1)[0][0]
 
-    def check_base(self, channels: Mapping[Site, int], context_dim: int | None, model: str):
-        """Refuse an image model that these layers were not made for: channels at its sites, width of its text, name."""
+    def check_base(self, channels: Mapping[Site, int], context_dim: int | None, model: str) -> None:
+        """Raise VideoLDMError for an image model that these layers were not made for.
+
+        Args:
+            channels: the channels at each site of the model.
+            context_dim: the width of the model's text.
+            model: the model's name, for the sentence.
+        """
         widths = {brick.context_dim for _, brick in self.params.bricks if hasattr(brick, "context_dim")}
         wanted = self.base.context_dim or next(iter(widths), None)
         made_for = f"{self.name} is {self.title}, made for {self.base.named}, and the connected MODEL is {model}"
@@ -133,18 +132,25 @@ class TemporalFile:
                                     f"the layer {site.name}. {advice}")
 
 
-def require_version(name: str, title: str, metadata: Mapping[str, str], known: int):
-    """Refuse a file of another version of its format."""
+def require_version(name: str, title: str, metadata: Mapping[str, str], supported: int) -> None:
+    """Raise VideoLDMError for a file of another version of its format.
+
+    Args:
+        name: the file's name.
+        title: what the file is, with an article.
+        metadata: the file's metadata.
+        supported: the version that the pack reads.
+    """
     version = metadata.get("version")
-    if version != str(known):
-        raise VideoLDMError(f"{name} is {title} of version {shown(version)}, and this pack reads version {known}. "
+    if version != str(supported):
+        raise VideoLDMError(f"{name} is {title} of version {shown(version)}, and this pack reads version {supported}. "
                             "Update the pack.")
 
 
-def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]):
-    """Refuse a set of tensors that is not exactly the stack's: a layer missing, a tensor too many, a wrong shape."""
-    # Each block, and each attention in it, has tensors of its own. Without that bound, a name with a large number in it would
-    # build modules for ever.
+def require_complete(name: str, title: str, params: StackParams, tensors: Mapping[str, Tensor]) -> None:
+    """Raise VideoLDMError unless the tensors are exactly those of the stack, in name and shape."""
+    # Each block and each attention has tensors of its own, so there are no more parts than tensors. Without this check,
+    # a name with a large number in it would build modules without end.
     parts = sum(getattr(brick, "blocks", 1) * max(getattr(brick, "attentions", 1), 1) for _, brick in params.bricks)
     if parts > len(tensors):
         raise VideoLDMError(f"{name} looks like {title}, but its names number {shown(parts)} layers, and it holds "
@@ -170,13 +176,17 @@ def require_complete(name: str, title: str, params: StackParams, tensors: Mappin
 
 
 def published_suffix(key: str) -> str:
-    """What a stack key has in common across the sites."""
+    """The part of a stack key that is the same at all sites."""
     return key.split(".", 2)[-1]
 
 
-def require_one_dtype(name: str, tensors: Mapping[str, Tensor], kind=published_suffix):
-    """Refuse weights that are no floating-point numbers, and one kind of tensor in two types."""
-    found = defaultdict(dict)
+def require_one_dtype(name: str, tensors: Mapping[str, Tensor],
+                      kind: Callable[[str], str] = published_suffix) -> None:
+    """Raise VideoLDMError for weights that are not floating-point, and for tensors of one kind in two dtypes.
+
+    kind: the kind of a tensor, from its key.
+    """
+    found: defaultdict[str, dict[torch.dtype, str]] = defaultdict(dict)
     for key, tensor in tensors.items():
         if tensor.dtype not in WEIGHT_TYPES:
             raise VideoLDMError(f"{name} holds {key} as {dtype_name(tensor.dtype)}, which is not a floating-point "
@@ -192,4 +202,5 @@ def require_one_dtype(name: str, tensors: Mapping[str, Tensor], kind=published_s
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as a sentence shows it, as in "float16"."""
     return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""Opening what `torch.save` wrote, with weights and plain containers only: a pickle that needs code is not run.
+"""Opening files of `torch.save` that hold weights and plain containers only. No code from a file is run.
 
-`torch.load` is told so, and runs nothing. What it can still be led to by a hostile file, to work for ever or to fill
-the memory, is looked for before and after.
+`torch.load` runs with `weights_only`. A hostile file can still make it work without end or fill the memory. So the
+pickle is checked before it is loaded, and the tensors are checked after it.
 """
 
 import io
@@ -11,8 +11,9 @@ import re
 import struct
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,14 @@ from .metadata import shown
 
 ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
 WRAPPERS = ("ema", "state_dict", "module", "model_state_dict", "params_ema", "params", "model")
-DEEPEST = 8                     # wrappers around weights, and tuples within tuples
-LARGEST_PICKLE = 16_000_000     # bytes of names and sizes; a published file's are below a million
+DEEPEST = 8                     # nested dictionaries around the weights, and nested tuples
+LARGEST_PICKLE = 16_000_000     # bytes of names and sizes; those of published files are below a million
 LEGACY_PICKLES = 5              # magic number, protocol, system, weights, keys of the storages
-SHARED = 4                      # how many times a file's own size its tensors may be, where they share memory
+SHARED = 4                      # tensors that share memory may together be this many times as large as the file
 
 
 def open_torch(path: Path, head: bytes) -> Contents:
+    """Open a file. head: its first bytes. Raises VideoLDMError if it is damaged or needs code."""
     found = flat_tensors(path, load_weights(path, head))
     if not found:
         raise VideoLDMError(f"{file_name(path)} holds no named tensors, so it is no model file of any kind that this "
@@ -44,7 +46,8 @@ def open_torch(path: Path, head: bytes) -> Contents:
     return Contents(path, {key: tuple(tensor.shape) for key, tensor in found.items()}, {}, read)
 
 
-def load_weights(path: Path, head: bytes):
+def load_weights(path: Path, head: bytes) -> Any:
+    """What `torch.load` returns for a file. Raises VideoLDMError if it is damaged or needs code."""
     zipped = head.startswith(b"PK\x03\x04")
     if not zipped and not head.startswith(b"\x80"):
         raise VideoLDMError(f"{file_name(path)} is neither a torch file nor a safetensors file: it begins with "
@@ -54,11 +57,12 @@ def load_weights(path: Path, head: bytes):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise needs_code(path, str(error)) from None
-    except Exception as error:          # damaged bytes lead torch to errors of every class
+    except Exception as error:          # damaged files make torch raise errors of any class
         raise damaged(path, f"breaks off or cannot be read ({first_line(error)})") from None
 
 
 def needs_code(path: Path, message: str) -> VideoLDMError:
+    """The error for a pickle that needs code. message: torch's, which names the class."""
     wanted = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"class ([\w.]+)", message)
     what = f" ({shown(wanted.group(1))})" if wanted else ""
     if not wanted and "truncated" in message:
@@ -71,13 +75,13 @@ def needs_code(path: Path, message: str) -> VideoLDMError:
 # Before torch.load
 
 def archived_pickle(path: Path) -> bytes:
-    """The pickle of a torch archive; other zip files are refused, and one that breaks off (its directory is last)."""
+    """The pickle of a torch archive. Raises VideoLDMError for other zip files and for damaged ones."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error, OverflowError, MemoryError):
         raise damaged(path, "is an archive without an end") from None
-    names = [member.filename.lower() for member in members]     # torch does not tell the two cases apart
+    names = [member.filename.lower() for member in members]     # torch ignores case
     if any(name.endswith("constants.pkl") for name in names):
         raise VideoLDMError(f"{file_name(path)} is a TorchScript program, not a file of weights. This pack runs no "
                             "code from a model file: use the plain weights.")
@@ -89,8 +93,11 @@ def archived_pickle(path: Path) -> bytes:
     return stored_bytes(path, pickles[0])
 
 
-def check_members(path: Path, members: list[zipfile.ZipInfo], names: list[str]):
-    """torch.save stores what it writes as it is, once: a compressed archive can be a thousand times as large inside."""
+def check_members(path: Path, members: list[zipfile.ZipInfo], names: list[str]) -> None:
+    """Raise VideoLDMError for compressed or overlapping members, which could expand to any size.
+
+    torch.save never writes such archives.
+    """
     packed = next((member for member in members if member.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None:
         raise VideoLDMError(f"{file_name(path)} is a torch archive that was compressed afterwards "
@@ -100,7 +107,7 @@ def check_members(path: Path, members: list[zipfile.ZipInfo], names: list[str]):
 
 
 def stored_bytes(path: Path, member: zipfile.ZipInfo) -> bytes:
-    """A member's bytes. Not by ZipFile.read: its checksum may have been left out, as torch allows."""
+    """The bytes of a member. ZipFile.read would check the checksum, which torch may leave out."""
     if member.file_size > LARGEST_PICKLE:
         raise too_many_names(path)
     with open(path, "rb") as file:
@@ -113,7 +120,7 @@ def stored_bytes(path: Path, member: zipfile.ZipInfo) -> bytes:
 
 
 def legacy_pickles(path: Path) -> bytes:
-    """The beginning of a file of torch's form before 1.6: pickles, and behind them the weights."""
+    """The beginning of a file in torch's format before 1.6, which is pickles followed by weights."""
     try:
         tarfile.open(path, mode="r:").close()
     except (tarfile.TarError, OSError, ValueError):
@@ -124,12 +131,13 @@ def legacy_pickles(path: Path) -> bytes:
 
 
 def too_many_names(path: Path) -> VideoLDMError:
+    """The error for a file with an oversized pickle."""
     return VideoLDMError(f"{file_name(path)} has more than {LARGEST_PICKLE // 1_000_000} MB of names and sizes beside "
                          "its weights, more than any model that this pack knows. Choose another file.")
 
 
-def check_pickles(path: Path, content: bytes):
-    """Refuse pickles that break off, that torch does not read, or that hold tuples within tuples without end."""
+def check_pickles(path: Path, content: bytes) -> None:
+    """Raise VideoLDMError for pickles that break off, that torch does not read, or with deeply nested tuples."""
     stream = io.BytesIO(content)
     for _ in range(LEGACY_PICKLES):
         if stream.tell() == len(content):
@@ -144,18 +152,23 @@ def check_pickles(path: Path, content: bytes):
             raise damaged(path, f"breaks off or cannot be read ({first_line(error)})") from None
 
 
-def check_tuples(path: Path, stream: io.BytesIO):
-    """Follow one pickle's stack, in which everything but a tuple counts 0, and a tuple one more than its deepest part.
+def check_tuples(path: Path, stream: io.BytesIO) -> None:
+    """Raise VideoLDMError for deeply nested tuples in one pickle.
 
-    A tuple of two equal tuples of two equal tuples, and so on, is short to write and takes for ever to hash, which
-    torch.load does where it is a dictionary's key.
+    A tuple of two equal tuples of two equal tuples, and so on, takes few bytes. torch.load would hash it without end
+    where it is the key of a dictionary.
+
+    The pickle's stack is followed with depths in place of values. Anything but a tuple has depth 0. A tuple is one
+    deeper than its deepest part.
     """
-    stack, marks, memo = [], [], {}
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
     for code, value, _ in pickletools.genops(stream):
         if code.name == "PROTO" and value not in (2, 3):
-            raise needs_code(path, "")          # torch warns, and knows none of the newer instructions
-        if code.name in ("GLOBAL", "INST") and len(value) > LONGEST_NAME:
-            raise needs_code(path, f"GLOBAL {value}")       # torch looks through its own sentence for ever
+            raise needs_code(path, "")          # torch does not know the instructions of newer protocols
+        if code.name in ("GLOBAL", "INST") and len(str(value)) > LONGEST_NAME:
+            raise needs_code(path, f"GLOBAL {value}")       # torch would search its own message without end
         if code.name == "MARK":
             marks.append(len(stack))
         elif code.name in ("BINPUT", "LONG_BINPUT"):
@@ -177,9 +190,11 @@ def check_tuples(path: Path, stream: io.BytesIO):
 
 # After torch.load
 
-def flat_tensors(path: Path, loaded) -> dict[str, Tensor]:
-    """Peel the dictionaries that training scripts wrap weights in (docs/formats.md#opening-a-file), and drop what is no tensor with a
-    name."""
+def flat_tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
+    """{name: tensor} of a loaded file, without the dictionaries around them (docs/formats.md#opening-a-file).
+
+    Everything else in the file is dropped. Raises VideoLDMError for too many dictionaries around the weights.
+    """
     for _ in range(DEEPEST):
         wrapper = next((w for w in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(w), dict)), None)
         if wrapper is None:
@@ -199,8 +214,8 @@ def flat_tensors(path: Path, loaded) -> dict[str, Tensor]:
     return flat
 
 
-def check_plain(path: Path, key: str, tensor: Tensor):
-    """Refuse what is no plain array of numbers: most operations, even asking for its shape, can fail on it."""
+def check_plain(path: Path, key: str, tensor: Tensor) -> None:
+    """Raise VideoLDMError for anything but a plain dense tensor. On others most operations can fail."""
     kind = next((kind for kind, applies in (
         (f"a {type(tensor).__name__}", type(tensor) not in (Tensor, nn.Parameter)),
         ("a nested tensor", tensor.is_nested), ("a quantised tensor", tensor.is_quantized),
@@ -212,8 +227,8 @@ def check_plain(path: Path, key: str, tensor: Tensor):
                             "Use the original float16 or float32 file.")
 
 
-def check_sizes(path: Path, tensors: dict[str, Tensor]):
-    """Refuse tensors that are larger than what the file holds of them: a few bytes can be repeated to any size."""
+def check_sizes(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise VideoLDMError for tensors larger than their bytes in the file. Strides can repeat bytes to any size."""
     for key, tensor in tensors.items():
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise damaged(path, f"holds {key} of shape {list(tensor.shape)} as {tensor.untyped_storage().nbytes()} "

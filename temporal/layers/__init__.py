@@ -1,17 +1,21 @@
-"""The bricks that temporal layers are made of: shapes are `b t c h w` in the papers, `(b t) ...` in the network."""
+"""The bricks that temporal layers are made of.
+
+The papers write clips as `b t c h w`. In the network, frames are on the batch dimension: `(b t) ...`.
+"""
 
 from .attention import Attention, FeedForward, TemporalTransformer, TemporalTransformerBlock, TransformerParams
 from .brick import BrickCall, BrickParams, GivenCall
 from .context import ContextDownsampler, FpsToken
 from .conv import ResBlockParams, TemporalResBlock
-from .factory import Factory, attend
+from .factory import TORCH, Factory, attend
 from .mix import Mix
 from .motion import MotionModule, MotionParams
 from .position import interleaved_sinusoid, timestep_sinusoid
 from .vsr import LevelModule, LevelParams, ResidualConv, ResidualConvParams, RotaryParams, RotaryTransformer
 
 __all__ = [
-    "Attention", "BrickCall", "BrickParams", "ContextDownsampler", "Factory", "FeedForward", "FpsToken", "GivenCall",
+    "TORCH", "Attention", "BrickCall", "BrickParams", "ContextDownsampler", "Factory", "FeedForward", "FpsToken",
+    "GivenCall",
     "LevelModule", "LevelParams", "Mix", "MotionModule", "MotionParams", "ResBlockParams", "ResidualConv",
     "ResidualConvParams", "RotaryParams", "RotaryTransformer", "TemporalResBlock", "TemporalTransformer",
     "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid", "timestep_sinusoid",

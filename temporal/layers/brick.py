@@ -1,7 +1,7 @@
 """The protocol of a brick: `params.build(factory)` makes it, `brick(x, call)` runs it.
 
-A new kind of layer is a params class with `build`, and a module whose forward takes x and a call. Nothing else in the
-pack needs to know it.
+To add a kind of layer, write a params class with `build`, and a module whose forward takes x and a call. Nothing else
+in the pack changes.
 """
 
 from dataclasses import dataclass
@@ -15,25 +15,30 @@ from .position import distance_band
 
 
 class BrickParams(Protocol):
-    """The sizes of one brick. Two more attributes are read where a brick has them: `mix_length`, the only clip length
-    it can run (1: any), and `table_length`, the length of its learned position table (0: none)."""
+    """The params of one brick.
+
+    Two more attributes are optional. `mix_length`: the only clip length it can run; 1: any. `table_length`: the length
+    of its learned position table; 0: none.
+    """
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """Channels of the features x."""
 
-    def build(self, make: Factory) -> nn.Module: ...
+    def build(self, make: Factory) -> nn.Module:
+        """Make the brick."""
 
 
 class BrickCall(Protocol):
-    """What a brick may ask about the call of the network that it runs in."""
+    """What a brick can read of the network call that it runs in."""
 
     @property
     def frames(self) -> int:
-        """t, the frames of a clip."""
+        """t, the number of frames of a clip."""
 
     @property
     def strength(self) -> float:
-        """0 is the image model, 1 is as trained."""
+        """0: the image model alone. 1: the layers as trained."""
 
     @property
     def emb(self) -> Tensor:
@@ -45,22 +50,22 @@ class BrickCall(Protocol):
 
     @property
     def context_maps(self) -> Tensor | None:
-        """Context channels at the resolution of x, `(b t) k h w`; None for layers without context frames."""
+        """Context channels at the resolution of x, `(b t) k h w`. None for layers without context frames."""
 
     def band(self, device: torch.device) -> Tensor | None:
-        """Which frames see each other, `t t`; None: all."""
+        """The attention mask `t t`, True where frames attend to each other. None: all do."""
 
 
 @dataclass(frozen=True)
 class GivenCall:
-    """A BrickCall whose answers are given: it runs a brick alone, outside of a network."""
+    """A BrickCall with fixed values, to run a brick alone, outside of a network."""
 
-    frames: int
+    frames: int                             # fields as in BrickCall
     strength: float = 1.0
     emb: Tensor | None = None
     text: Tensor | None = None
     context_maps: Tensor | None = None
-    max_distance: int | None = None     # frames that attention over time reaches; None: all
+    max_distance: int | None = None         # attention over time reaches this many frames. None: all frames
 
     def band(self, device: torch.device) -> Tensor | None:
         return distance_band(self.frames, self.max_distance, device)

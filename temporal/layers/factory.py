@@ -11,32 +11,39 @@ from torch import Tensor, nn
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention on `b n (heads d)`; the signature of ComfyUI's `optimized_attention`."""
+    """Scaled dot-product attention. It has the signature of ComfyUI's `optimized_attention`.
+
+    Args:
+        q: queries `b n (heads d)`.
+        k, v: keys and values `b m (heads d)`.
+        heads: number of heads.
+        mask: True where a query may attend to a key, or a bias to add to the scores. It broadcasts to `b heads n m`.
+    """
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
 
 
 @dataclass(frozen=True)
 class Factory:
-    """Makes the layers of a brick, all of one kind, type and device."""
+    """Makes the layers of a brick. They all have one dtype and one device."""
 
-    operations: Any = nn                    # the layer classes: torch.nn, or a host's that cast their weights
-    dtype: torch.dtype | None = None
-    device: torch.device | str | None = None
-    attention: Callable[..., Tensor] = attend
+    operations: Any = nn                            # the module with the layer classes: torch.nn, or the host's
+    dtype: torch.dtype | None = None                # None: torch's default
+    device: torch.device | str | None = None        # None: torch's default
+    attention: Callable[..., Tensor] = attend       # called like `attend`
 
     @property
     def weights(self) -> dict[str, Any]:
-        """Where and in which type a weight is made."""
+        """The keyword arguments that give a new weight its dtype and device."""
         return {"dtype": self.dtype, "device": self.device}
 
     def linear(self, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
         return self.operations.Linear(inputs, outputs, bias=bias, **self.weights)
 
-    def conv2d(self, inputs: int, outputs: int, kernel: int | tuple, **options) -> nn.Module:
+    def conv2d(self, inputs: int, outputs: int, kernel: int | tuple, **options: Any) -> nn.Module:
         return self.operations.Conv2d(inputs, outputs, kernel, **options, **self.weights)
 
-    def conv3d(self, inputs: int, outputs: int, kernel: tuple, **options) -> nn.Module:
+    def conv3d(self, inputs: int, outputs: int, kernel: tuple, **options: Any) -> nn.Module:
         return self.operations.Conv3d(inputs, outputs, kernel, **options, **self.weights)
 
     def layer_norm(self, channels: int) -> nn.Module:
@@ -47,3 +54,6 @@ class Factory:
 
     def embedding(self, rows: int, width: int) -> nn.Module:
         return self.operations.Embedding(rows, width, **self.weights)
+
+
+TORCH = Factory()       # torch.nn's own layers, float32, on torch's default device

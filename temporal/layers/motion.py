@@ -8,49 +8,52 @@ from torch import Tensor, nn
 
 from .attention import FeedForward, Projections
 from .brick import BrickCall
-from .factory import Factory
+from .factory import TORCH, Factory
 from .position import interleaved_sinusoid
 
-CACHED = 1024 * 320     # numbers per thread that the blocks take in at a time; 8 times as many, at their widest, fit L3
+# On a CPU the blocks run on this many numbers per thread at a time. Inside they are 8 times as wide, which fits L3.
+CACHED = 1024 * 320
 
 
 @dataclass(frozen=True)
 class MotionParams:
-    """AnimateDiff motion module, slot `post_attn`."""
+    """Params of AnimateDiff's motion module, slot `post_attn`."""
 
     channels: int
     heads: int
-    blocks: int = 1
-    attentions: int = 2             # in each block
-    table_length: int = 0           # of a learned table of frame positions; 0: they are the sinusoid, computed
-    norm_pooled: bool = False       # the module's norm sees all frames of a clip together
+    blocks: int = 1                 # transformer blocks
+    attentions: int = 2             # self-attentions in each block
+    table_length: int = 0           # length of a learned position table. 0: positions are computed sinusoids
+    norm_pooled: bool = False       # True: the module's norm pools over the frames of a clip
 
     def build(self, make: Factory) -> nn.Module:
         return MotionModule(self, make)
 
 
 class MotionAttention(Projections):
-    """Self-attention over t whose frame positions feed q, k and v, after the norm."""
+    """Self-attention over t. Frame positions are added to the input of q, k and v, after the norm."""
 
-    def __init__(self, params: MotionParams, make: Factory = Factory()):
+    def __init__(self, params: MotionParams, make: Factory = TORCH) -> None:
         super().__init__(params.channels, params.heads, None, make)
         length = params.table_length
         self.pos_encoder = PositionTable(length, params.channels, make) if length else None
 
     def positions(self, frames: int, like: Tensor) -> Tensor:
+        """The frame positions, `t c`."""
         if self.pos_encoder is not None:
             return self.pos_encoder(frames).to(like)
         return interleaved_sinusoid(frames, like.shape[-1], like.device).to(like.dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x `s t c`."""
         x = x + self.positions(x.shape[1], x)
         return self.attend(x, x, mask)
 
 
 class PositionTable(nn.Module):
-    """Learned positions: a file whose table is not the sinusoid keeps its own, and ends where it ends."""
+    """A learned position table, for files whose table is not the computed sinusoid. Its length limits the clip."""
 
-    def __init__(self, length: int, dim: int, make: Factory = Factory()):
+    def __init__(self, length: int, dim: int, make: Factory = TORCH) -> None:
         super().__init__()
         self.pe = nn.Parameter(torch.zeros(1, length, dim, **make.weights))
 
@@ -59,9 +62,9 @@ class PositionTable(nn.Module):
 
 
 class MotionBlock(nn.Module):
-    """Two temporal self-attentions and a GEGLU, each residual, on `(b s) t c`."""
+    """Temporal self-attentions and a GEGLU, each residual, on `(b s) t c`."""
 
-    def __init__(self, params: MotionParams, make: Factory = Factory()):
+    def __init__(self, params: MotionParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.attention_blocks = nn.ModuleList(MotionAttention(params, make) for _ in range(params.attentions))
         self.norms = nn.ModuleList(make.layer_norm(params.channels) for _ in range(params.attentions))
@@ -75,12 +78,12 @@ class MotionBlock(nn.Module):
 
 
 class TemporalTransformer3D(nn.Module):
-    """Norm, in, blocks over t, out: the residual that is added to `(b t) c h w`.
+    """Norm, linear layer, blocks over t, linear layer. Returns the residual of `(b t) c h w`.
 
-    Its norm is per frame in AnimateDiff's own code, pooled over the frames in diffusers and in the SDXL beta.
+    The norm runs per frame in AnimateDiff's own code. It pools over the frames in diffusers and in the SDXL beta.
     """
 
-    def __init__(self, params: MotionParams, make: Factory = Factory()):
+    def __init__(self, params: MotionParams, make: Factory = TORCH) -> None:
         super().__init__()
         channels = params.channels
         self.norm_pooled = params.norm_pooled
@@ -91,7 +94,8 @@ class TemporalTransformer3D(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def normed(self, x: Tensor, frames: int) -> Tensor:
+    def normalise(self, x: Tensor, frames: int) -> Tensor:
+        """The norm of x `(b t) c h w`, per frame or pooled over the frames."""
         if not self.norm_pooled:
             return self.norm(x)
         pooled = self.norm(rearrange(x, "(b t) c h w -> b c t h w", t=frames))
@@ -100,21 +104,21 @@ class TemporalTransformer3D(nn.Module):
     def forward(self, x: Tensor, call: BrickCall) -> Tensor:
         _, _, height, _ = x.shape
         frames, band = call.frames, call.band(x.device)
-        h = rearrange(self.normed(x, frames), "(b t) c h w -> (b h w) t c", t=frames)
-        slices = [self.over_time(places, band) for places in h.split(slice_length(h))]
-        h = torch.cat([rearrange(places, "s t c -> t s c") for places in slices], dim=1)   # frames whole again in memory
+        h = rearrange(self.normalise(x, frames), "(b t) c h w -> (b h w) t c", t=frames)
+        slices = [self.run_blocks(pixels, band) for pixels in h.split(slice_length(h))]
+        h = torch.cat([rearrange(pixels, "s t c -> t s c") for pixels in slices], dim=1)    # each frame is contiguous
         return rearrange(h, "t (b h w) c -> (b t) c h w", b=len(x) // frames, h=height)
 
-    def over_time(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x `s t c`: some places of the clips, each for itself."""
-        h = self.proj_in(x.contiguous())        # one copy here, or every linear layer makes its own
+    def run_blocks(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Run the blocks on x `s t c`, some pixels of the clips over time."""
+        h = self.proj_in(x.contiguous())        # one copy here saves a copy in every linear layer
         for block in self.transformer_blocks:
             h = block(h, mask)
         return self.proj_out(h)
 
 
 def slice_length(x: Tensor) -> int:
-    """How many places of `s t c` run at a time: on a CPU as many as its caches hold, elsewhere all."""
+    """How many pixels of x `s t c` run at a time: on a CPU as many as its caches hold, elsewhere all."""
     if x.device.type != "cpu":
         return len(x)
     return max(1, CACHED * torch.get_num_threads() // x[0].numel())
@@ -123,7 +127,7 @@ def slice_length(x: Tensor) -> int:
 class MotionModule(nn.Module):
     """Slot `post_attn`: `x + strength * temporal_transformer(x)`."""
 
-    def __init__(self, params: MotionParams, make: Factory = Factory()):
+    def __init__(self, params: MotionParams, make: Factory = TORCH) -> None:
         super().__init__()
         self.temporal_transformer = TemporalTransformer3D(params, make)
 

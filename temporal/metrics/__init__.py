@@ -1,4 +1,4 @@
-"""Figures of quality: distances between sets of clips, and motion."""
+"""Quality metrics: the distance between two sets of clips, and motion."""
 
 from .frechet import frechet_distance
 from .motion import motion, motion_ratio

@@ -13,7 +13,7 @@ from threading import get_ident
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..call import attached, open_call
+from ..call import attach_calls, open_call
 from ..slots import SLOTS
 from ..unet import is_resblock, is_transformer, unet_blocks
 
@@ -82,7 +82,7 @@ class _Reopened:
         region = self.region
         inside = region.thread == get_ident()
         calls = [replace(call, reached=set()) for call in region.calls]
-        self.opened.append(nullcontext() if inside else attached(region.unet, calls))
+        self.opened.append(nullcontext() if inside else attach_calls(region.unet, calls))
         self.opened[-1].__enter__()
 
     def __exit__(self, *error):

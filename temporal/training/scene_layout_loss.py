@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..diffusion import Diffusion
-from ..scene_layout import Layout, SceneLayout, drop
+from ..scene_layout import Layout, SceneLayout, drop_conditions
 from .batch import check_null_context, drop_context
 from .image import Noised, denoising_loss
 from .loss_inputs import RecordableLoss
@@ -48,7 +48,7 @@ class LayoutLoss(RecordableLoss):
 
     def draw(self, step) -> tuple[Noised, Layout]:
         x, layout, context = self.scenes(step)
-        layout = drop(layout, self.dropout, step.generator)
+        layout = drop_conditions(layout, self.dropout, step.generator)
         context = drop_context(context, self.null_context, self.text_dropout, step.generator)
         tau = self.diffusion.random_tau(len(x), step.generator, x.device)
         return Noised(x, tau, self.diffusion.random_noise(x, step.generator), context), layout

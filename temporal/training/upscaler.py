@@ -17,7 +17,7 @@ from ..call import CallSettings, open_call
 from ..diffusion import Diffusion
 from ..errors import VideoLDMError
 from ..stack import TemporalStack
-from ..upscaler import TRAINED_LEVEL, noised, spread_out, unnoised
+from ..upscaler import TRAINED_LEVEL, augment_per_frame, repeat_small_pixels, unscale_augmented
 from .batch import check_null_context, drop_context, per_frame
 from .checkpointing import open_call_checkpointed
 from .image import squared_error
@@ -107,9 +107,9 @@ class UpscalerLoss(RecordableLoss):
     def compute(self, inputs: NoisedPatches) -> dict:
         patches, tau, level, noise, noise_low, text = inputs
         x, x_low = patches.x.flatten(0, 1), patches.x_low.flatten(0, 1)
-        c_low = noised(x_low, level, noise_low, self.augmentation)
+        c_low = augment_per_frame(x_low, level, noise_low, self.augmentation)
         if self.details is not None:
-            x = (x - spread_out(unnoised(c_low, level, self.augmentation))) * self.details
+            x = (x - repeat_small_pixels(unscale_augmented(c_low, level, self.augmentation))) * self.details
         x_in = torch.cat([self.diffusion.add_noise(x, tau, noise), c_low.to(x)], dim=1)
         with self.open_call(self.backbone, self.sets(c_low, patches.x.shape[1]), context=text):
             output = self.backbone(x_in, tau, context=text, y=level)

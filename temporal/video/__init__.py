@@ -1,4 +1,4 @@
-"""Video and animation files. PyAV and imageio; nothing here knows ComfyUI."""
+"""Reading and writing video and animation files, with PyAV and imageio. Nothing here imports ComfyUI."""
 
 from .read import VideoFile, open_video
 from .sheet import Sheet, write_sheet

@@ -1,4 +1,4 @@
-"""GIF and WebP: their frames through imageio, their times through Pillow."""
+"""GIF and WebP: imageio reads their frames, Pillow reads their times."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +11,23 @@ from ..errors import VideoLDMError
 from .containers import refuse_huge
 
 ENDINGS = (".gif", ".webp")
-# What Pillow raises for files that are damaged in one way or another.
+# The errors that Pillow raises for damaged files
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
           Image.DecompressionBombError)
 
 
 def frame_times(path: Path) -> tuple[int, int, np.ndarray, float, int]:
-    """Width, height, seconds that each frame stays, the unit in which the file counts time, and how many frames it
-    promises (one more than it has if it was cut off)."""
+    """The sizes and times of an animation.
+
+    Returns width, height, the seconds that each frame stays, the file's unit of time in seconds, and the number of
+    frames that the file promises. A file that was cut off promises one more frame than it has.
+    Raises VideoLDMError if Pillow cannot read the file.
+    """
     refuse_huge(path.name, *_canvas(path))
     try:
         with Image.open(path) as image:
             refuse_huge(path.name, *image.size)
-            # imageio does not say how long each frame stays, so Pillow is asked.
+            # imageio does not tell how long each frame stays, so Pillow reads the times.
             lengths = np.array([_length(frame) for frame in ImageSequence.Iterator(image)], float) / 1000
             width, height = image.size
             quantum = 0.01 if image.format == "GIF" else 0.001
@@ -32,14 +36,14 @@ def frame_times(path: Path) -> tuple[int, int, np.ndarray, float, int]:
                             f"down in another program first. (Pillow says: {error})") from error
     except DAMAGE as error:
         raise unreadable(path, error) from error
-    # Browsers show GIF frames of 10 ms and less for 100 ms, and so everyone authors them.
+    # Browsers show GIF frames of 10 ms or less for 100 ms, and authors of GIFs rely on it.
     lengths[lengths <= 0.01] = 0.1
     promised = len(lengths) + 1 if _lacks_gif_end(path) else len(lengths)
     return width, height, lengths, quantum, promised
 
 
 def frames(path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, uint8 RGB (h, w, 3)) of every frame."""
+    """Yield (index, uint8 RGB (h, w, 3)) of every frame. Raises VideoLDMError if the file is damaged."""
     try:
         yield from enumerate(iio.imiter(path, plugin="pillow", mode="RGB", writeable_output=False))
     except DAMAGE as error:
@@ -47,33 +51,33 @@ def frames(path: Path) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def unreadable(path: Path, error: Exception) -> VideoLDMError:
-    """The sentence for an animation that Pillow cannot read."""
+    """The error for an animation that Pillow cannot read."""
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     return VideoLDMError(f"{path.name} cannot be read as an animation: it is damaged, cut off or another kind of file. "
                          f"Get it again. (Pillow says: {said})")
 
 
-def _canvas(path):
-    """Width and height from the header, before Pillow takes memory for them or warns; 1x1 where it is not known."""
+def _canvas(path: Path) -> tuple[int, int]:
+    """Width and height from the header, read before Pillow allocates memory. 1x1 if the header is not known."""
     with open(path, "rb") as file:
         head = file.read(30)
     if head.startswith(b"GIF") and len(head) >= 10:
         width, height = (int.from_bytes(head[at:at + 2], "little") for at in (6, 8))
-        return max(width, 1), max(height, 1)        # a browser takes the first frame's size where this is 0
+        return max(width, 1), max(height, 1)        # 0 is allowed: browsers then use the first frame's size
     if head[:4] == b"RIFF" and head[12:16] == b"VP8X" and len(head) == 30:
         width, height = (int.from_bytes(head[at:at + 3], "little") + 1 for at in (24, 27))
         return width, height
     return 1, 1
 
 
-def _lacks_gif_end(path):
-    """GIF does not say how many frames it has, but it ends with a semicolon, after which some programs write zeros."""
+def _lacks_gif_end(path: Path) -> bool:
+    """Whether a GIF was cut off. A whole GIF ends with a semicolon. Some programs write zeros after it."""
     data = path.read_bytes()
     return data.startswith(b"GIF") and not data.rstrip(b"\0").endswith(b";")
 
 
-def _length(frame):
-    """Milliseconds that a frame stays; WebP's are known only once the frame is decoded."""
+def _length(frame: Image.Image) -> float:
+    """The milliseconds that a frame stays. In WebP they are known only after the frame is decoded."""
     frame.load()
     length = frame.info.get("duration", 0)
     return length if isinstance(length, (int, float)) else 0

@@ -1,6 +1,7 @@
-"""Open a video file: this one file and nothing that it names. What FFmpeg cannot read becomes a sentence."""
+"""Opening one video file with PyAV. Files that it refers to are not opened. Errors of FFmpeg become sentences."""
 
 import io
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,23 +11,26 @@ import av
 
 from ..errors import VideoLDMError
 
-# FFmpeg's readers of one file each. The others are left out: playlists, manifests and lists (hls, dash, concat, imf)
-# open the files that they name, and devices, networks and still images are no video files.
+Source = str | os.PathLike[str] | io.BytesIO        # a video file, on disk or in memory
+
+# FFmpeg's demuxers that read one file each. Playlists, manifests and lists (hls, dash, concat, imf) are left out,
+# because they open the files that they name. Devices, networks and still images are left out too.
 ONE_FILE_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "nut", "rm",
                     "wtv", "dv", "ivf", "obu", "av1", "h264", "hevc", "vvc", "m4v", "vc1", "mjpeg", "yuv4mpegpipe",
                     "gif", "apng")
-LARGEST_PICTURE = 2**26         # pixels: 8192 x 8192. Larger sizes come from damaged headers
+LARGEST_PICTURE = 2**26         # pixels: 8192 x 8192. Only damaged headers state more
+# The first bytes of playlists and of still images
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<MPD", b"[playlist]", b"<smil", b"[Reference]")
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 
 
-def display_name(source: object) -> str:
-    """What sentences call a source: the file's name, or "The video" for one in memory."""
+def display_name(source: Source) -> str:
+    """The name of a source in sentences: the file's name, or "The video" for a video in memory."""
     return "The video" if isinstance(source, io.BytesIO) else Path(source).name
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Refuse what is no file with something in it: a pipe would hang, a folder is no video."""
+    """Raise VideoLDMError for anything but a regular file with content. Opening a pipe would hang."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -39,9 +43,10 @@ def refuse_unreadable(path: Path) -> None:
 
 
 @contextmanager
-def open_container(source: object) -> Iterator[av.container.InputContainer]:
-    """An open PyAV container of a path or BytesIO; every failure of FFmpeg inside becomes a sentence."""
+def open_container(source: Source) -> Iterator[av.container.InputContainer]:
+    """Open a path or BytesIO as a PyAV container. Every FFmpeg error inside the block becomes a VideoLDMError."""
     name = display_name(source)
+    file: str | io.BytesIO
     if isinstance(source, io.BytesIO):
         source.seek(0)
         file, protocols = source, "none"
@@ -56,7 +61,7 @@ def open_container(source: object) -> Iterator[av.container.InputContainer]:
 
 
 def picture_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The first video stream that is not a sound file's cover picture."""
+    """The first video stream that is not a cover picture. Raises VideoLDMError if there is none."""
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             _refuse_undecodable(stream, name)
@@ -68,7 +73,10 @@ def picture_stream(container: av.container.InputContainer, name: str) -> av.Vide
 
 
 def sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:
-    """The first sound stream that can be decoded, and mixed if it has more channels than can be written."""
+    """The first sound stream that can be decoded and written. None: there is none.
+
+    FFmpeg can mix streams of more than eight channels only if they name their loudspeakers.
+    """
     for stream in container.streams.audio:
         if stream.codec_context is not None and stream.rate:
             layout = stream.codec_context.layout
@@ -78,19 +86,19 @@ def sound_stream(container: av.container.InputContainer) -> av.AudioStream | Non
 
 
 def unnamed(layout: av.AudioLayout) -> bool:
-    """The file does not say which loudspeakers the channels are for."""
+    """Whether the file does not name the loudspeakers of the channels."""
     return layout.name.endswith("channels") or layout.name.startswith("ambisonic")
 
 
 def refuse_huge(name: str, width: int, height: int) -> None:
-    """Refuse a picture size that no file has on purpose, before memory is taken for it."""
+    """Raise VideoLDMError for a picture size that no intact file has, before memory is allocated for it."""
     if width < 1 or height < 1 or width * height > LARGEST_PICTURE:
         raise VideoLDMError(f"{name} says that its pictures are {width}x{height}; {LARGEST_PICTURE // 2**20} million "
                             "pixels (8192x8192) is the most that is read. It is damaged, or has to be scaled down "
                             "in another program first.")
 
 
-def _refuse_undecodable(stream, name):
+def _refuse_undecodable(stream: av.VideoStream, name: str) -> None:
     if stream.codec_context is None:
         raise VideoLDMError(f"The pictures of {name} are in a code that this FFmpeg cannot decode. Convert it to MP4 "
                             "with H.264.")
@@ -98,7 +106,8 @@ def _refuse_undecodable(stream, name):
         refuse_huge(name, stream.codec_context.width, stream.codec_context.height)
 
 
-def _reason(source, name, strerror):
+def _reason(source: Source, name: str, strerror: str) -> str:
+    """The sentence for a file that FFmpeg cannot read. Its first bytes tell what it is instead."""
     head = _head(source)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(PLAYLISTS) or b"<MPD" in head:
@@ -118,12 +127,12 @@ def _reason(source, name, strerror):
             f"(FFmpeg says: {strerror})")
 
 
-def _head(source):
+def _head(source: Source) -> bytes:
     if isinstance(source, io.BytesIO):
         return source.getvalue()[:512]
     with open(source, "rb") as file:
         return file.read(512)
 
 
-def _short(text):
+def _short(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:80]}... ({len(text)} characters)"

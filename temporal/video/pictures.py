@@ -1,7 +1,7 @@
-"""Decoded frames as upright RGB in square pixels, and RGB as the frames that encoders take.
+"""Conversion of decoded frames to upright RGB with square pixels, and of RGB to frames for encoders.
 
-Rounding is swscale's accurate one with full chroma both ways. Its fast paths round down: each loading and saving would
-darken a video by more than 1 of 255.
+swscale converts with accurate rounding and full chroma in both directions. Its fast paths round down. With them, each
+loading and saving would darken a video by more than 1 of 255.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from av.video.reformatter import VideoReformatter
 from ..errors import VideoLDMError
 from .containers import refuse_huge
 
-# swscale's numbers, which PyAV names since version 17: bicubic, accurate rounding, full chroma out and in.
+# swscale's flags, which PyAV names since version 17: bicubic, accurate rounding, full chroma out, full chroma in
 EXACT = 4 | 0x40000 | 0x2000 | 0x4000
-SWS_BT601 = 5                           # swscale's number of the colours
+SWS_BT601 = 5                           # swscale's number for BT.601
 BT709, BT601 = 1, 6                     # FFmpeg's numbers; 6 is SMPTE 170M, BT.601 for 525 lines
 LIMITED_RANGE, FULL_RANGE = 1, 2
-MOST_STRETCHED = 4                      # the widest or narrowest pixel that is believed
+MOST_STRETCHED = 4                      # pixels wider than 4:1 or narrower than 1:4 are refused as errors
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a stored picture has to be turned: first transposed, then mirrored left to right and top to bottom."""
+    """How a stored picture becomes upright. The steps are applied in this order."""
 
-    transposed: bool = False
-    mirrored: bool = False
-    flipped: bool = False
+    transposed: bool = False    # swap rows and columns
+    mirrored: bool = False      # swap left and right
+    flipped: bool = False       # swap top and bottom
 
     def turn(self, array: np.ndarray) -> np.ndarray:
-        """The upright picture of a stored one, (h, w, 3)."""
+        """The upright picture (h, w, 3) of a stored one."""
         if self == Orientation():
             return array
         array = array.transpose(1, 0, 2) if self.transposed else array
@@ -41,7 +41,7 @@ class Orientation:
 
 
 def orientation(frame: av.VideoFrame) -> Orientation:
-    """From the display matrix that phones write beside a picture instead of turning it."""
+    """The orientation of a frame, from its display matrix. Phones write one instead of turning the picture."""
     found = [data for data in frame.side_data if data.type == SideData.DISPLAYMATRIX]
     if not found:
         return Orientation()
@@ -53,36 +53,46 @@ def orientation(frame: av.VideoFrame) -> Orientation:
 
 
 class Pictures:
-    """Makes uint8 RGB (height, width, 3) of the decoded frames of one file, all of the size of the first."""
+    """Converts the decoded frames of one file to uint8 RGB (height, width, 3). They have the size of the first."""
 
-    def __init__(self, name: str, first: av.VideoFrame, aspect: Fraction | None):
-        """aspect: the width of a stored pixel divided by its height, None if the file does not say."""
+    def __init__(self, name: str, first: av.VideoFrame, aspect: Fraction | None) -> None:
+        """Prepare for a file.
+
+        Args:
+            name: of the file, for messages.
+            first: its first decoded frame.
+            aspect: width / height of a stored pixel. None: the file does not state it.
+        """
         self.name, self.stored = name, (first.width, first.height)
         self.orientation = orientation(first)
         self.square_width = square_width(name, first.width, aspect)
-        width, height = self.square_width, first.height
+        width: int = self.square_width
+        height: int = first.height
         self.width, self.height = (height, width) if self.orientation.transposed else (width, height)
         refuse_huge(name, self.width, self.height)
         self._reformatter = VideoReformatter()
 
     @property
     def stretched(self) -> bool:
-        """The file's pixels are not square."""
+        """Whether the file's pixels are not square."""
         return self.square_width != self.stored[0]
 
     @property
     def as_stored(self) -> bool:
-        """The file's own pictures are what is given out."""
+        """Whether the pictures are neither stretched nor turned."""
         return not self.stretched and self.orientation == Orientation()
 
     def rgb(self, frame: av.VideoFrame, number: int) -> np.ndarray:
-        """The picture of a frame; `number` is its place among the frames that are read, for the sentence."""
+        """The picture of a frame. number: how many frames were read before it, for the message.
+
+        Raises VideoLDMError for a frame of another size than the first.
+        """
         if (frame.width, frame.height) != self.stored:
             advice = (f"Set frame_count to at most {number}" if number else "Choose a later start_frame")
             raise VideoLDMError(f"{self.name} changes its picture size from {self.stored[0]}x{self.stored[1]} to "
                                 f"{frame.width}x{frame.height}, and the frames of a clip have one size. {advice}, or "
                                 "scale the video in another program first.")
-        # The colours are named one by one because older PyAV otherwise takes every picture for BT.601.
+        # All colour settings are passed, because older PyAV versions otherwise assume BT.601 for every picture.
         picture = self._reformatter.reformat(
             frame, width=self.square_width, format="rgb24", src_colorspace=frame.colorspace, dst_colorspace=SWS_BT601,
             src_color_range=frame.color_range, dst_color_range=FULL_RANGE, interpolation=EXACT)
@@ -90,7 +100,7 @@ class Pictures:
 
 
 def square_width(name: str, width: int, aspect: Fraction | None) -> int:
-    """The width in square pixels. Even, so that a saved video needs no padding."""
+    """The width of a picture in square pixels. It is even, so that a saved video needs no padding."""
     if not aspect or aspect == 1:
         return width
     if not Fraction(1, MOST_STRETCHED) <= aspect <= MOST_STRETCHED:
@@ -101,13 +111,13 @@ def square_width(name: str, width: int, aspect: Fraction | None) -> int:
 
 
 class Encodable:
-    """Makes the frames that encoders take: yuv420p in the colours that the stream declares."""
+    """Converts RGB to frames for encoders: yuv420p, in the colours that `declare_colours` states."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
     def frame(self, rgb: np.ndarray) -> av.VideoFrame:
-        """uint8 RGB (h, w, 3) as a frame to encode."""
+        """The frame to encode for a picture, uint8 RGB (h, w, 3)."""
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
         picture = self._reformatter.reformat(picture, format="yuv420p", dst_colorspace=SWS_BT601,
                                              src_color_range=FULL_RANGE, dst_color_range=LIMITED_RANGE,
@@ -117,9 +127,9 @@ class Encodable:
 
 
 def declare_colours(context: av.VideoCodecContext) -> None:
-    """Say in a written file what `Encodable` makes, so that no player has to guess it from the picture's size.
+    """State the colours of `Encodable`'s frames in the file. Otherwise players guess them from the picture's size.
 
-    BT.601 because readers that do not look, older PyAV and so ComfyUI's Load Video among them, assume it.
+    They are BT.601, because some readers assume it for every file. Older PyAV does, and so does ComfyUI's Load Video.
     """
     context.colorspace, context.color_range = BT601, LIMITED_RANGE
     context.color_primaries = context.color_trc = BT709

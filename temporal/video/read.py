@@ -1,48 +1,51 @@
-"""Read frames of a video or animation file: any range and stride, evenly timed, upright, in square pixels, one frame in
-memory at a time.
+"""Reading frames of a video or animation file, in any range and stride, with one frame in memory at a time.
 
-MP4, MOV, MKV, WebM and other files that PyAV opens; GIF and WebP through imageio.
+Frames are evenly timed, upright, and have square pixels. PyAV reads MP4, MOV, MKV, WebM and others. imageio reads GIF
+and WebP.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from ..errors import VideoLDMError
 from . import animations
-from .containers import display_name, open_container, picture_stream, refuse_unreadable, sound_stream
+from .containers import Source, display_name, open_container, picture_stream, refuse_unreadable, sound_stream
 from .pictures import Pictures
 from .scan import scan
 from .timing import Clock, even_clock
 
-SEEK_BEYOND = 120               # frames; skipping fewer by decoding them is fast enough
-SOUND_APART = 0.02              # seconds by which sound may begin before or after the pictures and count as together
+SEEK_BEYOND = 120               # frames; fewer frames are skipped by decoding them
+_NO_FRAME = -1                  # an index: there is no further frame
+SOUND_APART = 0.02              # seconds; sound and pictures that start closer together count as simultaneous
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A file that can be read. Its time begins with its first picture, for pictures and for sound."""
+    """A file that can be read. Time 0 is its first picture, for pictures and for sound."""
 
-    source: object              # a path or a BytesIO
-    name: str                   # for sentences
-    width: int                  # of the upright picture in square pixels
+    source: Source
+    name: str                   # the file's name in messages
+    width: int                  # of the upright picture, in square pixels
     height: int
-    clock: Clock                # which of the file's own frames is shown at each step
-    times: tuple                # seconds at which the file's own frames appear, in order
-    cut_off: bool               # the file is shorter than it says; `times` end before what is missing
+    clock: Clock                # the file's own frame that is shown at each step of an even clock
+    times: tuple[float, ...]    # seconds at which the file's own frames appear, in order
+    cut_off: bool               # True: the file is shorter than it states. `times` end before the first gap
     has_audio: bool
-    animation: bool             # GIF or WebP
-    as_stored: bool             # frames and sound are those of the file, unchanged
-    change: str = ""            # what is done to pictures and times, for a report
+    animation: bool             # True: GIF or WebP
+    as_stored: bool             # True: frames and sound are those of the file, unchanged
+    change: str = ""            # the changes of pictures and times, for a report
 
     @property
     def frames(self) -> int:
+        """The number of steps of the even clock."""
         return len(self.clock.shown)
 
     @property
@@ -51,7 +54,10 @@ class VideoFile:
         return self.clock.rate
 
     def select(self, start: int = 0, count: int = 0, stride: int = 1) -> np.ndarray:
-        """Steps of the even clock: `count` of them (0: to the end), `stride` apart, from `start`."""
+        """Choose steps of the even clock. Raises VideoLDMError if the file has fewer.
+
+        start: the first step. count: how many steps; 0: to the end. stride: the distance of neighbouring steps.
+        """
         if start >= self.frames:
             raise VideoLDMError(f"{self.name} has {self.frames} frames, so start_frame can be at most "
                                 f"{self.frames - 1}; it is {start}.")
@@ -66,17 +72,21 @@ class VideoFile:
 
     def iterate(self, steps: np.ndarray | None = None,
                 on_frame: Callable[[int], None] | None = None) -> Iterator[np.ndarray]:
-        """Frames at `steps` (ascending, from `select`), each uint8 (h, w, 3); `on_frame(done)` after each."""
+        """Yield the frames at `steps`, each uint8 (h, w, 3).
+
+        steps: ascending, from `select`. on_frame: called with the number of frames yielded so far; it may raise.
+        Raises VideoLDMError if a frame cannot be decoded.
+        """
         steps = self.select() if steps is None else steps
         shown = self.clock.shown[steps]
         pictures = _AnimationPictures(self) if self.animation else _FilePictures(self, int(shown[0]))
         index, picture = -1, None
-        # Closed as soon as it is not needed, or decoders and their threads live until the garbage is collected.
+        # Closed at once. Otherwise decoders and their threads live until the garbage is collected.
         with closing(pictures.decoded) as decoded:
             for done, wanted in enumerate(shown, 1):
                 while index < wanted:
-                    index, frame = next(decoded, (None, None))
-                    if index is None:
+                    index, frame = next(decoded, (_NO_FRAME, None))
+                    if index == _NO_FRAME:
                         raise VideoLDMError(f"{self.name} is cut off or damaged: its frame {wanted} of "
                                             f"{len(self.times)} cannot be read. Get the file again, or choose a range "
                                             "that ends before it.")
@@ -86,7 +96,7 @@ class VideoFile:
                     on_frame(done)
 
     def read(self, steps: np.ndarray | None = None, on_frame: Callable[[int], None] | None = None) -> np.ndarray:
-        """Frames at `steps` as one float32 array (t, h, w, 3) in 0..1, ComfyUI's IMAGE."""
+        """The frames at `steps` as one float32 array (t, h, w, 3) in 0..1, like ComfyUI's IMAGE."""
         steps = self.select() if steps is None else steps
         images = np.empty((len(steps), self.height, self.width, 3), np.float32)
         for k, frame in enumerate(self.iterate(steps, on_frame)):
@@ -94,10 +104,11 @@ class VideoFile:
         return images
 
 
-def open_video(source: object, on_packet: Callable[[], None] | None = None) -> VideoFile:
-    """Look at a file (path or BytesIO) without decoding more than its first frame; a sentence if it is no video.
+def open_video(source: Source, on_packet: Callable[[], None] | None = None) -> VideoFile:
+    """Open a video or animation. Raises VideoLDMError if it is neither.
 
-    The whole file is gone through once for its frames' times; `on_packet()` is called along the way, and may raise.
+    The whole file is read once for the times of its frames. Only its first frame is decoded. `on_packet()` is called
+    for every packet and may raise.
     """
     name = display_name(source)
     if not isinstance(source, io.BytesIO):
@@ -128,7 +139,7 @@ def open_video(source: object, on_packet: Callable[[], None] | None = None) -> V
                      change="; ".join(change))
 
 
-def _open_animation(path):
+def _open_animation(path: Path) -> VideoFile:
     width, height, lengths, quantum, promised = animations.frame_times(path)
     times = np.concatenate([[0.0], np.cumsum(lengths)[:-1]])
     clock = even_clock(times, lengths[-1], quantum=quantum)
@@ -136,8 +147,8 @@ def _open_animation(path):
                      animation=True, as_stored=False, change=clock.change)
 
 
-def _first_sound(source):
-    """Seconds at which the sound begins; endless if there is none."""
+def _first_sound(source: Source) -> float:
+    """The seconds at which the sound begins. Infinite if there is none."""
     with open_container(source) as container:
         for packet in container.demux(sound_stream(container)):
             if packet.size and packet.pts is not None:
@@ -146,11 +157,15 @@ def _first_sound(source):
 
 
 class _AnimationPictures:
-    def __init__(self, video):
-        self.video, self.decoded = video, animations.frames(video.source)
+    """The frames of a GIF or WebP as pictures."""
 
-    def rgb(self, frame, number):
-        """Frames of one size, as they are."""
+    def __init__(self, video: VideoFile) -> None:
+        assert isinstance(video.source, Path)
+        self.video = video
+        self.decoded: Any = animations.frames(video.source)
+
+    def rgb(self, frame: np.ndarray, number: int) -> np.ndarray:
+        """The frame itself. Raises VideoLDMError if it has another size than the first."""
         expected = (self.video.height, self.video.width, 3)
         if frame.shape != expected:
             raise VideoLDMError(f"{self.video.name} is damaged: a frame of it is {frame.shape[1]}x{frame.shape[0]}, "
@@ -159,17 +174,19 @@ class _AnimationPictures:
 
 
 class _FilePictures:
-    """Decoded frames of a file, from frame `first` or somewhere before it, and how they become pictures."""
+    """The frames of a video file as pictures. `decoded` begins at frame `first` or before it."""
 
-    def __init__(self, video, first):
-        self.video, self._pictures = video, None
-        self.decoded = self._decode(first)
+    def __init__(self, video: VideoFile, first: int) -> None:
+        self.video = video
+        self._pictures: Pictures | None = None
+        self.decoded: Any = self._decode(first)
 
-    def rgb(self, frame, number):
+    def rgb(self, frame: av.VideoFrame, number: int) -> np.ndarray:
+        assert self._pictures is not None       # made when the first frame was decoded
         return self._pictures.rgb(frame, number)
 
-    def _decode(self, first):
-        """(index, frame) of the file's own frames, up to the end or to damage."""
+    def _decode(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (index, frame) of the file's own frames, up to the end or to the first damage."""
         if first > SEEK_BEYOND:
             sought = self._decode_from(first)
             found = next(sought, None)
@@ -182,9 +199,12 @@ class _FilePictures:
                 self._look_at(frame)
                 yield index, frame
 
-    def _decode_from(self, first):
-        """(index, frame) from the key frame at or before `first`. Nothing if the frame found there has a time that the
-        scan did not see: then counting from the beginning is the exact way (VP8's hidden frames, broken time stamps)."""
+    def _decode_from(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (index, frame) from the key frame at or before `first`.
+
+        Yields nothing if the scan did not see the time of the frame found there. This happens with VP8's hidden frames
+        and broken time stamps. Then the frames have to be counted from the beginning.
+        """
         with open_container(self.video.source) as container:
             stream = self._open(container)
             if stream.codec_context.name == "vp8":
@@ -200,23 +220,24 @@ class _FilePictures:
                 yield index, frame
                 yield from enumerate(frames, index + 1)
 
-    def _open(self, container):
+    def _open(self, container: av.container.InputContainer) -> av.VideoStream:
         stream = picture_stream(container, self.video.name)
         self._aspect = stream.sample_aspect_ratio
         return stream
 
-    def _look_at(self, frame):
+    def _look_at(self, frame: av.VideoFrame) -> None:
         if self._pictures is None:
             self._pictures = Pictures(self.video.name, frame, self._aspect)
 
 
-def _decodable(container, stream):
-    """Decoded frames up to the end or the first packet that cannot be decoded; the caller misses what it needs."""
+def _decodable(container: av.container.InputContainer,
+               stream: av.VideoStream) -> Generator[av.VideoFrame, None, None]:
+    """Yield decoded frames up to the end or to the first packet that cannot be decoded."""
     try:
         for packet in container.demux(stream):
             yield from packet.decode()
     except (av.error.InvalidDataError, av.error.EOFError):
         try:
-            yield from stream.codec_context.decode(None)    # what was decoded before it and not yet given out
+            yield from stream.codec_context.decode(None)    # frames that the decoder still holds
         except (av.error.InvalidDataError, av.error.EOFError):
             return

@@ -1,7 +1,9 @@
-"""Sound of a file: that of chosen frames alone, in its channels, piece by piece."""
+"""The sound of a file: read for a range of frames, in the file's own channels, in pieces; and written."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -10,36 +12,41 @@ from ..errors import VideoLDMError
 from .containers import open_container, sound_stream, unnamed
 from .read import VideoFile
 
-# The loudspeakers that sound of so many channels is for, in the order of the channels. Those that Opus has.
+# {number of channels: FFmpeg's name of their loudspeakers}, as Opus defines them
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-# FFmpeg writes Opus of 5.0 and 6.1 with its channels in a wrong order, and AAC of 6.1 without naming them. Both are
-# written with one more loudspeaker.
+# The layouts to write. FFmpeg writes 5.0 and 6.1 in Opus with a wrong order of channels, and 6.1 in AAC without the
+# names of the loudspeakers. So both are written with one more loudspeaker.
 WRITTEN = {**LAYOUTS, 5: "5.1", 7: "7.1"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 OPUS_RATE = 48000
-GAP = 0.05                  # seconds by which times may be off without a pause in the sound, or a repetition
-SEEK_BEYOND = 10.0          # seconds; skipping less by decoding it is fast enough
-RUN_IN = 1.0                # seconds that are decoded before the first that is wanted, for decoders need a start
+GAP = 0.05                  # seconds; smaller errors of time stamps make no pause and no repetition
+SEEK_BEYOND = 10.0          # seconds; shorter parts are skipped by decoding them
+RUN_IN = 1.0                # seconds that are decoded in front of a range, because decoders need a start
 
 
 @dataclass(frozen=True)
 class Sound:
-    """Sound that is made while it is written. `pieces()` gives float32 (channels, n) in order; it may end early."""
+    """Sound that is read while it is written."""
 
-    rate: int               # samples per second
+    rate: int                                       # samples per second
     channels: int
-    pieces: Callable[[], Iterator[np.ndarray]]
+    pieces: Callable[[], Iterator[np.ndarray]]      # yields float32 (channels, n) in order; it may end early
 
 
 def held_sound(wave: np.ndarray, rate: int) -> Sound:
-    """Sound that is in memory, float32 (channels, samples)."""
+    """The Sound of samples in memory, float32 (channels, samples)."""
     return Sound(rate, wave.shape[0], lambda: iter([wave]))
 
 
 def file_sound(video: VideoFile, start: float = 0.0, seconds: float | None = None) -> Sound | None:
-    """Sound of a file from `start` (seconds after its first picture) for `seconds`, else while its pictures last.
+    """The sound of a file. None if the file has none.
 
-    None if the file has no sound. More than eight channels are mixed to two by FFmpeg's rules.
+    More than eight channels are mixed to two by FFmpeg's rules.
+
+    Args:
+        video: the file.
+        start: seconds after the first picture.
+        seconds: length of the sound. None: until the pictures end.
     """
     with open_container(video.source) as container:
         stream = sound_stream(container)
@@ -54,9 +61,13 @@ def file_sound(video: VideoFile, start: float = 0.0, seconds: float | None = Non
 
 def read_audio(video: VideoFile, start: float = 0.0, seconds: float | None = None,
                on_samples: Callable[[int], None] | None = None) -> tuple[np.ndarray, int] | None:
-    """The same in memory: float32 (channels, samples) and samples per second, None if nothing is heard in this range.
+    """Read sound into memory: float32 (channels, samples), and samples per second. None if the range has no sound.
 
-    on_samples(total) is told of all that was read so far, at every piece, and may raise.
+    Args:
+        video: the file.
+        start: seconds after the first picture.
+        seconds: length of the sound. None: until the pictures end.
+        on_samples: called after every piece with the samples read so far. It may raise.
     """
     sound = file_sound(video, start, seconds)
     if sound is None:
@@ -70,13 +81,13 @@ def read_audio(video: VideoFile, start: float = 0.0, seconds: float | None = Non
     return (np.concatenate(pieces, 1), sound.rate) if total else None
 
 
-def _pieces(video, start, length, channels, rate):
-    """Samples of the range by the times that the file gives them: silence where there is none, in front too."""
+def _pieces(video: VideoFile, start: float, length: int, channels: int, rate: int) -> Iterator[np.ndarray]:
+    """Yield the samples of a range at the times that the file states. Gaps become silence."""
     begin, done = video.times[0] + start, 0
-    for position, piece in _placed(_decoded(video, begin, channels, rate), begin, rate):
+    for position, piece in _positioned(_decoded(video, begin, channels, rate), begin, rate):
         if done >= length:
             return
-        # A sound that begins years later is not silence for years: the range ends before.
+        # A sound that begins very late does not make endless silence, because the range ends before it.
         while done < min(position, length):
             silence = min(position, length, done + rate) - done
             yield np.zeros((channels, silence), np.float32)
@@ -87,20 +98,25 @@ def _pieces(video, start, length, channels, rate):
             done += piece.shape[1]
 
 
-def _placed(decoded, begin, rate):
-    """(place in samples after `begin`, samples): one after the other unless the file's times say otherwise."""
-    following = None
+def _positioned(decoded: Iterator[tuple[float | None, np.ndarray]], begin: float,
+                rate: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (position in samples after `begin`, samples).
+
+    A piece follows the one before it, unless the file's time stamp differs by more than GAP.
+    """
+    following: int | None = None
     for time, piece in decoded:
         position = following
         if time is not None and (following is None or abs((time - begin) * rate - following) > GAP * rate):
             position = round((time - begin) * rate)
-        position = 0 if position is None else position
+        position = 0 if position is None else position      # no time stamp at all
         yield position, piece
         following = position + piece.shape[1]
 
 
-def _decoded(video, begin, channels, rate):
-    """(seconds, float32 (channels, n)) of the decoded sound, from `begin` or before it."""
+def _decoded(video: VideoFile, begin: float, channels: int,
+             rate: int) -> Iterator[tuple[float | None, np.ndarray]]:
+    """Yield (seconds, float32 (channels, n)) of the decoded sound, from `begin` or before it. None: no time stamp."""
     if begin - video.times[0] > SEEK_BEYOND:
         sought = _decoded_once(video, channels, rate, begin - RUN_IN)
         first = next(sought, None)
@@ -111,9 +127,12 @@ def _decoded(video, begin, channels, rate):
     yield from _decoded_once(video, channels, rate, None)
 
 
-def _decoded_once(video, channels, rate, seek):
+def _decoded_once(video: VideoFile, channels: int, rate: int,
+                  seek: float | None) -> Iterator[tuple[float | None, np.ndarray]]:
+    """The same from `seek` seconds on. None: from the beginning of the file."""
     with open_container(video.source) as container:
         stream = sound_stream(container)
+        assert stream is not None       # file_sound has found it
         if seek is not None:
             container.seek(int(seek / stream.time_base), stream=stream)
         convert = _Converter(channels, rate)
@@ -121,18 +140,20 @@ def _decoded_once(video, channels, rate, seek):
             try:
                 frames = packet.decode()
             except (av.error.InvalidDataError, av.error.EOFError):
-                continue        # a damaged packet is silent; what follows stays in its place
+                continue        # a damaged packet becomes silence, and later ones keep their times
             for frame in frames:
                 yield from convert(frame)
 
 
 class _Converter:
-    """Decoded frames as float32 of one layout and rate, whatever changes on the way."""
+    """Converts decoded frames to float32 of one layout and rate. Format, layout and rate may change within a file."""
 
-    def __init__(self, channels, rate):
-        self.channels, self.rate, self.settings, self.resampler = channels, rate, None, None
+    def __init__(self, channels: int, rate: int) -> None:
+        self.channels, self.rate = channels, rate
+        self.settings: tuple[str, str, int] | None = None
+        self.resampler: Any = None
 
-    def __call__(self, frame):
+    def __call__(self, frame: av.AudioFrame) -> Iterator[tuple[float | None, np.ndarray]]:
         if not frame.samples or not frame.sample_rate:
             return
         settings = frame.format.name, frame.layout.name, frame.sample_rate
@@ -143,15 +164,17 @@ class _Converter:
                                                rate=self.rate)
         time, frame.pts = frame.time, None
         for piece in self.resampler.resample(frame):
-            # Packed, for PyAV loses its way where a frame has eight planes.
+            # The samples are packed, because PyAV fails on frames with eight planes.
             yield time, np.nan_to_num(piece.to_ndarray().reshape(-1, self.channels).T)
             time = None
 
 
 class SoundWriter:
-    """Writes sound alongside the pictures, so that neither has to wait in memory for the other."""
+    """Writes sound in step with the pictures, so that neither has to wait in memory for the other."""
 
-    def __init__(self, container: av.container.OutputContainer, codec: str, sound: Sound, picture_rate):
+    def __init__(self, container: av.container.OutputContainer, codec: str, sound: Sound,
+                 picture_rate: Fraction) -> None:
+        """Add a sound stream to a container. Raises VideoLDMError for sound that cannot be saved."""
         if sound.channels not in LAYOUTS:
             raise VideoLDMError(f"The sound has {sound.channels} channels; 1 to {max(LAYOUTS)} can be saved. "
                                 "Mix it down first.")
@@ -165,7 +188,7 @@ class SoundWriter:
         self.stream.bit_rate = 64000 * max(sound.channels, 2)
 
     def until(self, frames: int) -> None:
-        """Write the sound of the first `frames` frames."""
+        """Write the sound up to the end of the first `frames` frames."""
         end = round(frames / self.picture_rate * self.sound.rate)
         while self.done < end:
             if not self._rest.shape[1]:
@@ -177,10 +200,10 @@ class SoundWriter:
             self._encode(piece)
 
     def finish(self) -> None:
-        """Write what the encoder still holds."""
+        """Write the samples that the encoder still holds."""
         self.container.mux(self.stream.encode(None))
 
-    def _encode(self, piece):
+    def _encode(self, piece: np.ndarray) -> None:
         if not piece.shape[1]:
             return
         samples = np.ascontiguousarray(np.nan_to_num(piece).T, np.float32).reshape(1, -1)

@@ -1,7 +1,7 @@
-"""Which frame of a file is on screen at each step of an even clock.
+"""Even clocks: which frame of a file is on screen at each evenly spaced step.
 
-ComfyUI's IMAGE has no timestamps: a clip is T frames at one rate. Files need not be like that. Phones vary the time
-between frames, screen recorders and GIF encoders store a held frame once, containers round times to milliseconds.
+ComfyUI's IMAGE has no time stamps, so a clip is T frames at one rate. In files the rate can vary. Phones vary the time
+between frames. Screen recorders and GIF encoders store a held frame once. Containers round times to milliseconds.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,18 @@ import numpy as np
 
 from ..errors import VideoLDMError
 
-DEFAULT_RATE = Fraction(8)      # frames per second where nothing says otherwise
-JITTER = 0.25                   # share of a frame's time by which an even file may deviate
-LARGEST_GROWTH = 4              # a file may become at most this many times longer by repeating held frames
-HIGHEST_RATE = 240
+DEFAULT_RATE = Fraction(8)      # frames per second, for files that state none
+JITTER = 0.25                   # frames of an even file may be off by this share of a frame's time
+LARGEST_GROWTH = 4              # repeating held frames may multiply the number of frames by this at most
+HIGHEST_RATE = 240              # frames per second that repeating held frames may reach
 
 
-def as_rate(value):
-    """Frames per second as a fraction that containers store exactly: 23.976023976 becomes 24000/1001."""
-    rate = 0
+def as_rate(value: object) -> Fraction:
+    """Frames per second as a fraction that containers store exactly: 23.976023976 becomes 24000/1001.
+
+    Raises VideoLDMError for anything but a number above 0.
+    """
+    rate = Fraction(0)
     if isinstance(value, Real) and isfinite(value):
         rate = Fraction(value if isinstance(value, Rational) else float(value)).limit_denominator(1001)
     if rate <= 0:
@@ -32,18 +35,21 @@ def as_rate(value):
 
 @dataclass(frozen=True)
 class Clock:
-    """`shown[k]` is the file's frame on screen during step k; `rate` is steps per second."""
+    """An even clock of a file."""
 
-    shown: np.ndarray
-    rate: Fraction
-    change: str = ""            # what was done to an uneven file, for the report
+    shown: np.ndarray           # shown[k] is the number of the file's frame on screen during step k
+    rate: Fraction              # steps per second
+    change: str = ""            # how an uneven file was changed, for the report
 
 
-def even_clock(starts, last, declared=None, quantum=0.001):
-    """The even clock of a file whose frames appear at `starts` (seconds, ascending); the last one stays for `last`.
+def even_clock(starts: np.ndarray, last: float, declared: Fraction | None = None, quantum: float = 0.001) -> Clock:
+    """The even clock of a file.
 
-    declared: the rate in the file's header, preferred where it agrees with the times within 1 %.
-    quantum: the unit in which the container rounds times, in seconds.
+    Args:
+        starts: the seconds at which the frames appear, ascending.
+        last: the seconds that the last frame stays.
+        declared: the rate in the file's header. It is used if it agrees with the times within 1 %.
+        quantum: the unit in seconds to which the container rounds times.
     """
     count = len(starts)
     durations = np.append(np.diff(starts), last)
@@ -59,8 +65,8 @@ def even_clock(starts, last, declared=None, quantum=0.001):
     return _held(durations, quantum) or _resampled(starts - starts[0], durations, quantum)
 
 
-def _measured(count, total, quantum):
-    """The simplest rate at which `count` frames last `total` seconds, give or take a rounding: 12, not 5000/417."""
+def _measured(count: int, total: float, quantum: float) -> Fraction:
+    """The simplest rate at which `count` frames last `total` seconds within the rounding: 12 and not 5000/417."""
     for denominator in range(1, 1001):
         rate = Fraction(max(1, round(count / total * denominator)), denominator)
         if abs(count / rate - total) <= quantum:
@@ -68,8 +74,8 @@ def _measured(count, total, quantum):
     return as_rate(count / total)
 
 
-def _held(durations, quantum):
-    """Frames whose times are multiples of the shortest one were held: repeat them. None if that does not fit."""
+def _held(durations: np.ndarray, quantum: float) -> Clock | None:
+    """The clock of a file with held frames, which are repeated. None if the durations are no multiples of one."""
     base = np.median(durations[durations <= 1.4 * durations.min()])
     if base <= 0:
         return None
@@ -83,8 +89,8 @@ def _held(durations, quantum):
                  f"{len(shown) - len(times)} held frames were repeated to make its timing even")
 
 
-def _resampled(starts, durations, quantum):
-    """As many steps as frames, each showing what the file shows at the middle of the step."""
+def _resampled(starts: np.ndarray, durations: np.ndarray, quantum: float) -> Clock:
+    """A clock with as many steps as the file has frames. Each shows the file's frame at the middle of the step."""
     count, total = len(starts), durations.sum()
     middles = (np.arange(count) + 0.5) * total / count
     shown = np.searchsorted(starts, middles, side="right") - 1

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from safetensors.torch import save_file
 
-from video_ldm.temporal.conditioning import with_context
+from video_ldm.temporal.conditioning import add_context_input
 from video_ldm.temporal.families import video_ldm
 from video_ldm.temporal.formats.temporal_file import Base, Schedule
 from video_ldm.temporal.layers import MotionParams, interleaved_sinusoid
@@ -118,7 +118,8 @@ def write_video_layers(path, seed: int = 1, mix_length: int = 1, dtype: torch.dt
 def write_context_layers(path, positions=FIRST_FRAMES, frames: int = FRAMES, fps_width: int = 0, seed: int = 8,
                          dtype: torch.dtype = torch.float32):
     """Prediction layers for UNET. BOTH_ENDS, 5 frames and TEXT as fps_width make them interpolation layers."""
-    params = with_context(replace(video_layers().params, frames=frames), 1, positions, channels=16, fps_width=fps_width)
+    params = add_context_input(replace(video_layers().params, frames=frames), 1, positions, channels=16,
+                               fps_width=fps_width)
     stack = randomise(TemporalStack(params), seed).to(dtype)
     video_ldm.write(path, stack, params, schedule=SCHEDULE, base=SD1, fps=None if fps_width else 4.0)
 
