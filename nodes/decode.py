@@ -1,8 +1,10 @@
 """Latents to pixels: Load Temporal Decoder, Temporal VAE Decode."""
 
 import logging
+from typing import Any
 
 from ..temporal.families import load_decoder
+from ..temporal.formats.decoder import DecoderFile
 from ..temporal.video import DEFAULT_RATE
 from .host import files, temporal_vae, wiring
 from .host.api import io
@@ -10,11 +12,12 @@ from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
 from .host.decoding import DecodeSettings, Decoding
 from .host.inputs import checked
 from .host.latents import RATE, clips_of
+from .host.sockets import Latent, Vae
 
 
 class LoadTemporalDecoder(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadTemporalDecoder",
             display_name="Load Temporal Decoder",
@@ -42,12 +45,12 @@ class LoadTemporalDecoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file, **kwargs):
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> tuple[int, int]:
         return files.path_fingerprint(files.resolve_decoder(file))
 
     @classmethod
     @checked
-    def execute(cls, vae, file) -> io.NodeOutput:
+    def execute(cls, vae: Vae, file: str) -> io.NodeOutput:
         path = files.resolve_decoder(file)
         found = load_decoder(path)
         made = temporal_vae.with_temporal_decoder(vae, found)
@@ -57,7 +60,7 @@ class LoadTemporalDecoder(io.ComfyNode):
         return io.NodeOutput(made, report_of(found, warning))
 
 
-def report_of(found, warning: str | None) -> str:
+def report_of(found: DecoderFile, warning: str | None) -> str:
     fps = f" at {found.fps:g} frames per second" if found.fps else ""
     lines = [f"{found.name}: {found.title}, for latents of {found.latents}.",
              f"Trained on clips of {found.frames} frames{fps}; kernel {'x'.join(map(str, found.params.kernel))}."]
@@ -68,7 +71,7 @@ def report_of(found, warning: str | None) -> str:
 
 class TemporalDecode(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMTemporalDecode",
             display_name="Temporal VAE Decode",
@@ -109,12 +112,13 @@ class TemporalDecode(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
+    def fingerprint_inputs(cls, **inputs: Any) -> tuple[int, int]:
         return wiring.used_in_running("VideoLDMTemporalDecode", IMAGE_SLOT)
 
     @classmethod
     @checked
-    def execute(cls, vae, samples, window, overlap, tile, fps, clips=0) -> io.NodeOutput:
+    def execute(cls, vae: Vae, samples: Latent, window: int, overlap: int, tile: int, fps: float,
+                clips: int = 0) -> io.NodeOutput:
         frames = samples["samples"]
         settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(frames)))
         decoding = Decoding(vae, frames, settings)

@@ -5,6 +5,6 @@ from .host.api import ComfyExtension
 
 
 class VideoLDMExtension(ComfyExtension):
-    async def get_node_list(self):
+    async def get_node_list(self) -> list:
         return [*load.NODES, *scene_layout.NODES, *sample.NODES, *windows.NODES, *longer.NODES, *interpolate.NODES,
                 *decode.NODES, *upscale.NODES, *video.NODES]

@@ -10,7 +10,9 @@ from .host import context, latents, sampling
 from .host.api import io
 from .host.frame_conditioning import CallFrames, model_of, settings_of
 from .host.inputs import checked
+from .host.options import LayerSet
 from .host.required_layers import require_layers
+from .host.sockets import Conditioning, Latent, Model
 from .host.texts import check_texts
 
 WINDOW = 5      # a key frame, three frames to make, the next key frame (docs/papers.md#interpolation)
@@ -43,7 +45,7 @@ class Turn:
 
 class LatentInterpolate(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMInterpolate",
             display_name="Latent Interpolate x4",
@@ -92,8 +94,9 @@ class LatentInterpolate(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model, positive, negative, latent, seed, steps, times, cfg, sampler, scheduler, fps, windows,
-                temporal_prompt=None) -> io.NodeOutput:
+    def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, latent: Latent, seed: int,
+                steps: int, times: int, cfg: float, sampler: str, scheduler: str, fps: float, windows: int,
+                temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         check_layers(require_layers(model))
         check_texts(model, positive, negative, temporal_prompt)
         rate = rate_of(latent, fps)
@@ -109,7 +112,7 @@ class LatentInterpolate(io.ComfyNode):
         return io.NodeOutput(latents.with_frames(latent, torch.cat(clips), rate, len(clips[0])), rate)
 
 
-def check_layers(sets):
+def check_layers(sets: list[LayerSet]) -> None:
     """Refuse a MODEL whose layers do not make what lies between two frames."""
     for layers in sets:
         if ENDS not in (layers.params.known_positions or ()):
@@ -118,7 +121,7 @@ def check_layers(sets):
                                 "Load Temporal Layers, and connect that MODEL here.")
 
 
-def rate_of(latent, fps: float) -> float:
+def rate_of(latent: Latent, fps: float) -> float:
     rate = fps or latent.get(latents.RATE)
     if not rate:
         raise VideoLDMError("The LATENT does not say its frame rate, which the interpolation layers are told. Set fps "
@@ -126,7 +129,7 @@ def rate_of(latent, fps: float) -> float:
     return float(rate)
 
 
-def key_frames(latent) -> list[torch.Tensor]:
+def key_frames(latent: Latent) -> list[torch.Tensor]:
     """The key frames `t c h w` of each clip: there is nothing to make between the end of one and the next."""
     frames = latents.check_frames(latent["samples"], "The key frames")
     length = latent.get(latents.CLIP_FRAMES) or len(frames)

@@ -1,7 +1,10 @@
 """Loading: temporal layers onto a MODEL, motion LoRA, and the bundled demo models."""
 
+from typing import Any
+
 from ..temporal.clip_length import check_clip_length
 from ..temporal.families import listing, load_motion_lora, load_temporal, load_upscaler
+from ..temporal.params import StackParams
 from ..temporal.slots import unet_sites
 from .host import files, models, noise_schedule, upscaler_model, upscaling
 from .host.api import io
@@ -10,6 +13,7 @@ from .host.image_model import context_dim, model_title, spatial_unet
 from .host.inputs import checked
 from .host.layer_weights import build_stack, layer_dtype
 from .host.options import LayerSet
+from .host.sockets import Model
 
 DEMO_LAYERS, DEMO_UPSCALER = "video_ldm_driving.safetensors", "video_ldm_driving_upscaler.safetensors"
 AS_TRAINED, AS_MODEL = "as trained", "the model's own"
@@ -19,7 +23,7 @@ MotionLoraType = io.Custom("VIDEO_LDM_MOTION_LORA")
 
 class LoadTemporalLayers(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadTemporalLayers",
             display_name="Load Temporal Layers",
@@ -55,12 +59,13 @@ class LoadTemporalLayers(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file, **kwargs):
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> tuple[int, int]:
         return files.fingerprint(file)
 
     @classmethod
     @checked
-    def execute(cls, model, file, strength, schedule, motion_lora=None, frames_per_clip=0) -> io.NodeOutput:
+    def execute(cls, model: Model, file: str, strength: float, schedule: str, motion_lora: list | None = None,
+                frames_per_clip: int = 0) -> io.NodeOutput:
         path = files.resolve(file)
         unet = spatial_unet(model)
         layers = load_temporal(path)
@@ -86,7 +91,8 @@ class LoadTemporalLayers(io.ComfyNode):
         return io.NodeOutput(out, report_of(layers, out, schedule, loras, replaced))
 
 
-def report_of(layers, model, schedule: str, loras, replaced: noise_schedule.KeepTrainedBetas | None) -> str:
+def report_of(layers: list[StackParams], model: Model, schedule: str, loras: list,
+              replaced: noise_schedule.KeepTrainedBetas | None) -> str:
     """What the artist wants to know of a set of layers, a line each.
 
     Args:
@@ -119,7 +125,7 @@ def report_of(layers, model, schedule: str, loras, replaced: noise_schedule.Keep
 
 class MotionLoRA(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMMotionLoRA",
             display_name="Motion LoRA",
@@ -139,19 +145,19 @@ class MotionLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file, **kwargs):
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> tuple[int, int]:
         return files.fingerprint(file, files.MOTION_LORA)
 
     @classmethod
     @checked
-    def execute(cls, file, strength, previous=None) -> io.NodeOutput:
+    def execute(cls, file: str, strength: float, previous: list | None = None) -> io.NodeOutput:
         lora = load_motion_lora(files.resolve(file, files.MOTION_LORA))
         return io.NodeOutput([*(previous or []), (lora, strength)])
 
 
 class LoadDemo(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadDemo",
             display_name="Load Demo Models",
@@ -175,7 +181,7 @@ class LoadDemo(io.ComfyNode):
 
 class LoadVideoModel(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadVideoModel",
             display_name="Load Video Model",
@@ -196,12 +202,12 @@ class LoadVideoModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file):
+    def fingerprint_inputs(cls, file: str) -> tuple[int, int]:
         return files.fingerprint(file)
 
     @classmethod
     @checked
-    def execute(cls, file) -> io.NodeOutput:
+    def execute(cls, file: str) -> io.NodeOutput:
         loaded = load_upscaler(files.resolve(file))
         params = loaded.params
         lines = [f"{loaded.name}: {params.title}, a video upscaler in pixel space. It needs no VAE.",

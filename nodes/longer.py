@@ -1,6 +1,8 @@
 """Longer video: Context Frames, with which a clip goes on from known frames, and Extend Video, clip after clip."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from .host.inputs import checked
 from .host.pictures import check_pictures
 from .host.required_layers import fps_of, require_layers
 from .host.sampler_inputs import sampler_inputs
+from .host.sockets import Conditioning, Latent, Model, Vae
 from .host.texts import check_texts
 
 LARGEST = 8192      # pixels of a side of a known frame, as of what the samplers make
@@ -21,7 +24,7 @@ STOP, KEEP = "stop", "keep finished clips"
 
 class ContextFrames(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMContextFrames",
             display_name="Context Frames",
@@ -54,7 +57,8 @@ class ContextFrames(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model, frames, guidance, latent=None, image=None, vae=None) -> io.NodeOutput:
+    def execute(cls, model: Model, frames: int, guidance: float, latent: Latent | None = None,
+                image: torch.Tensor | None = None, vae: Vae | None = None) -> io.NodeOutput:
         require_layers(model)
         positions = positions_of(frames)
         known = known_latents(latent, image, vae)
@@ -72,7 +76,7 @@ def positions_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def known_latents(latent, image, vae):
+def known_latents(latent: Latent | None, image: torch.Tensor | None, vae: Vae | None) -> torch.Tensor | None:
     """Latents of the known frames from what is connected, None where nothing is."""
     if latent is not None and image is not None:
         raise VideoLDMError("Both a LATENT and an IMAGE of known frames are connected. Keep one of them.")
@@ -85,7 +89,7 @@ def known_latents(latent, image, vae):
     return vae.encode(check_pictures(image, "The known frames", LARGEST))
 
 
-def report_of(model, positions, guidance) -> str:
+def report_of(model: Model, positions: Sequence[int], guidance: float) -> str:
     frames = "Frame" if len(positions) == 1 else "Frames"
     numbers = ", ".join(map(str, positions))
     if context.takes_context(model):
@@ -101,7 +105,7 @@ class ExtendVideo(io.ComfyNode):
     last two."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMExtend",
             display_name="Extend Video",
@@ -144,14 +148,15 @@ class ExtendVideo(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
         return unfinished.count(inputs)
 
     @classmethod
     @checked
-    def execute(cls, model, positive, negative, frames, width, height, seed, steps, cfg, sampler, scheduler, length,
-                context_guidance, overlap, on_cancel, latent=None, image=None, vae=None,
-                temporal_prompt=None) -> io.NodeOutput:
+    def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, frames: int, width: int, height: int,
+                seed: int, steps: int, cfg: float, sampler: str, scheduler: str, length: int, context_guidance: float,
+                overlap: int, on_cancel: str, latent: Latent | None = None, image: torch.Tensor | None = None,
+                vae: Vae | None = None, temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         sets = require_layers(model)
         check_texts(model, positive, negative, temporal_prompt)
         refuse_several_clips(latent)
@@ -190,14 +195,14 @@ class ExtendVideo(io.ComfyNode):
                              ui=ui.PreviewText(short) if short else None)
 
 
-def refuse_several_clips(latent):
+def refuse_several_clips(latent: Latent | None) -> None:
     clips = latents.clips_of(latent, len(latent["samples"])) if latent is not None else 1
     if clips > 1:
         raise VideoLDMError(f"The LATENT to start from holds {clips} clips, and one video is extended at a "
                             "time. Sample one clip, or cut one out with Latent From Batch.")
 
 
-def empty_video(model, given, length: int, width: int, height: int) -> torch.Tensor:
+def empty_video(model: Model, given: torch.Tensor | None, length: int, width: int, height: int) -> torch.Tensor:
     """Room for all frames on the CPU, those that are given in their place."""
     if given is None:
         return sampling.empty_latent(model, length, width, height)
@@ -207,7 +212,7 @@ def empty_video(model, given, length: int, width: int, height: int) -> torch.Ten
     return video
 
 
-def sample_clip(model, shape: tuple[int, ...], seed: int, settings: sampling.SamplerSettings,
+def sample_clip(model: Model, shape: tuple[int, ...], seed: int, settings: sampling.SamplerSettings,
                 progress: sampling.RolloutProgress) -> torch.Tensor:
     """One clip of latents in this shape."""
     clip = sampling.sample(model, seed, settings, torch.zeros(shape), callback=progress.callback)
@@ -215,7 +220,7 @@ def sample_clip(model, shape: tuple[int, ...], seed: int, settings: sampling.Sam
     return clip
 
 
-def rollout_report(model, calls) -> str:
+def rollout_report(model: Model, calls: list) -> str:
     way = "seen by the temporal layers" if context.takes_context(model) else "held in place by a noise mask"
     return f"{len(calls)} clips; the frames each goes on from are {way}."
 

@@ -8,6 +8,7 @@ from .host.inputs import checked
 from .host.options import with_clip_options
 from .host.required_layers import fps_of, require_layers
 from .host.sampler_inputs import sampler_inputs
+from .host.sockets import Conditioning, Latent, Model
 from .host.texts import check_texts
 
 
@@ -17,7 +18,7 @@ class VideoLDMSampler(io.ComfyNode):
     steps."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         before = sampler_inputs()
         return io.Schema(
             node_id="VideoLDMSampler",
@@ -52,8 +53,9 @@ class VideoLDMSampler(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model, positive, negative, frames, width, height, clips, seed, steps, cfg, sampler, scheduler,
-                denoise, latent=None, temporal_prompt=None) -> io.NodeOutput:
+    def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, frames: int, width: int, height: int,
+                clips: int, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, denoise: float,
+                latent: Latent | None = None, temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         sets = require_layers(model)
         check_texts(model, positive, negative, temporal_prompt)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
@@ -65,7 +67,8 @@ class VideoLDMSampler(io.ComfyNode):
         return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames}, fps)
 
 
-def clip_latent(model, latent, frames: int, clips: int, width: int, height: int, denoise: float) -> dict:
+def clip_latent(model: Model, latent: Latent | None, frames: int, clips: int, width: int, height: int,
+                denoise: float) -> dict:
     """The latent to start from, refused where it is no whole number of clips."""
     if latent is None:
         if denoise < 1:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +10,12 @@ from PIL import Image, ImageColor, ImageDraw
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.families import load_layout
+from ..temporal.formats.scene_layout import LayoutFile
 from ..temporal.scene_layout import NOT_SAID, Layout
 from .host import files, scene_layout
 from .host.api import io
 from .host.inputs import checked
+from .host.sockets import Conditioning
 
 DEMO_FILE = "video_ldm_driving_layout.safetensors"
 ANY, NONE = "any", "none"
@@ -25,7 +28,7 @@ GROUNDS = {"day": (128, 132, 128), "night": (32, 34, 44)}
 
 class SceneLayout(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMSceneLayout",
             display_name="Scene Layout",
@@ -65,12 +68,13 @@ class SceneLayout(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file, **kwargs):
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> tuple[int, int]:
         return files.fingerprint(file)
 
     @classmethod
     @checked
-    def execute(cls, file, boxes, light, crowdedness, width, height, positive=None, negative=None) -> io.NodeOutput:
+    def execute(cls, file: str, boxes: str, light: str, crowdedness: str, width: int, height: int,
+                positive: Conditioning | None = None, negative: Conditioning | None = None) -> io.NodeOutput:
         path = files.resolve(file)
         content = load_layout(path)
         found = parse_boxes(boxes, content, (width, height))
@@ -82,7 +86,7 @@ class SceneLayout(io.ComfyNode):
         return io.NodeOutput(said, unsaid, preview(found or [], light, width, height))
 
 
-def parse_boxes(text: str, content, size: tuple[int, int] | None = None) -> list[tuple] | None:
+def parse_boxes(text: str, content: LayoutFile, size: tuple[int, int] | None = None) -> list[tuple] | None:
     """[(x0, y0, x1, y1, colour)] of the widget's lines; None where it has none, which leaves the boxes open. size:
     width and height of the picture, to say where a box in pixels belongs."""
     for number, line in enumerate(text.splitlines(), 1):
@@ -100,7 +104,7 @@ def parse_boxes(text: str, content, size: tuple[int, int] | None = None) -> list
     return [parse_box(number, words, content, size) for number, words in lines]
 
 
-def refuse_hex_colour(number: int, line: str, content):
+def refuse_hex_colour(number: int, line: str, content: LayoutFile) -> None:
     """A colour such as #ff0000 would be taken for a comment."""
     found = re.fullmatch(r"\s*(?:[^\s#]+\s+){4}(#[0-9a-fA-F]{3,8})\b.*", line)
     if found:
@@ -108,7 +112,7 @@ def refuse_hex_colour(number: int, line: str, content):
                             f"begins a comment: {content.name} knows {', '.join(content.params.colours)}.")
 
 
-def parse_box(number: int, words: list[str], content, size: tuple[int, int] | None = None) -> tuple:
+def parse_box(number: int, words: list[str], content: LayoutFile, size: tuple[int, int] | None = None) -> tuple:
     line = f"Line {number} of the boxes, '{' '.join(words)}',"
     if len(words) != 5:
         raise VideoLDMError(f"{line} has {counted(len(words), 'word')}. A box has five: x y width height colour, as in "
@@ -154,7 +158,7 @@ def as_number(word: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def as_layout(boxes: list[tuple] | None, labels: dict[str, str], content) -> Layout:
+def as_layout(boxes: list[tuple] | None, labels: dict[str, str], content: LayoutFile) -> Layout:
     """The one scene of the node."""
     numbers = [label_number(labels, name, values, content) for name, values in content.params.labels]
     colours = [content.params.colours.index(colour) for *_, colour in boxes or []]
@@ -167,7 +171,7 @@ def as_layout(boxes: list[tuple] | None, labels: dict[str, str], content) -> Lay
     )
 
 
-def label_number(labels: dict[str, str], name: str, values: tuple[str, ...], content) -> int:
+def label_number(labels: dict[str, str], name: str, values: tuple[str, ...], content: LayoutFile) -> int:
     said = labels.get(name, ANY)
     if said == ANY:
         return NOT_SAID
@@ -177,7 +181,7 @@ def label_number(labels: dict[str, str], name: str, values: tuple[str, ...], con
     return 1 + values.index(said)
 
 
-def check_text(conditioning, content):
+def check_text(conditioning: Conditioning, content: LayoutFile) -> Conditioning:
     """The texts of a CONDITIONING, refused where another text encoder wrote them."""
     for text, _ in conditioning:
         if text.shape[-1] != content.base.context_dim:
@@ -199,7 +203,7 @@ def preview(boxes: list[tuple], light: str, width: int, height: int) -> torch.Te
     return torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
 
 
-def paint(colour: str):
+def paint(colour: str) -> tuple[int, ...]:
     try:
         return ImageColor.getrgb(colour)
     except ValueError:      # a name that only the file knows

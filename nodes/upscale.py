@@ -1,10 +1,12 @@
 """Four times the size: Video Upscale."""
 
+from typing import Any
+
 import torch
 
 from ..temporal.clip_length import check_clip_length
 from ..temporal.errors import VideoLDMError
-from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, check_level, cut
+from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, Cuts, check_level, cut
 from ..temporal.video import DEFAULT_RATE
 from .host import temporal_vae, upscaling, wiring
 from .host.api import io
@@ -15,6 +17,7 @@ from .host.options import LayerSet, layer_sets
 from .host.pictures import check_pictures
 from .host.sampler_inputs import sampler_inputs
 from .host.sampling import SamplerSettings
+from .host.sockets import Conditioning, Model, Vae, Video
 
 TITLE = "Video Upscale"
 LARGEST = 16384     # pixels of a side of a large frame, as of core's widgets
@@ -25,7 +28,7 @@ class VideoUpscale(io.ComfyNode):
     noise augmentation of 30 steps (docs/papers.md#upscalers)."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         common = sampler_inputs()
         return io.Schema(
             node_id="VideoLDMUpscale",
@@ -92,13 +95,15 @@ class VideoUpscale(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
+    def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
         return wiring.used_in_running("VideoLDMUpscale", IMAGE_SLOT)
 
     @classmethod
     @checked
-    def execute(cls, model, positive, negative, noise_level, window, overlap, tile, fps, seed, steps, cfg, sampler,
-                scheduler, images=None, video=None, vae=None, keep_colours=True) -> io.NodeOutput:
+    def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, noise_level: int, window: int,
+                overlap: int, tile: int, fps: float, seed: int, steps: int, cfg: float, sampler: str, scheduler: str,
+                images: torch.Tensor | None = None, video: Video | None = None, vae: Vae | None = None,
+                keep_colours: bool = True) -> io.NodeOutput:
         sets = layer_sets(model)
         most = upscaling.most_noise(model)
         check_level(noise_level, *trained_levels(most, upscaling.usual_noise(model), sets))
@@ -133,7 +138,7 @@ def trained_levels(most: int, usual: int, sets: list[LayerSet]) -> tuple[int, in
     return min([most, *highest]), next((known.usual for known in noise if known), usual)
 
 
-def small_frames(images, video):
+def small_frames(images: torch.Tensor | None, video: Video | None) -> tuple[torch.Tensor, Any]:
     """The small frames `t h w 3` in 0..1 and their rate, None where nobody says."""
     if images is not None and video is not None:
         raise VideoLDMError("Video Upscale takes images or a video, and both are connected. Disconnect one of them.")
@@ -148,19 +153,19 @@ def small_frames(images, video):
     return check_pictures(images, "The small frames", LARGEST // FACTOR, smallest=1), rate
 
 
-def check_tile(tile: int):
+def check_tile(tile: int) -> None:
     if tile and tile < SMALLEST_TILE:
         raise VideoLDMError(f"tile is {tile} pixels; {SMALLEST_TILE} is the least. Raise it, or set it to 0 for none.")
 
 
-def decode_settings(vae, window: int, overlap: int, tile: int) -> DecodeSettings:
+def decode_settings(vae: Vae, window: int, overlap: int, tile: int) -> DecodeSettings:
     """A plain VAE decodes frame by frame, which gives the same pictures in less memory."""
     if temporal_vae.is_temporal(vae):
         return DecodeSettings(window, min(overlap, window - 1), tile, 1, TITLE)
     return DecodeSettings(1, 0, tile, 1, TITLE)
 
 
-def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[LayerSet]) -> str:
+def report_of(model: Model, small: torch.Tensor, noise_level: int, cuts: Cuts, sets: list[LayerSet]) -> str:
     count, height, width = small.shape[:3]
     frames, tile_height, tile_width = cuts.largest
     tiles = len(cuts.rows) * len(cuts.columns)

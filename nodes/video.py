@@ -3,17 +3,33 @@
 import logging
 import math
 import os
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.video import DEFAULT_RATE, FORMATS, Sheet, as_rate, open_video, read_audio, write_sheet, write_video
+from ..temporal.video import (
+    DEFAULT_RATE,
+    FORMATS,
+    Sheet,
+    Sound,
+    as_rate,
+    open_video,
+    read_audio,
+    write_sheet,
+    write_video,
+)
+from ..temporal.video.read import VideoFile
 from .host import files
 from .host.api import InputImpl, io
 from .host.inputs import checked
 from .host.lazy_video import HeldVideo
 from .host.pixels import broken_frames
+from .host.sockets import Video
 from .host.video_sources import ImageSource, video_source
 
 CATEGORY = "video ldm/video"
@@ -26,7 +42,7 @@ SOUND_FORMATS = ("mp4", "webm")
 
 class LoadVideoFrames(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadVideo",
             display_name="Load Video Frames",
@@ -57,7 +73,7 @@ class LoadVideoFrames(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, file, start_frame, frame_count, stride):
+    def execute(cls, file: str, start_frame: int, frame_count: int, stride: int) -> io.NodeOutput:
         start_frame = _number("start_frame", start_frame, 0, MOST_FRAMES)
         frame_count = _number("frame_count", frame_count, 0, MOST_FRAMES)
         stride = _number("stride", stride, 1, MOST_STRIDE)
@@ -77,7 +93,7 @@ class LoadVideoFrames(io.ComfyNode):
         return io.NodeOutput(images, _as_video(video, steps, images, rate), float(rate), len(steps), report)
 
     @classmethod
-    def validate_inputs(cls, file):
+    def validate_inputs(cls, file: str | None) -> bool | str:
         if file is None:        # linked: its value is not known yet
             return True
         try:
@@ -89,11 +105,11 @@ class LoadVideoFrames(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file, **settings):
+    def fingerprint_inputs(cls, file: str | None, **settings: Any) -> Any:
         return files.input_fingerprint(file) if file is not None else ""
 
 
-def _as_video(video, steps, images, rate):
+def _as_video(video: VideoFile, steps: np.ndarray, images: torch.Tensor, rate: Fraction) -> Video:
     """VIDEO of the frames read: the file itself where that is the same thing, so that nothing is encoded twice."""
     if len(steps) == video.frames and video.as_stored:
         return InputImpl.VideoFromFile(str(video.source))
@@ -104,11 +120,11 @@ def _as_video(video, steps, images, rate):
     return HeldVideo(images, rate, audio)
 
 
-def _sound_limit(name):
+def _sound_limit(name: str) -> Callable[[int], None]:
     """A function of the samples that were read so far; raises if what follows does not fit into memory."""
     checked = 0
 
-    def check(total):
+    def check(total: int) -> None:
         nonlocal checked
         if total - checked >= MEMORY_CHECK:
             checked = total
@@ -120,7 +136,7 @@ def _sound_limit(name):
 
 class SaveVideoFile(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMSaveVideo",
             display_name="Save Video File",
@@ -167,7 +183,8 @@ class SaveVideoFile(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, filename_prefix, format, fps, crf, contact_sheet, images=None, video=None):
+    def execute(cls, filename_prefix: str, format: str, fps: float, crf: int, contact_sheet: int,
+                images: torch.Tensor | None = None, video: Video | None = None) -> io.NodeOutput:
         problem = _input_problem(images is not None, video is not None)
         if problem:
             raise VideoLDMError(problem)
@@ -200,12 +217,13 @@ class SaveVideoFile(io.ComfyNode):
         return io.NodeOutput(str(target.path(ending)), torch.from_numpy(picture)[None] / 255, report, ui=shown)
 
     @classmethod
-    def validate_inputs(cls, filename_prefix, images=NOT_CONNECTED, video=NOT_CONNECTED):
+    def validate_inputs(cls, filename_prefix: str, images: Any = NOT_CONNECTED,
+                        video: Any = NOT_CONNECTED) -> bool | str:
         # ComfyUI hands over None for what is linked; told at queue time, the artist need not wait for the sampler.
         return _input_problem(images is not NOT_CONNECTED, video is not NOT_CONNECTED) or True
 
 
-def _input_problem(has_images, has_video):
+def _input_problem(has_images: bool, has_video: bool) -> str | None:
     if has_images and has_video:
         return "Save Video File takes images or a video, and both are connected. Disconnect one of them."
     if not has_images and not has_video:
@@ -213,7 +231,7 @@ def _input_problem(has_images, has_video):
     return None
 
 
-def _number(name, value, least, most):
+def _number(name: str, value: Any, least, most):
     """A whole number from a widget or a link, or a sentence: links bring anything, past the widget's bounds."""
     whole = isinstance(value, Real) and math.isfinite(value) and value == int(value)
     if not whole or not least <= value <= most:
@@ -221,7 +239,7 @@ def _number(name, value, least, most):
     return int(value)
 
 
-def _choose_rate(fps, own):
+def _choose_rate(fps: float, own: Any) -> tuple[Any, list[str]]:
     if not isinstance(fps, Real) or not math.isfinite(fps) or not 0 <= fps <= HIGHEST_FPS:
         raise VideoLDMError(f"fps is {fps!r}; it must be a number from 0 (the video's own rate) to {HIGHEST_FPS}.")
     if fps > 0:
@@ -231,7 +249,7 @@ def _choose_rate(fps, own):
     return DEFAULT_RATE, [f"no frame rate was given, so {DEFAULT_RATE} fps is assumed: set fps, or connect it"]
 
 
-def _choose_audio(source, format, rate, remarks):
+def _choose_audio(source: Any, format: str, rate: Fraction, remarks: list[str]) -> Sound | None:
     """The sound to write, or None; whatever is left out is remarked on."""
     if source.sound is None or format not in SOUND_FORMATS:
         if source.sound is not None:
@@ -243,7 +261,7 @@ def _choose_audio(source, format, rate, remarks):
     return source.sound
 
 
-def _seen_by(sheet, frames):
+def _seen_by(sheet: Sheet, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for frame in frames:
         sheet.add(frame)
         yield frame

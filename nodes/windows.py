@@ -2,18 +2,20 @@
 
 from ..temporal.clip_length import check_clip_length, clip_limit
 from ..temporal.errors import VideoLDMError
+from ..temporal.params import StackParams
 from ..temporal.schedules import FUSES, SCHEDULES
 from .host import windows
 from .host.api import io
 from .host.inputs import checked
 from .host.options import layer_sets
+from .host.sockets import Model
 
 WINDOWS, CONVOLUTION = "windows", "convolution in time"
 
 
 class FrameWindows(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMFrameWindows",
             display_name="Frame Windows",
@@ -49,7 +51,8 @@ class FrameWindows(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model, mode, length, overlap, schedule, fuse, max_distance) -> io.NodeOutput:
+    def execute(cls, model: Model, mode: str, length: int, overlap: int, schedule: str, fuse: str,
+                max_distance: int) -> io.NodeOutput:
         layers = [found.params for found in layer_sets(model)]
         if not layers:
             raise VideoLDMError("The connected MODEL has no temporal layers, so there are no clips to sample in "
@@ -62,7 +65,7 @@ class FrameWindows(io.ComfyNode):
         return io.NodeOutput(windows.with_windows(model, length, overlap, schedule, fuse))
 
 
-def check_windows(layers, length: int, overlap: int):
+def check_windows(layers: list[StackParams], length: int, overlap: int) -> None:
     """Refuse windows that are no windows, or that the layers cannot run."""
     if overlap >= length:
         raise VideoLDMError(f"Windows of {length} frames cannot overlap by {overlap}. Set overlap below {length}.")
@@ -70,7 +73,7 @@ def check_windows(layers, length: int, overlap: int):
         check_clip_length(params, length, "a window has", "Set length to {limit}.")
 
 
-def check_convolution(layers):
+def check_convolution(layers: list[StackParams]) -> None:
     """Refuse layers whose mix knows the frames of a clip by their number: a convolution is the same everywhere."""
     for limit in filter(None, map(clip_limit, layers)):
         if limit.exactly:

@@ -9,7 +9,9 @@ one's hooks.
 import logging
 import math
 import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -32,6 +34,7 @@ from .options import (
     set_clip_options,
     transformer_options,
 )
+from .sockets import Control, Model
 
 ROLE = "video_ldm_role"         # on each conditioning of a sampling: 0 for the positive ones, 1 for the negative
 ROLES = {"positive": 0, "negative": 1}
@@ -42,17 +45,18 @@ class TemporalLayersWrapper:
     """Runs around one call of the diffusion model: tells the layers how many frames a clip has, and what else they
     need."""
 
-    def __init__(self, key: str, stack: TemporalStack):
+    def __init__(self, key: str, stack: TemporalStack) -> None:
         self.key, self.stack = key, stack
         self.warned: set[int] = set()
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> "TemporalLayersWrapper":
         """Other nodes copy a MODEL's options whole. A copy of the layers would be out of core's memory management, and
         without their motion LoRA."""
         return self
 
-    def __call__(self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={},
-                 **kwargs):
+    def __call__(self, executor: Callable, x: torch.Tensor, timesteps: torch.Tensor | None = None,
+                 context: torch.Tensor | None = None, y: torch.Tensor | None = None, control: Control | None = None,
+                 transformer_options: dict = {}, **kwargs: Any) -> torch.Tensor:
         layers = transformer_options.get(self.key) or LayerSet(self.stack.params)
         clips = clips_in_call(len(x), transformer_options)
         settings = CallSettings(
@@ -68,20 +72,20 @@ class TemporalLayersWrapper:
             note_running(executor, calls)
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
-    def warn(self, settings: CallSettings):
+    def warn(self, settings: CallSettings) -> None:
         warning = self.stack.check_frames(settings.frames) if settings.strength != 0 else None
         if warning and settings.frames not in self.warned:
             self.warned.add(settings.frames)
             logging.warning("[Video LDM] %s", warning)
 
 
-def note_running(executor, calls):
+def note_running(executor: Callable, calls: list) -> None:
     """Let calls know whether the network runs: a wrapper further in, core's EasyCache for one, may answer for it."""
     network = executor.original
     for call in calls:
         call.running = False
 
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         for call in calls:
             call.running = True
         return network(*args, **kwargs)
@@ -134,7 +138,7 @@ def temporal_text(context: torch.Tensor | None, call: CallClips, options: dict) 
     return torch.cat([part.repeat(1, length // part.shape[1], 1) for part in own])
 
 
-def reserve_memory(executor, model, noise_shape, *args, **kwargs):
+def reserve_memory(executor: Callable, model: Model, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
     """Tell core what a clip with temporal layers takes, or a window of it, before it decides what stays in memory."""
     images, options = noise_shape[0], kwargs.get("model_options") or {}
     handler = options.get("context_handler")
@@ -143,7 +147,7 @@ def reserve_memory(executor, model, noise_shape, *args, **kwargs):
     return executor(model, [math.ceil(images * ACTIVATIONS), *noise_shape[1:]], *args, **kwargs)
 
 
-def start_sampling(executor, noise, *args, **kwargs):
+def start_sampling(executor: Callable, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Around a sampling: the length of its clips is known from here on. Core's own context windows must not be wrong in
     silence."""
     guider = executor.class_obj
@@ -158,7 +162,8 @@ def start_sampling(executor, noise, *args, **kwargs):
     return executor(noise, *args, **kwargs)
 
 
-def tell_batch(executor, model, conds, x_in, timestep, model_options):
+def tell_batch(executor: Callable, model: Model, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
+               model_options: dict) -> list[torch.Tensor]:
     """Around the evaluation of conditions: the layers are told the batch as core has it, and which text is whose."""
     options = model_options.get("transformer_options", {})
     clip = clip_options(options)
@@ -166,7 +171,7 @@ def tell_batch(executor, model, conds, x_in, timestep, model_options):
     return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": {**options, CLIP: clip}})
 
 
-def texts_by_index(conds, texts):
+def texts_by_index(conds: list, texts: Mapping[int, torch.Tensor] | None) -> Mapping[int, torch.Tensor] | None:
     """{role: text} -> {index in `conds`: text}: guidance nodes evaluate the negative alone, or other conditions."""
     roles = [next((cond[ROLE] for cond in batch or () if ROLE in cond), None) for batch in conds]
     if not texts or all(role is None for role in roles):
@@ -174,7 +179,7 @@ def texts_by_index(conds, texts):
     return {index: texts[role] for index, role in enumerate(roles) if role in texts}
 
 
-def attach_layers(model, stack: TemporalStack, layers: LayerSet, loras=(), frames: int = 0):
+def attach_layers(model: Model, stack: TemporalStack, layers: LayerSet, loras: Any = (), frames: int = 0) -> Model:
     """A clone of MODEL on which temporal layers act.
 
     Args:

@@ -4,6 +4,8 @@ import contextlib
 import copy
 import inspect
 import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import comfy.context_windows
 import comfy.model_management
@@ -11,16 +13,19 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, pytorch_attention
+from torch import nn
 
 from ...temporal.errors import VideoLDMError
+from ...temporal.stack import TemporalStack
+from .sockets import Control, Patcher
 
 
-def layer_operations():
+def layer_operations() -> Any:
     """Layers that cast their weights to the input's dtype and device, so that fp16, bf16, fp8 and low VRAM work."""
     return comfy.ops.manual_cast
 
 
-def layer_patcher(stack):
+def layer_patcher(stack: TemporalStack) -> Patcher:
     """Temporal layers as a model under ComfyUI's memory management.
 
     Always the plain patcher: hosts with paged weights (0.16 and later) run it beside a paged UNet, and the weights are
@@ -33,11 +38,11 @@ def layer_patcher(stack):
     return patcher
 
 
-def copied_patcher(stack, disable_dynamic=False):
+def copied_patcher(stack: TemporalStack, disable_dynamic: bool = False) -> Patcher:
     return layer_patcher(copy.deepcopy(stack))
 
 
-def decoder_operations():
+def decoder_operations() -> Any:
     """Layers of a VAE: unlike others they run as they are, the VAE's weights and input being of one type and place."""
     return comfy.ops.disable_weight_init
 
@@ -50,7 +55,7 @@ MARKS = ("_v", "_v_signature", "_v_weight", "_v_bias", "_pin_state", "seed_key",
 MARK_ENDINGS = ("_lowvram_function", "_comfy_model_dtype")
 
 
-def own_copy(module, dtype):
+def own_copy(module: Any, dtype: torch.dtype) -> Any:
     """A module of the same classes with weights of its own on the CPU, as if it had never been loaded anywhere.
 
     Not deepcopy: it would follow what a host that pages weights keeps on a module into that host's memory.
@@ -70,11 +75,11 @@ def own_copy(module, dtype):
     return copied
 
 
-def own_tensor(tensor, dtype):
+def own_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def vae_patcher(first_stage, like):
+def vae_patcher(first_stage: nn.Module, like: Patcher) -> Patcher:
     """A VAE's network under ComfyUI's memory management, on the devices of the patcher `like`; plain as
     layer_patcher."""
     patcher = comfy.model_patcher.ModelPatcher(first_stage, load_device=like.load_device,
@@ -83,11 +88,11 @@ def vae_patcher(first_stage, like):
     return patcher
 
 
-def copied_vae_patcher(first_stage, like, disable_dynamic=False):
+def copied_vae_patcher(first_stage: nn.Module, like: Patcher, disable_dynamic: bool = False) -> Patcher:
     return vae_patcher(copy.deepcopy(first_stage), like)
 
 
-def is_out_of_memory(error) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory has run out, on a GPU or in main memory."""
     asked = getattr(comfy.model_management, "is_oom", None)
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (asked is not None and asked(error)):
@@ -95,7 +100,7 @@ def is_out_of_memory(error) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
 
 
-def on_device(device):
+def on_device(device: Any) -> contextlib.AbstractContextManager:
     """The context in which the host runs a network that lives on one of several GPUs."""
     context = getattr(comfy.model_management, "cuda_device_context", None)
     return contextlib.nullcontext() if context is None else context(device)
@@ -105,7 +110,7 @@ MOST_SCORES = 2 ** 28       # bytes of attention's scores that a decode on a CPU
 
 
 @contextlib.contextmanager
-def frugal_attention(network, device):
+def frugal_attention(network: nn.Module, device: torch.device) -> Iterator[None]:
     """While open, a VAE's attention over large pictures on a CPU keeps no matrix of scores. Core's takes as much memory
     as happens to be free for it: 1 GB and more for each frame of 1024x1024."""
     blocks = [part for part in network.modules() if device.type == "cpu" and isinstance(part, AttnBlock)]
@@ -119,8 +124,8 @@ def frugal_attention(network, device):
             block.optimized_attention = attention
 
 
-def frugal(chosen):
-    def attention(q, k, v):
+def frugal(chosen: Callable) -> Callable:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         scores = len(q) * q[0, 0].numel() ** 2 * q.element_size()
         return (chosen if scores <= MOST_SCORES else pytorch_attention)(q, k, v)
     return attention
@@ -154,7 +159,7 @@ def core_windows_act(model_options: dict, images: int) -> bool:
     return images > handler.context_length
 
 
-def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: int | None):
+def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: int | None) -> None:
     """Refuse core's own context windows over frames (dim 0) where they would fail, or be wrong in silence.
 
     conds: as core prepares them; images: of the batch; frames: per clip, None where the whole batch is one clip.
@@ -172,7 +177,7 @@ def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: i
     raise VideoLDMError(f"ComfyUI's own Context Windows over frames (dim 0) {reason}. Use Frame Windows instead.")
 
 
-def follows_frames(control) -> bool:
+def follows_frames(control: Control) -> bool:
     """Whether a ControlNet, or one before it, has a picture for each frame."""
     while control is not None:
         hint = control.cond_hint_original

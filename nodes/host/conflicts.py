@@ -14,7 +14,7 @@ GUIDANCE = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cf
             "sampler_calc_cond_batch_function")      # core's keys for what runs outside the network in a step
 
 
-def refuse_in_pieces(model_options: dict, node: str):
+def refuse_in_pieces(model_options: dict, node: str) -> None:
     """Refuse what cannot be right while `node` of this pack samples a video in pieces."""
     if get_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True):
         raise VideoLDMError(f"EasyCache keeps one state for all the pieces in which {node} samples a video, so it "

@@ -4,7 +4,9 @@ Everything rides on the clone: which frames are known in its transformer_options
 context guidance around the evaluation of the conditions. So core's samplers and guiders drive it as well as ours.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -16,16 +18,17 @@ from ...temporal.errors import VideoLDMError
 from .compat import apart
 from .latents import check_channels, check_frames
 from .options import CLIP, ContextFrames, clip_options, frames_per_clip, layer_sets, set_clip_options
+from .sockets import Model
 
 KEY = "video_ldm_context"       # of the wrappers
 
 
-def takes_context(model) -> bool:
+def takes_context(model: Model) -> bool:
     """Whether temporal layers on the MODEL have an input for known frames."""
     return any(layers.params.known_positions for layers in layer_sets(model))
 
 
-def check_trained(model, positions: tuple[int, ...]):
+def check_trained(model: Model, positions: tuple[int, ...]) -> None:
     """Refuse positions that none of the layers with an input for known frames was trained for."""
     for layers in layer_sets(model):
         trained, frames = layers.params.known_positions, layers.params.frames
@@ -39,7 +42,7 @@ def check_trained(model, positions: tuple[int, ...]):
                                 "where negative. Choose one of these sets.")
 
 
-def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0):
+def with_context_frames(model: Model, latents: Tensor, positions: Iterable[int], guidance: float = 1.0) -> Model:
     """A clone that samples clips in which the frames at `positions` are the given latents `(k n) c h w`."""
     positions = tuple(positions)
     check_frames(latents, "The context frames")
@@ -61,7 +64,7 @@ def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0
     return m
 
 
-def fitted(guider, noise: Tensor) -> ContextFrames:
+def fitted(guider: Any, noise: Tensor) -> ContextFrames:
     """The known frames of this sampling, their positions within its clips; refused where they do not fit."""
     options = guider.model_options["transformer_options"]
     clip, frames = clip_options(options), frames_per_clip(len(noise), options)
@@ -89,13 +92,14 @@ def write(samples: Tensor, known: ContextFrames) -> Tensor:
     return clips.flatten(0, 1)
 
 
-def sample_with_context(executor, noise, *args, **kwargs):
+def sample_with_context(executor: Callable, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The layers see the known frames; the samples get them back exactly."""
     known = fitted(executor.class_obj, noise)
     return write(executor(noise, *args, **kwargs), known)
 
 
-def sample_with_noise_mask(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+def sample_with_noise_mask(executor: Callable, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,
+                           denoise_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
     """For layers that take no known frames: they are the latent to start from, and are masked from denoising."""
     known = fitted(executor.class_obj, noise)
     mask = torch.ones(len(noise), 1, *noise.shape[2:], device=noise.device)
@@ -112,10 +116,11 @@ class ContextGuidance:
     (docs/papers.md#prediction) beside that of the text. Linear in the denoised prediction as in the noise, so that
     adding the last term to every condition's prediction adds it to what the guider makes of them."""
 
-    def __init__(self, scale: float):
+    def __init__(self, scale: float) -> None:
         self.scale = scale
 
-    def __call__(self, executor, model, conds, x_in, timestep, model_options):
+    def __call__(self, executor: Callable, model: Model, conds: list, x_in: Tensor, timestep: Tensor,
+                 model_options: dict) -> list[Tensor]:
         predictions = executor(model, conds, x_in, timestep, model_options)
         if not conds or conds[0] is None:
             return predictions

@@ -1,15 +1,18 @@
 """The outputs of a node that makes pictures: IMAGE, all frames in memory, and VIDEO, a stream of them."""
 
+from typing import Any
+
 import torch
 
 from . import files, wiring
 from .decoding import Decoding, Unfolding
 from .lazy_video import LazyVideo
+from .sockets import Hidden
 
 IMAGE_SLOT = 0      # of the node's outputs
 
 
-def pictures_and_video(decoding: Decoding | Unfolding, rate, hidden) -> tuple:
+def pictures_and_video(decoding: Decoding | Unfolding, rate: Any, hidden: Hidden) -> tuple:
     """IMAGE and VIDEO of a decoding, the first only where it is connected. hidden: the running node's."""
     size = decoding.count, decoding.width, decoding.height, rate
     if not wiring.is_used(hidden, IMAGE_SLOT):
@@ -29,7 +32,7 @@ def decode_all(decoding: Decoding | Unfolding) -> torch.Tensor:
     images, place, pieces = None, 0, 0
     step = files.progress(decoding.steps())
 
-    def on_piece():
+    def on_piece() -> None:
         nonlocal pieces
         pieces += 1
         step(min(pieces, decoding.steps()))

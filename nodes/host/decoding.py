@@ -3,7 +3,7 @@ settings alone. Core splits a batch by the memory that happens to be free, and a
 clip of its own."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from ...temporal.errors import VideoLDMError
 from ...temporal.upscaler import FACTOR, unfolded, with_colours_of
 from ...temporal.windows import in_tiles, in_windows, spread, tile_count
 from . import compat, files
+from .sockets import Vae
 from .temporal_vae import is_temporal, title_of
 
 TILE_OVERLAP = 4                # neighbouring tiles share one part in so many of a tile
@@ -37,7 +38,7 @@ class DecodeSettings:
 class Decoding:
     """A batch of latents (b t) c h w that is to be decoded: `frames(first, last)` gives it piece by piece."""
 
-    def __init__(self, vae, samples: Tensor, settings: DecodeSettings):
+    def __init__(self, vae: Vae, samples: Tensor, settings: DecodeSettings) -> None:
         check_latents(vae, samples, settings)
         self.vae, self.samples, self.settings, self.node = vae, samples, settings, settings.node
         self.temporal = is_temporal(vae)
@@ -61,7 +62,7 @@ class Decoding:
         windows = len(spread(self.clip, self.settings.window, self.overlap)) * self.settings.clips
         return windows * (tile_count(*self.samples.shape[2:], *self.tiling()) if self.tile else 1)
 
-    def frames(self, first: int = 0, last: int | None = None, on_piece=None) -> Iterator[Tensor]:
+    def frames(self, first: int = 0, last: int | None = None, on_piece: Callable[[], None] = None) -> Iterator[Tensor]:
         """Frames `first` to `last` as IMAGE (n h w 3) in 0..1, in order. on_piece(): after every window or tile."""
         last = self.count if last is None else last
         for start in range(0, self.count, self.clip):
@@ -72,7 +73,7 @@ class Decoding:
                                        self.overlap, max(first - start, 0), min(last - start, self.clip)):
                 yield self.vae.process_output(pictures).movedim(1, -1)
 
-    def decode_window(self, z: Tensor, on_piece=None) -> Tensor:
+    def decode_window(self, z: Tensor, on_piece: Callable[[], None] = None) -> Tensor:
         """Pictures (t 3 H W), as the network gives them, of the frames of one window."""
         while True:
             try:
@@ -96,7 +97,7 @@ class Decoding:
                                 f"{self.width}x{self.height} {tiles}. Lower window, {advice}")
         return smaller[0]
 
-    def in_pieces(self, z: Tensor, on_piece) -> Tensor:
+    def in_pieces(self, z: Tensor, on_piece: Callable[[], None] | None) -> Tensor:
         def piece(part: Tensor) -> Tensor:
             files.check_cancelled()
             pictures = self.decode_piece(part)
@@ -125,14 +126,14 @@ class Decoding:
 class Unfolding:
     """Frames that are pixels already, folded: `t 48 h w` in -1..1. The interface is that of a Decoding."""
 
-    def __init__(self, frames: Tensor, node: str):
+    def __init__(self, frames: Tensor, node: str) -> None:
         self.folded, self.node, self.count = frames, node, len(frames)
         self.height, self.width = (FACTOR * side for side in frames.shape[2:])
 
     def steps(self) -> int:
         return self.count
 
-    def frames(self, first: int = 0, last: int | None = None, on_piece=None) -> Iterator[Tensor]:
+    def frames(self, first: int = 0, last: int | None = None, on_piece: Callable[[], None] = None) -> Iterator[Tensor]:
         """Frames `first` to `last` as IMAGE (1 h w 3) in 0..1, in order. on_piece(): after each."""
         for frame in self.folded[first:last].split(1):
             files.check_cancelled()
@@ -145,14 +146,14 @@ class ColoursKept:
     """A decoding whose large frames get the colours of the small ones `t h w 3` in 0..1, frame by frame. The interface
     is that of a Decoding."""
 
-    def __init__(self, decoding: "Decoding | Unfolding", small: Tensor):
+    def __init__(self, decoding: "Decoding | Unfolding", small: Tensor) -> None:
         self.decoding, self.small, self.node, self.count = decoding, small, decoding.node, decoding.count
         self.height, self.width = decoding.height, decoding.width
 
     def steps(self) -> int:
         return self.decoding.steps()
 
-    def frames(self, first: int = 0, last: int | None = None, on_piece=None) -> Iterator[Tensor]:
+    def frames(self, first: int = 0, last: int | None = None, on_piece: Callable[[], None] = None) -> Iterator[Tensor]:
         """Frames `first` to `last` as IMAGE (1 h w 3) in 0..1, in order."""
         number = first
         for piece in self.decoding.frames(first, last, on_piece):
@@ -162,7 +163,7 @@ class ColoursKept:
                 yield with_colours_of(small.movedim(-1, 1), large.movedim(-1, 1)).clamp(0, 1).movedim(1, -1)
 
 
-def check_latents(vae, samples: Tensor, settings: DecodeSettings):
+def check_latents(vae: Vae, samples: Tensor, settings: DecodeSettings) -> None:
     """Refuse what cannot be decoded, and widgets that contradict each other."""
     title = title_of(vae)
     if getattr(vae, "latent_dim", 2) != 2 or samples.ndim != 4:
@@ -185,7 +186,7 @@ def check_latents(vae, samples: Tensor, settings: DecodeSettings):
 
 
 @contextmanager
-def cancellable(network: nn.Module):
+def cancellable(network: nn.Module) -> Iterator[None]:
     """While open, every convolution of the network notices Cancel: a window may take a minute."""
     hooks = [part.register_forward_pre_hook(lambda *_: files.check_cancelled())
              for part in network.modules() if isinstance(part, nn.Conv2d)]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -17,6 +18,7 @@ from ...temporal.errors import VideoLDMError
 from ...temporal.families import taken_by
 from ...temporal.formats.files import check_regular
 from .api import io, ui
+from .sockets import Hidden
 
 LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, and ComfyUI's names of them
 DECODER_KINDS = (LAYERS, "vae", "checkpoints")                  # where a decoder may lie, in this order
@@ -30,7 +32,7 @@ LONGEST_NAME = 220              # bytes of 255, for a number, an ending and a ma
 NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora"}
 
 
-def register_folders(kind=LAYERS):
+def register_folders(kind: str = LAYERS) -> None:
     """Make models/video_ldm, the demo's folder and existing folders of other packs one list. Safe to call again:
     other packs register theirs before or after this one, so every listing calls it."""
     own = os.path.join(folder_paths.models_dir, "video_ldm")
@@ -45,29 +47,29 @@ def register_folders(kind=LAYERS):
     folder_paths.folder_names_and_paths[kind][1].update(folder_paths.supported_pt_extensions)
 
 
-def list_files(kind=LAYERS):
+def list_files(kind: str = LAYERS) -> list[str]:
     """Names for a loader's list, sorted."""
     register_folders(kind)
     return [name for name in folder_paths.get_filename_list(kind) if not _is_other_demo_file(kind, name)]
 
 
-def offer(takes, demo=None, kind=LAYERS):
+def offer(takes: str, demo: str | None = None, kind: str = LAYERS) -> dict:
     """`options` and `default` of a loader's list. takes: what it loads, in the words of `Identified.takes`; demo: the
     bundled file that it begins with."""
     return _offered(list_files(kind), lambda name: folder_paths.get_full_path(kind, name), takes, demo)
 
 
-def _offered(names, path_of, takes, demo):
+def _offered(names: Iterable[str], path_of: Callable, takes: str, demo: str | None) -> dict:
     """What the loader takes stands first, then what only reading the whole file would tell, then the rest. All are in
     the list: ComfyUI refuses a saved workflow that names a file outside it, with words that help nobody."""
-    def order(name):
+    def order(name: str) -> int:
         found = _glance(path_of(name))
         return 1 if found is None else 0 if takes in found else 2
     names = sorted(names, key=order)
     return {"options": names, "default": demo if demo in names else next(iter(names), None)}
 
 
-def _glance(path):
+def _glance(path: str | None) -> frozenset:
     """`taken_by` of a file, nothing for what is no plain file: a pipe would never answer."""
     if path is None or not os.path.isfile(path):
         return frozenset()
@@ -75,14 +77,14 @@ def _glance(path):
 
 
 @lru_cache(maxsize=4096)
-def _glance_once(path, modified, size):
+def _glance_once(path: str, modified: int, size: int) -> frozenset:
     try:
         return taken_by(path)
     except Exception:       # whatever is wrong with a file, the list is shown; its loader says what it is
         return frozenset()
 
 
-def resolve(name, kind=LAYERS):
+def resolve(name: str, kind: str = LAYERS) -> str:
     """Full path of a name from `list_files`; a sentence if the file has gone."""
     register_folders(kind)
     path = folder_paths.get_full_path(kind, name)
@@ -94,7 +96,7 @@ def resolve(name, kind=LAYERS):
     return path
 
 
-def _refuse_other_than_files(kind, name):
+def _refuse_other_than_files(kind: str, name: str) -> None:
     """A sentence for a folder, a named pipe or a device of that name, all of which ComfyUI passes over."""
     for folder in folder_paths.get_folder_paths(kind):
         path = Path(folder) / os.path.relpath(os.path.join("/", name), "/")
@@ -102,12 +104,12 @@ def _refuse_other_than_files(kind, name):
             check_regular(path)
 
 
-def fingerprint(name, kind=LAYERS):
+def fingerprint(name: str, kind: str = LAYERS) -> tuple[int, int]:
     """What changes when the file of that name does: (modification time in ns, size in bytes)."""
     return path_fingerprint(resolve(name, kind))
 
 
-def path_fingerprint(path):
+def path_fingerprint(path: str | Path) -> tuple[int, int]:
     """The same of a full path."""
     # By time and size: hashing a large file would cost more than reading it again. Nothing is opened, so that a pipe
     # cannot make it wait.
@@ -119,29 +121,29 @@ def path_fingerprint(path):
     return status.st_mtime_ns, status.st_size
 
 
-def _is_other_demo_file(kind, name):
+def _is_other_demo_file(kind: str, name: str) -> bool:
     if name.startswith(DEMO_LAYERS) or not (DEMO_FOLDER / name).is_file():
         return False
     return folder_paths.get_full_path(kind, name) == str(DEMO_FOLDER / name)
 
 
-def list_decoders():
+def list_decoders() -> list[str]:
     """Files that may hold a temporal decoder: the pack's, VAEs, and checkpoints that call themselves SVD."""
     checkpoints = [name for name in folder_paths.get_filename_list("checkpoints") if "svd" in name.lower()]
     return sorted({*list_files(), *folder_paths.get_filename_list("vae"), *checkpoints})
 
 
-def offer_decoders():
+def offer_decoders() -> dict:
     """The same as `offer` for temporal decoders."""
     return _offered(list_decoders(), _decoder_path, "decoder", DEMO_DECODER)
 
 
-def _decoder_path(name):
+def _decoder_path(name: str) -> str | None:
     paths = (folder_paths.get_full_path(kind, name) for kind in (LAYERS, "vae", "checkpoints"))
     return next((path for path in paths if path is not None), None)
 
 
-def resolve_decoder(name):
+def resolve_decoder(name: str) -> str:
     """Full path of a name from `list_decoders`; a sentence if the file has gone."""
     register_folders()
     path = _decoder_path(name)
@@ -153,7 +155,7 @@ def resolve_decoder(name):
                         "the first of these and refresh the page (R), or choose another file.")
 
 
-def input_videos():
+def input_videos() -> list[str]:
     """Files in ComfyUI's input folder that may be read as a clip, sorted."""
     folder = folder_paths.get_input_directory()
     names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
@@ -175,7 +177,7 @@ def input_file(name: str) -> str:
     return path
 
 
-def input_fingerprint(name: str):
+def input_fingerprint(name: str) -> tuple[int, int] | None:
     """Like `fingerprint`, of a file in ComfyUI's input folder; None if there is no such file."""
     try:
         return path_fingerprint(input_file(name))
@@ -191,10 +193,10 @@ class Target:
     subfolder: str
     stem: str
 
-    def path(self, ending):
+    def path(self, ending: str) -> Path:
         return self.folder / (self.stem + ending)
 
-    def result(self, ending):
+    def result(self, ending: str) -> ui.SavedResult:
         """The entry by which ComfyUI's page finds the file."""
         return ui.SavedResult(self.stem + ending, self.subfolder, io.FolderType.output)
 
@@ -226,7 +228,7 @@ def with_dates(text: str, now: datetime) -> str:
     return DATE.sub(lambda mark: DATE_MARKS.sub(lambda part: _date_part(part[0], now), mark[1]), text)
 
 
-def _date_part(mark, now):
+def _date_part(mark: str, now: datetime) -> str:
     if mark == "yyyy":
         return str(now.year)
     if mark == "yy":
@@ -235,11 +237,11 @@ def _date_part(mark, now):
     return mark if value is None else str(value).zfill(len(mark))       # "yyy" means nothing in the page either
 
 
-def _shortened(text):
+def _shortened(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:60]}..."
 
 
-def workflow_metadata(hidden):
+def workflow_metadata(hidden: Hidden) -> dict:
     """What ComfyUI's own save nodes put into a file, by a node's `cls.hidden`; empty with --disable-metadata."""
     if args.disable_metadata or hidden is None:
         return {}
@@ -249,22 +251,22 @@ def workflow_metadata(hidden):
     return metadata
 
 
-def check_cancelled():
+def check_cancelled() -> None:
     """Raise ComfyUI's interruption if the artist pressed Cancel. Call it once per frame, window or step."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def progress(total):
+def progress(total: int) -> Callable[[int], None]:
     """A function step(done) that moves the running node's progress bar and notices Cancel."""
     bar = comfy.utils.ProgressBar(total)
 
-    def step(done):
+    def step(done: int) -> None:
         check_cancelled()
         bar.update_absolute(done, total)
     return step
 
 
-def refuse_beyond_memory(size, what, advice):
+def refuse_beyond_memory(size: int, what: str, advice: str) -> None:
     """Refuse work that needs `size` bytes of main memory if fewer are free, before it starts."""
     free = comfy.model_management.get_free_memory(torch.device("cpu"))
     if size > free:

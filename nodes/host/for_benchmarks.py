@@ -1,6 +1,6 @@
 """What benchmarks need of ComfyUI and no node does: networks of any size, and a host that is the same everywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -20,14 +20,16 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from .sockets import Model, Vae
+
 # Networks
 
-def unet_of(config: dict, dtype: torch.dtype, device) -> nn.Module:
+def unet_of(config: dict, dtype: torch.dtype, device: Any) -> nn.Module:
     """ComfyUI's UNet of any size. Its weights are whatever was in memory."""
     return UNetModel(**config, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
 
 
-def decoder_of(config: dict, dtype: torch.dtype, device) -> nn.Module:
+def decoder_of(config: dict, dtype: torch.dtype, device: Any) -> nn.Module:
     """ComfyUI's decoder of an image VAE, of any size."""
     with torch.device(device):
         return Decoder(**config).to(dtype)
@@ -39,7 +41,7 @@ def with_fused_attention(decoder: Any) -> nn.Module:
     return decoder
 
 
-def x4_upscaler(config: dict, dtype: torch.dtype, device):
+def x4_upscaler(config: dict, dtype: torch.dtype, device: Any) -> Model:
     """A MODEL of core's class for the x4 upscaler, of any size."""
     about = comfy.supported_models.SD_X4Upscaler(dict(config))
     about.set_inference_dtype(dtype, None)
@@ -52,7 +54,7 @@ def image_autoencoder(config: dict) -> nn.Module:
     return AutoencoderKL(ddconfig=config, embed_dim=4)
 
 
-def vae_of(autoencoder: nn.Module, config: dict, factor: int, dtype: torch.dtype | None):
+def vae_of(autoencoder: nn.Module, config: dict, factor: int, dtype: torch.dtype | None) -> Vae:
     """A VAE of core's class. factor: pixels per latent; dtype: one that core might not choose, or None."""
     vae = comfy.sd.VAE(sd=autoencoder.state_dict(), config={"params": {"ddconfig": config, "embed_dim": 4}},
                        dtype=dtype)
@@ -62,8 +64,8 @@ def vae_of(autoencoder: nn.Module, config: dict, factor: int, dtype: torch.dtype
 
 # Runs
 
-def sample(model, latent: Tensor, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, positive: list,
-           negative: list) -> Tensor:
+def sample(model: Model, latent: Tensor, seed: int, steps: int, cfg: float, sampler: str, scheduler: str,
+           positive: list, negative: list) -> Tensor:
     """What core's KSampler makes of an empty latent, without its progress bar.
 
     Args:
@@ -77,12 +79,12 @@ def sample(model, latent: Tensor, seed: int, steps: int, cfg: float, sampler: st
                                disable_pbar=True, seed=seed)
 
 
-def wrap_network(model, key: str, wrapper) -> None:
+def wrap_network(model: Model, key: str, wrapper: Callable) -> None:
     """Let `wrapper(executor, x, timesteps, context, ...)` stand around every call of the network."""
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, wrapper)
 
 
-def wrap_conditions(model, key: str, wrapper) -> None:
+def wrap_conditions(model: Model, key: str, wrapper: Callable) -> None:
     """Let `wrapper(executor, ...)` stand around what predicts all conditions of a step."""
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, wrapper)
 
@@ -113,6 +115,6 @@ def ample_memory_and_plain_attention() -> Iterator[None]:
         yield
 
 
-def ample_memory(device=None, torch_free_too=False):
+def ample_memory(device: Any = None, torch_free_too: bool = False) -> Any:
     """In place of core's function of this form."""
     return (10 ** 12, 10 ** 12) if torch_free_too else 10 ** 12

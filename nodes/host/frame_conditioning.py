@@ -7,11 +7,13 @@ every frame has what it would have in one call for the whole video. Frame Window
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from .options import transformer_options, with_clip_options
 from .sampling import SamplerSettings
+from .sockets import Model
 from .windows import windowed_control, windowed_value
 
 SHOWN = "ad_params"     # AnimateDiff-Evolved's key for the frames of a call, which other packs read
@@ -60,7 +62,7 @@ def frames_of_clip(start: int, frames: int, length: int) -> CallFrames:
     return CallFrames(tuple(min(start + n, length - 1) for n in range(frames)), length, length)
 
 
-def model_of(model, clip: int, prompt: list | None, fps: float, frames: CallFrames):
+def model_of(model: Model, clip: int, prompt: list | None, fps: float, frames: CallFrames) -> Model:
     """A clone of MODEL for one call on some frames of a video.
 
     Packs that keep something for each frame on the MODEL, such as the pictures of IPAdapter, are told which frames.
@@ -104,7 +106,7 @@ def options_of(options: dict, frames: CallFrames, controls: dict) -> dict:
     return out
 
 
-def per_frame(name: str, value, total: int) -> bool:
+def per_frame(name: str, value: Any, total: int) -> bool:
     """Whether an option has items that core gives to the images of a batch.
 
     An option of another pack counts as one where it has exactly one item for each frame of the video.

@@ -8,12 +8,14 @@ import functools
 import inspect
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ...temporal.errors import VideoLDMError
 from .api import io
 from .latents import CLIP_FRAMES, RATE
+from .sockets import Model, Vae, Video
 
 FILE = "file"       # inputs of this name take files that are not in their list too; the node looks for them
 SHOWN = 40          # characters of a wrong text that a sentence repeats
@@ -29,7 +31,7 @@ def checked(execute: Callable) -> Callable:
     signature = inspect.signature(execute)
 
     @functools.wraps(execute)
-    def run(cls, *args, **kwargs):
+    def run(cls, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(cls, *args, **kwargs)
         schema = cls.define_schema()
         for declared in schema.inputs:
@@ -41,7 +43,7 @@ def checked(execute: Callable) -> Callable:
     return run
 
 
-def accepted(node: str, declared: io.Input, value):
+def accepted(node: str, declared: io.Input, value: Any) -> Any:
     """The value for an input, a whole number as int; a sentence for one that the input does not take."""
     if value is None and declared.optional:
         return None
@@ -51,7 +53,7 @@ def accepted(node: str, declared: io.Input, value):
         raise VideoLDMError(f"{node}: {declared.id} {wrong}") from None
 
 
-def anything(declared, value):
+def anything(declared: io.Input, value: Any) -> Any:
     if value is None:
         raise Wrong(f"was given nothing, and it takes {declared.get_io_type()}. {LINKED}")
     return value
@@ -59,7 +61,7 @@ def anything(declared, value):
 
 # Widgets
 
-def whole_number(declared, value) -> int:
+def whole_number(declared: io.Input, value: Any) -> int:
     takes = f"whole numbers from {declared.min} to {declared.max}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
         raise Wrong(f"is {shown(value)}, and it takes {takes}. {LINKED}")
@@ -68,20 +70,20 @@ def whole_number(declared, value) -> int:
     return int(value)
 
 
-def number(declared, value) -> float:
+def number(declared: io.Input, value: Any) -> float:
     # Written so that NaN, which is neither above nor below anything, is refused.
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
         raise Wrong(f"is {shown(value)}, and it takes numbers from {declared.min:g} to {declared.max:g}. {LINKED}")
     return float(value)
 
 
-def text(declared, value) -> str:
+def text(declared: io.Input, value: Any) -> str:
     if not isinstance(value, str):
         raise Wrong(f"is {shown(value)}, and it takes text. {LINKED}")
     return value
 
 
-def choice(declared, value) -> str:
+def choice(declared: io.Input, value: Any) -> str:
     if declared.id == FILE:
         if not isinstance(value, str) or not value:
             raise Wrong(f"is {shown(value)}, and it takes the name of a file. Choose one from its list.")
@@ -93,7 +95,7 @@ def choice(declared, value) -> str:
     return value
 
 
-def shown(value) -> str:
+def shown(value: Any) -> str:
     """A wrong value, short enough for a sentence."""
     if value is None:
         return "nothing"
@@ -108,19 +110,19 @@ def shown(value) -> str:
 
 # What is connected
 
-def model(declared, value):
+def model(declared: io.Input, value: Any) -> Model:
     if not all(hasattr(value, part) for part in ("clone", "model_options", "get_model_object")):
         raise Wrong(f"was given {what(value)}, and it takes a MODEL. Connect one, such as that of Load Checkpoint.")
     return value
 
 
-def vae(declared, value):
+def vae(declared: io.Input, value: Any) -> Vae:
     if not all(hasattr(value, part) for part in ("encode", "decode", "first_stage_model")):
         raise Wrong(f"was given {what(value)}, and it takes a VAE. Connect one, such as that of Load Checkpoint.")
     return value
 
 
-def conditioning(declared, value) -> list:
+def conditioning(declared: io.Input, value: Any) -> list:
     if not isinstance(value, list | tuple):
         raise Wrong(f"was given {what(value)}, and it takes a CONDITIONING. Connect that of CLIP Text Encode.")
     if not value:
@@ -136,7 +138,7 @@ def conditioning(declared, value) -> list:
     return value
 
 
-def latent(declared, value) -> dict:
+def latent(declared: io.Input, value: Any) -> dict:
     samples = value.get("samples") if isinstance(value, dict) else None
     if samples is None:
         raise Wrong(f"was given {what(value)}, and it takes a LATENT with samples. Connect that of a sampler or of VAE "
@@ -156,7 +158,7 @@ def latent(declared, value) -> dict:
     return value
 
 
-def check_said(value: dict):
+def check_said(value: dict) -> None:
     """The frame rate and the length of a clip that a LATENT may say."""
     rate, frames = value.get(RATE), value.get(CLIP_FRAMES)
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate <= 1e6):
@@ -165,7 +167,7 @@ def check_said(value: dict):
         raise Wrong(f"is a LATENT that says its clips have {shown(frames)} frames. Sample it again.")
 
 
-def image(declared, value) -> torch.Tensor:
+def image(declared: io.Input, value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise Wrong(f"was given {what(value)}, and it takes an IMAGE. Connect one.")
     if value.ndim != 4:
@@ -178,13 +180,13 @@ def image(declared, value) -> torch.Tensor:
     return value
 
 
-def video(declared, value):
+def video(declared: io.Input, value: Any) -> Video:
     if not hasattr(value, "get_components"):
         raise Wrong(f"was given {what(value)}, and it takes a VIDEO. Connect that of Load Video or Load Video Frames.")
     return value
 
 
-def what(value) -> str:
+def what(value: Any) -> str:
     return "nothing" if value is None else f"something of the type {type(value).__name__}"
 
 

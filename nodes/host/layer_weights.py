@@ -1,6 +1,7 @@
 """Weights of temporal layers under ComfyUI's memory management."""
 
 import weakref
+from typing import Any
 
 import comfy.lora
 import torch
@@ -10,15 +11,17 @@ from ...temporal.layers import Factory, attend
 from ...temporal.params import StackParams
 from ...temporal.stack import TemporalStack
 from .compat import layer_operations, layer_patcher
+from .sockets import Model, Patcher
 
 
-def layer_dtype(model, stored: torch.dtype) -> torch.dtype:
+def layer_dtype(model: Model, stored: torch.dtype) -> torch.dtype:
     """Temporal weights take the UNet's dtype; beside an fp8 one they keep the precision of their file."""
     dtype = model.model.get_dtype()
     return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else stored
 
 
-def host_attention(q, k, v, heads: int, mask=None):
+def host_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int,
+                   mask: torch.Tensor | None = None) -> torch.Tensor:
     """The attention that the user chose for ComfyUI; on a CPU torch's own, since core's choice there saves memory that
     attention over the frames of a clip does not take, and costs time."""
     if q.device.type == "cpu":
@@ -36,7 +39,7 @@ def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 _stacks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_key=None) -> TemporalStack:
+def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_key: Any = None) -> TemporalStack:
     """The layers with their weights, shared by every MODEL that uses the same unchanged file in the same dtype."""
     key = (cache_key, dtype)
     stack = _stacks.get(key) if cache_key is not None else None
@@ -54,7 +57,7 @@ def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_ke
 _patchers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def patcher_of(stack: TemporalStack):
+def patcher_of(stack: TemporalStack) -> Patcher:
     """A patcher on a stack that other MODELs may use too: a clone, since core tells by `clone()` which patchers have
     their weights, and the backup of unpatched weights, in common."""
     first = _patchers.get(id(stack))
@@ -63,7 +66,7 @@ def patcher_of(stack: TemporalStack):
     return first.clone()
 
 
-def lora_patches(patcher, pairs: dict, strength: float):
+def lora_patches(patcher: Patcher, pairs: dict, strength: float) -> None:
     """Motion LoRA as ComfyUI's own LoRA patches: W += strength * up @ down, without alpha
     (docs/formats.md#motion-lora)."""
     names = {name: name for name in pairs}

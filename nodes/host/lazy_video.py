@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ class LazyVideo(Input.Video):
     """make(first, last): the frames of that range in order, some at a time, each IMAGE-like (n h w 3) in 0..1. It may
     be called more than once and gives the same frames each time."""
 
-    def __init__(self, make: Callable[[int, int], Iterator[torch.Tensor]], count: int, width: int, height: int, rate,
-                 first: int = 0):
+    def __init__(self, make: Callable[[int, int], Iterator[torch.Tensor]], count: int, width: int, height: int,
+                 rate: Any, first: int = 0) -> None:
         self._make, self._count, self._size = make, count, (width, height)
         self._rate, self._first = as_rate(rate), first
 
@@ -66,7 +67,7 @@ class LazyVideo(Input.Video):
     def get_container_format(self) -> str:
         return "mp4"
 
-    def get_components(self):
+    def get_components(self) -> Any:
         """All frames in memory, for nodes that want them so."""
         width, height = self._size
         files.refuse_beyond_memory(self._count * width * height * 12,
@@ -80,7 +81,8 @@ class LazyVideo(Input.Video):
             step(done)
         return Types.VideoComponents(images=images, audio=None, frame_rate=self._rate)
 
-    def as_trimmed(self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False):
+    def as_trimmed(self, start_time: float | None = None, duration: float | None = None,
+                   strict_duration: bool = False) -> "LazyVideo | None":
         """The same video from start_time (seconds, from the end where negative), for `duration` (0: to the end).
 
         None if nothing of it is left.
@@ -88,7 +90,7 @@ class LazyVideo(Input.Video):
         part = self._trim(start_time, duration, strict_duration)
         return part and LazyVideo(self._make, part[1], *self._size, self._rate, self._first + part[0])
 
-    def _trim(self, start_time, duration, strict_duration):
+    def _trim(self, start_time: float, duration: float, strict_duration: bool) -> tuple[int, int] | None:
         """(first frame, count) of a part, or None if nothing of it is left."""
         start, duration = _seconds("start_time", start_time), _seconds("duration", duration)
         if duration < 0:
@@ -100,8 +102,8 @@ class LazyVideo(Input.Video):
         count = min(left, asked)
         return None if count < 1 or (strict_duration and count < asked) else (first, count)
 
-    def save_to(self, path, format="auto", codec="auto", metadata=None, bit_depth=None, crf=None, color_space=None,
-                **options):
+    def save_to(self, path: Any, format: Any = "auto", codec: Any = "auto", metadata: dict | None = None,
+                bit_depth: int | None = None, crf: Any = None, color_space: Any = None, **options: Any) -> None:
         """Write to a file or a binary stream, whole or not at all, with progress and cancel of the running node."""
         kind = file_kind(path, plain(format), plain(codec))
         if color_space not in (None, "auto", "sRGB") or (bit_depth or 8) != 8:
@@ -115,7 +117,7 @@ class LazyVideo(Input.Video):
             with open(file, "rb") as source:
                 shutil.copyfileobj(source, path)
 
-    def _write(self, path: Path, kind: str, crf, metadata):
+    def _write(self, path: Path, kind: str, crf: Any, metadata: dict) -> None:
         broken = []
         write_video(path, self.iterate_frames(broken), self._rate, kind, _quality(crf, kind), metadata,
                     sound_of(self.get_audio()), files.progress(self._count))
@@ -129,7 +131,7 @@ class HeldVideo(LazyVideo):
     Core's own class of that kind drops all but two channels of sound, and darkens the frames by rounding them down.
     """
 
-    def __init__(self, images: torch.Tensor, rate, audio: dict | None = None):
+    def __init__(self, images: torch.Tensor, rate: Any, audio: dict | None = None) -> None:
         """images: IMAGE (t h w c). audio: AUDIO, that of these frames."""
         self.images, self.audio = images, audio
         super().__init__(lambda first, last: iter([images[first:last]]), len(images), images.shape[2], images.shape[1],
@@ -138,10 +140,11 @@ class HeldVideo(LazyVideo):
     def get_audio(self) -> dict | None:
         return self.audio
 
-    def get_components(self):
+    def get_components(self) -> Any:
         return Types.VideoComponents(images=self.images, audio=self.audio, frame_rate=self._rate)
 
-    def as_trimmed(self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False):
+    def as_trimmed(self, start_time: float | None = None, duration: float | None = None,
+                   strict_duration: bool = False) -> "LazyVideo | None":
         part = self._trim(start_time, duration, strict_duration)
         if part is None:
             return None
@@ -154,7 +157,7 @@ class HeldVideo(LazyVideo):
         return HeldVideo(self.images[first:last], self._rate, audio)
 
 
-def _seconds(name, value):
+def _seconds(name: str, value: Any) -> float:
     """A time in seconds from whoever asks; None is 0."""
     if value is None:
         return 0.0
@@ -163,7 +166,7 @@ def _seconds(name, value):
     return float(value)
 
 
-def _quality(crf, kind):
+def _quality(crf: Any, kind: str) -> int:
     """A constant rate factor that the codec has."""
     if crf is None:
         return CRF
@@ -173,12 +176,12 @@ def _quality(crf, kind):
     return round(crf)
 
 
-def plain(choice) -> str:
+def plain(choice: Any) -> str:
     """Core's choices are enums in one host and text in another."""
     return str(getattr(choice, "value", choice)).lower()
 
 
-def file_kind(path, format: str, codec: str) -> str:
+def file_kind(path: Any, format: str, codec: str) -> str:
     """mp4 or webm, or a sentence about what this pack does not write."""
     ending = ENDINGS.get(Path(path).suffix.lower(), "mp4") if isinstance(path, (str, Path)) else "mp4"
     kind = ending if format == "auto" else format

@@ -5,9 +5,11 @@ safetensors whose metadata carries everything that rebuilds its network: `format
 """
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -29,8 +31,19 @@ from ...temporal.formats.files import open_contents
 from ...temporal.formats.metadata import parsed_json
 from ...temporal.formats.temporal_file import require_one_dtype
 from .network_params import (  # noqa: F401  whoever builds a network finds its params beside it
-    END, START, VOCABULARY, AutoencoderParams, ImageParams, LatentParams, TextParams, UNetParams,
-    read_autoencoder_params, read_image_params, read_text_params)
+    END,
+    START,
+    VOCABULARY,
+    AutoencoderParams,
+    ImageParams,
+    LatentParams,
+    TextParams,
+    UNetParams,
+    read_autoencoder_params,
+    read_image_params,
+    read_text_params,
+)
+from .sockets import Clip, Model, Vae
 
 FORMATS = {"image": "video_ldm_demo_image", "text": "video_ldm_demo_text", "autoencoder": "video_ldm_demo_autoencoder"}
 UNET_PREFIX = "model.diffusion_model."
@@ -72,7 +85,7 @@ def build_text(params: TextParams) -> nn.Module:
     return model
 
 
-def tokenizer(width: int):
+def tokenizer(width: int) -> Any:
     """ComfyUI's CLIP tokenizer, for embeddings of this width."""
     return tokenizer_class(width)()
 
@@ -88,25 +101,25 @@ def initialised(module: nn.Module) -> nn.Module:
 
 # Text: ComfyUI's SD1 classes at another width
 
-def text_class(params: TextParams):
+def text_class(params: TextParams) -> type:
     class DemoText(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options={}):
+        def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: dict = {}) -> None:
             super().__init__(device=device, dtype=dtype, textmodel_json_config=params.config(),
                              model_options=model_options)
 
     class DemoClip(comfy.sd1_clip.SD1ClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options={}):
+        def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: dict = {}) -> None:
             super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=DemoText)
     return DemoClip
 
 
-def tokenizer_class(width: int):
+def tokenizer_class(width: int) -> type:
     class Words(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, **settings):
+        def __init__(self, **settings: Any) -> None:
             super().__init__(**{**settings, "embedding_size": width})
 
     class DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):
-        def __init__(self, embedding_directory=None, tokenizer_data={}):
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: dict = {}) -> None:
             super().__init__(embedding_directory, tokenizer_data, tokenizer=Words)
     return DemoTokenizer
 
@@ -133,14 +146,14 @@ def unknown_token(params: TextParams) -> int:
 
 # The bundled cascade
 
-def load_demo(folder):
+def load_demo(folder: str | Path) -> tuple[Model, Clip, Vae]:
     """(MODEL, CLIP, VAE) of the cascade in a folder: objects of ComfyUI's own classes."""
     folder = Path(folder)
     return (load_image_model(folder / "image.safetensors"), load_text(folder / "text.safetensors"),
             load_autoencoder(folder / "autoencoder.safetensors"))
 
 
-def load_image_model(path):
+def load_image_model(path: str | Path) -> Model:
     """A MODEL: ComfyUI's BaseModel and ModelPatcher, with the file's schedule and latent format."""
     tensors, stored = read_part(path, "image")
     with sizes_of(path):
@@ -150,7 +163,7 @@ def load_image_model(path):
     return patcher_of_model(model_config(params), tensors, UNET_PREFIX)
 
 
-def patcher_of_model(config, tensors: dict, prefix: str):
+def patcher_of_model(config: Any, tensors: dict, prefix: str) -> Model:
     """A MODEL with these weights, in the type that ComfyUI would run them in. config: what its detection would give."""
     weight_dtype = comfy.utils.weight_dtype(tensors, prefix)
     count = comfy.utils.calculate_parameters(tensors, prefix)
@@ -164,10 +177,10 @@ def patcher_of_model(config, tensors: dict, prefix: str):
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
 
-def model_config(params: ImageParams):
+def model_config(params: ImageParams) -> Any:
     """What ComfyUI's model detection would give for this network."""
     class DemoLatent(comfy.latent_formats.LatentFormat):
-        def __init__(self):
+        def __init__(self) -> None:
             self.scale_factor = params.latent.scale_factor
             self.latent_channels = params.unet.latent_channels
             self.latent_rgb_factors = [list(row) for row in params.latent.rgb_factors]
@@ -179,13 +192,13 @@ def model_config(params: ImageParams):
         sampling_settings = {"beta_schedule": "linear", "linear_start": params.linear_start,
                              "linear_end": params.linear_end}
 
-        def model_type(self, state_dict, prefix=""):
+        def model_type(self, state_dict: dict, prefix: str = "") -> Any:
             kind = comfy.model_base.ModelType
             return kind.V_PREDICTION if params.prediction == "v" else kind.EPS
     return DemoModel(params.unet.config())
 
 
-def load_text(path):
+def load_text(path: str | Path) -> Clip:
     """A CLIP for the stock CLIP Text Encode."""
     tensors, stored = read_part(path, "text")
     with sizes_of(path):
@@ -200,12 +213,12 @@ def load_text(path):
     return clip
 
 
-def embedding_folders():
+def embedding_folders() -> list[str]:
     import folder_paths  # only inside a running ComfyUI is there anything to know here
     return folder_paths.get_folder_paths("embeddings")
 
 
-def load_autoencoder(path):
+def load_autoencoder(path: str | Path) -> Vae:
     """A VAE."""
     tensors, stored = read_part(path, "autoencoder")
     with sizes_of(path):
@@ -217,17 +230,17 @@ def load_autoencoder(path):
     return vae_of(tensors, params)
 
 
-def vae_of(tensors: dict, params: AutoencoderParams):
+def vae_of(tensors: dict, params: AutoencoderParams) -> Vae:
     """A VAE of ComfyUI's with these weights."""
     return comfy.sd.VAE(sd=tensors, config={"params": params.config()})
 
 
-def part_metadata(part: str, params, notes: dict) -> dict:
+def part_metadata(part: str, params: Any, notes: dict) -> dict:
     """The metadata of a file of the cascade; `notes` are further entries, text to text."""
     return {"format": FORMATS[part], "params": json.dumps(asdict(params)), **{k: str(v) for k, v in notes.items()}}
 
 
-def read_part(path, part: str):
+def read_part(path: str | Path, part: str) -> tuple[dict, Any]:
     """(tensors, params as a dict) of a file of the cascade, or a sentence about what is wrong with it."""
     path = Path(path)
     if not path.is_file():
@@ -246,12 +259,12 @@ def read_part(path, part: str):
     return tensors, stored
 
 
-def damaged(path, fault: str) -> VideoLDMError:
+def damaged(path: str | Path, fault: str) -> VideoLDMError:
     return VideoLDMError(f"The demo file '{path}' is damaged ({fault}). Install the pack again.")
 
 
 @contextmanager
-def sizes_of(path):
+def sizes_of(path: str | Path) -> Iterator[None]:
     """A sentence for a file whose metadata make no network."""
     try:
         yield
@@ -259,7 +272,7 @@ def sizes_of(path):
         raise damaged(path, f"no network has its sizes: {first_line(error)}") from None
 
 
-def check_tensors(path, wanted: dict[str, tuple], tensors: dict):
+def check_tensors(path: str | Path, wanted: dict[str, tuple], tensors: dict) -> None:
     """Refuse a file that does not hold exactly the network its metadata tells."""
     for key in sorted(wanted.keys() ^ tensors.keys()):
         fault = "lacks" if key in wanted else "has the unknown tensor"

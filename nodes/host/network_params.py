@@ -5,6 +5,7 @@ possible, so that no network is built that is larger than its weights.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...temporal.formats.metadata import betas_of, entries_of, list_of, number, whole
 
@@ -30,10 +31,10 @@ class UNetParams:
     self_attention: bool = True
 
     @property
-    def emb_dim(self):
+    def emb_dim(self) -> int:
         return 4 * self.model_channels
 
-    def config(self):
+    def config(self) -> dict:
         """What ComfyUI's UNetModel is called with, in the words of its own model detection."""
         pairs = list(zip(self.transformer_depth, self.num_res_blocks, strict=True))
         return {
@@ -78,7 +79,7 @@ class AutoencoderParams:
     channel_mult: tuple[int, ...]
     num_res_blocks: int
 
-    def config(self):
+    def config(self) -> dict:
         ddconfig = {"double_z": True, "z_channels": self.latent_channels, "resolution": 256, "in_channels": 3,
                     "out_ch": 3, "ch": self.channels, "ch_mult": list(self.channel_mult),
                     "num_res_blocks": self.num_res_blocks, "attn_resolutions": [], "dropout": 0.0}
@@ -93,7 +94,7 @@ class TextParams:
     heads: int
     tokens: tuple[int, ...]
 
-    def config(self):
+    def config(self) -> dict:
         return {"hidden_size": self.width, "intermediate_size": 4 * self.width, "num_hidden_layers": self.layers,
                 "num_attention_heads": self.heads, "max_position_embeddings": LENGTH, "vocab_size": VOCABULARY,
                 "eos_token_id": END, "hidden_act": "quick_gelu"}
@@ -101,7 +102,7 @@ class TextParams:
 
 # Sizes of a network, from a file's metadata; held: how many tensors the file holds
 
-def read_unet_params(stored, held: int) -> UNetParams:
+def read_unet_params(stored: Any, held: int) -> UNetParams:
     names = tuple(UNetParams.__dataclass_fields__)
     stored = entries_of(stored, "unet", names[:7], names[7:])
     lists = {name: sizes_in(stored[name], name, most) for name, most in
@@ -122,7 +123,7 @@ def read_unet_params(stored, held: int) -> UNetParams:
     return UNetParams(**lists, **numbers, self_attention=attends)
 
 
-def read_image_params(stored, held: int) -> ImageParams:
+def read_image_params(stored: Any, held: int) -> ImageParams:
     stored = entries_of(stored, "params", tuple(ImageParams.__dataclass_fields__))
     unet = read_unet_params(stored["unet"], held)
     latent = entries_of(stored["latent"], "latent", tuple(LatentParams.__dataclass_fields__))
@@ -135,14 +136,14 @@ def read_image_params(stored, held: int) -> ImageParams:
     return ImageParams(unet, latent, *betas_of(stored, text=False), stored["prediction"])
 
 
-def read_autoencoder_params(stored) -> AutoencoderParams:
+def read_autoencoder_params(stored: Any) -> AutoencoderParams:
     stored = entries_of(stored, "params", tuple(AutoencoderParams.__dataclass_fields__))
     channels, latents = (whole(stored[name], name, 1, LARGEST) for name in ("channels", "latent_channels"))
     mult = sizes_in(stored["channel_mult"], "channel_mult", LARGEST)
     return AutoencoderParams(latents, channels, mult, whole(stored["num_res_blocks"], "num_res_blocks", 1, MOST_BLOCKS))
 
 
-def read_text_params(stored, held: int) -> TextParams:
+def read_text_params(stored: Any, held: int) -> TextParams:
     stored = entries_of(stored, "params", tuple(TextParams.__dataclass_fields__))
     width = whole(stored["width"], "width", 1, MOST_WIDTH)
     heads = whole(stored["heads"], "heads", 1, width)
@@ -152,12 +153,12 @@ def read_text_params(stored, held: int) -> TextParams:
     return TextParams(width, whole(stored["layers"], "layers", 1, held), heads, tuple(tokens))
 
 
-def sizes_in(value, what: str, most: int) -> tuple[int, ...]:
+def sizes_in(value: Any, what: str, most: int) -> tuple[int, ...]:
     """A size for each level."""
     if isinstance(value, tuple):        # as UpscalerParams has it
         value = list(value)
     return tuple(whole(size, what, 0, most) for size in list_of(value, what, MOST_LEVELS, 1))
 
 
-def colour(value) -> tuple[float, ...]:
+def colour(value: Any) -> tuple[float, ...]:
     return tuple(number(part, "a colour", -1e6, 1e6) for part in list_of(value, "a colour", 3, 3))

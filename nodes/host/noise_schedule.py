@@ -7,8 +7,10 @@ makes a new object with the image model's betas: the trained ones are then put i
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.model_sampling
 import torch
@@ -16,6 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
+from .sockets import Model, ModelSampling
 
 KEY = "video_ldm_schedule"          # of the wrapper that keeps the trained betas
 OBJECT = "model_sampling"           # core's name of the object
@@ -46,7 +49,7 @@ class KeepTrainedBetas:
     made: object                # the model_sampling with these betas that Load Temporal Layers put on the MODEL
     of_model: bool              # whether its prediction is that of a node before Load Temporal Layers
 
-    def restored(self, model):
+    def restored(self, model: Model) -> ModelSampling | None:
         """The model_sampling to sample with in place of the MODEL's; None where the trained betas are in force."""
         current = model.get_model_object(OBJECT)
         if current is self.made:
@@ -54,7 +57,8 @@ class KeepTrainedBetas:
         right = with_betas(current, self.trained)
         return None if torch.equal(right.sigmas, current.sigmas) else right
 
-    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def __call__(self, executor: Callable, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,
+                 *args: Any, **kwargs: Any) -> Tensor:
         guider = executor.class_obj
         given, right = guider.model_patcher, self.restored(guider.model_patcher)
         if right is None:
@@ -67,8 +71,8 @@ class KeepTrainedBetas:
             guider.model_patcher = given
 
 
-def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: float, prediction: str | None,
-                  title: str = "the temporal layers"):
+def with_schedule(model: Model, beta_schedule: str, linear_start: float, linear_end: float, prediction: str | None,
+                  title: str = "the temporal layers") -> Model:
     """A clone sampled with the noise schedule of temporal layers' training.
 
     Args:
@@ -94,19 +98,19 @@ def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: fl
     return m
 
 
-def kept(model) -> KeepTrainedBetas | None:
+def kept(model: Model) -> KeepTrainedBetas | None:
     """What a MODEL carries about trained betas; None where no layers on it brought any."""
     return next(iter(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)), None)
 
 
-def with_trained_betas(model):
+def with_trained_betas(model: Model) -> Model:
     """The MODEL, or where a node behind Load Temporal Layers replaced the trained betas a clone that has them again."""
     keep = kept(model)
     right = keep and keep.restored(model)
     return model if right is None else sampled_with(model, right)
 
 
-def sampled_with(model, sampling):
+def sampled_with(model: Model, sampling: ModelSampling) -> Model:
     logging.info("[Video LDM] A node behind Load Temporal Layers brought betas of its own. The clip is sampled with "
                  "those of the layers' training and with that node's prediction.")
     m = model.clone()
@@ -114,7 +118,8 @@ def sampled_with(model, sampling):
     return m
 
 
-def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, prediction: str, zsnr: bool = False):
+def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, prediction: str,
+                zsnr: bool = False) -> ModelSampling:
     """ComfyUI's object for a noise schedule of 1000 steps and what the network predicts."""
     class TrainedSchedule(comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[prediction]):
         pass
@@ -123,7 +128,7 @@ def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, pred
         "beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end}), zsnr=zsnr)
 
 
-def with_betas(base, trained: TrainedBetas):
+def with_betas(base: ModelSampling, trained: TrainedBetas) -> ModelSampling:
     """An object of the same class as `base`, the same prediction and step rule, with the trained betas."""
     check_discrete(base, trained)
     settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
@@ -134,12 +139,12 @@ def with_betas(base, trained: TrainedBetas):
         raise no_place(base, trained) from None
 
 
-def check_discrete(base, trained: TrainedBetas):
+def check_discrete(base: ModelSampling, trained: TrainedBetas) -> None:
     if not isinstance(base, comfy.model_sampling.ModelSamplingDiscrete):
         raise no_place(base, trained)
 
 
-def no_place(base, trained: TrainedBetas) -> VideoLDMError:
+def no_place(base: ModelSampling, trained: TrainedBetas) -> VideoLDMError:
     kind = next(kind.__name__ for kind in type(base).__mro__ if kind.__module__.startswith("comfy.")
                 or kind is type(base))
     return VideoLDMError(f"The MODEL's noise schedule ({kind}) has no place for the betas that {trained.title} were "
@@ -147,7 +152,7 @@ def no_place(base, trained: TrainedBetas) -> VideoLDMError:
                          "model's own.")
 
 
-def same_steps(sigmas: Tensor, wrong, right) -> Tensor:
+def same_steps(sigmas: Tensor, wrong: ModelSampling, right: ModelSampling) -> Tensor:
     """Noise levels of the same timesteps in another schedule of the same class.
 
     Core's samplers are given noise levels that were chosen with the MODEL's own schedule. Levels that were chosen with
@@ -163,13 +168,13 @@ def same_steps(sigmas: Tensor, wrong, right) -> Tensor:
     return torch.where(sigmas > 0, found.to(sigmas), sigmas)
 
 
-def chosen_with(sigmas: Tensor, sampling) -> int:
+def chosen_with(sigmas: Tensor, sampling: ModelSampling) -> int:
     """How many noise levels are levels of a schedule."""
     levels = sampling.sigmas.to(sigmas)
     return int(torch.isclose(sigmas[:, None], levels, rtol=SAME, atol=0).any(dim=1).sum())
 
 
-def words(sampling) -> str:
+def words(sampling: ModelSampling) -> str:
     """What the network predicts and how its steps are made, in words for a report."""
     kinds = [kind for kind in type(sampling).__mro__ if issubclass(kind, comfy.model_sampling.EPS)
              and not issubclass(kind, torch.nn.Module)]
@@ -183,7 +188,7 @@ def words(sampling) -> str:
     return ", ".join(found)
 
 
-def report(model, as_trained: bool) -> list[str]:
+def report(model: Model, as_trained: bool) -> list[str]:
     """The lines of Load Temporal Layers' report about the schedule. model: the MODEL it made."""
     keep = kept(model)
     if as_trained:

@@ -6,12 +6,14 @@ MODEL, so two clones never see each other's.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.temporal_file import NoiseLevels
 from ...temporal.params import StackParams
+from .sockets import Model
 
 PREFIX = "video_ldm/"       # each set of layers has a key of its own that begins so
 CLIP = "video_ldm_clip"     # the key of the ClipOptions
@@ -52,14 +54,14 @@ class ClipOptions:
     hide_context: bool = False                      # context guidance asks for the prediction without context frames
 
 
-def transformer_options(model) -> dict:
+def transformer_options(model: Model) -> dict:
     """A clone's own options. They are copied first, so that the MODEL it was cloned from never sees a change."""
     options = model.model_options.get("transformer_options", {}).copy()
     model.model_options["transformer_options"] = options
     return options
 
 
-def layer_sets(model) -> list[LayerSet]:
+def layer_sets(model: Model) -> list[LayerSet]:
     """The sets of temporal layers on a MODEL, in the order they act."""
     return list(layer_sets_in(model.model_options.get("transformer_options", {})).values())
 
@@ -74,13 +76,14 @@ def clip_options(options: dict) -> ClipOptions:
     return options.get(CLIP) or ClipOptions()
 
 
-def set_clip_options(model, **changes):
+def set_clip_options(model: Model, **changes: Any) -> None:
     """Change some of a clone's ClipOptions."""
     options = transformer_options(model)
     options[CLIP] = replace(clip_options(options), **changes)
 
 
-def with_clip_options(model, frames: int, texts: Mapping[int, Tensor] | None = None, fps: float | None = None):
+def with_clip_options(model: Model, frames: int, texts: Mapping[int, Tensor] | None = None,
+                      fps: float | None = None) -> Model:
     """A clone of MODEL that runs clips of `frames` frames.
 
     Args:

@@ -2,11 +2,12 @@
 
 from ...temporal.errors import VideoLDMError
 from .options import LayerSet, layer_sets
+from .sockets import Model
 
 FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
 
 
-def require_layers(model) -> list[LayerSet]:
+def require_layers(model: Model) -> list[LayerSet]:
     """The sets of temporal layers on a MODEL; refused where it has none."""
     sets = layer_sets(model)
     if not sets:

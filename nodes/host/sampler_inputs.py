@@ -4,7 +4,7 @@ from .api import io
 from .sampling import SAMPLERS, SCHEDULERS
 
 
-def sampler_inputs():
+def sampler_inputs() -> list:
     """The inputs that every sampler of the pack has, in this order; a function, for a schema owns its inputs."""
     return [
         io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),

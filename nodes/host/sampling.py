@@ -1,5 +1,6 @@
 """ComfyUI's own sampling, as KSampler runs it: noise, preview, progress and cancel are core's."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -12,6 +13,7 @@ from PIL import Image
 
 from .attach import ACTIVATIONS
 from .noise_schedule import with_trained_betas
+from .sockets import Conditioning, Model
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -29,19 +31,20 @@ class SamplerSettings:
     negative: list          # CONDITIONING
 
 
-def empty_latent(model, images: int, width: int, height: int) -> torch.Tensor:
+def empty_latent(model: Model, images: int, width: int, height: int) -> torch.Tensor:
     """Zeros in the shape of the model's latents, `images c h/8 w/8`."""
     latent = torch.zeros(images, 4, height // 8, width // 8)
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 
-def latent_channels(model) -> int:
+def latent_channels(model: Model) -> int:
     """Channels of the model's latents."""
     return model.get_model_object("latent_format").latent_channels
 
 
-def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent: dict, denoise: float,
-            noise=None, callback=None) -> torch.Tensor:
+def ksample(model: Model, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, positive: Conditioning,
+            negative: Conditioning, latent: dict, denoise: float, noise: torch.Tensor | None = None,
+            callback: Callable | None = None) -> torch.Tensor:
     """KSampler: the same initial noise for the same seed, live preview, progress bar, cancel. noise, callback: others
     than KSampler's."""
     model = with_trained_betas(model)
@@ -54,8 +57,8 @@ def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, lat
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
 
 
-def sample(model, seed: int, settings: SamplerSettings, samples: torch.Tensor, noise: torch.Tensor | None = None,
-           callback=None) -> torch.Tensor:
+def sample(model: Model, seed: int, settings: SamplerSettings, samples: torch.Tensor, noise: torch.Tensor | None = None,
+           callback: Callable | None = None) -> torch.Tensor:
     """ksample from noise alone. samples: a latent of the size to make."""
     return ksample(model, seed, settings.steps, settings.cfg, settings.sampler, settings.scheduler, settings.positive,
                    settings.negative, {"samples": samples}, 1.0, noise=noise, callback=callback)
@@ -70,31 +73,31 @@ class RolloutProgress:
     """Progress of a video that is sampled clip after clip: one bar over all clips, and as its preview the frames of the
     last finished clip with the frame in progress behind them."""
 
-    def __init__(self, model, clips: int, steps: int):
+    def __init__(self, model: Model, clips: int, steps: int) -> None:
         self.previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
         self.steps, self.done = steps, 0
         self.bar = comfy.utils.ProgressBar(clips * steps)
         self.strip = []
 
-    def callback(self, step, x0, x, total_steps):
+    def callback(self, step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
         """Of core's samplers, which may take other steps than they were asked for."""
         value = self.done + min(step + 1, self.steps)
         live = self.pictures(x0[:1]) if self.previewer else []
         self.show(value, self.strip + live)
 
-    def finish(self, frames: torch.Tensor):
+    def finish(self, frames: torch.Tensor) -> None:
         """frames `t c h w`, as the model has latents."""
         self.strip = self.pictures(frames) if self.previewer else []
         self.advance()
 
-    def advance(self, clips: int = 1):
+    def advance(self, clips: int = 1) -> None:
         self.done += clips * self.steps
         self.show(self.done, self.strip)
 
-    def pictures(self, frames):
+    def pictures(self, frames: Iterable[torch.Tensor]) -> list:
         return [self.previewer.decode_latent_to_preview(frame[None]) for frame in frames]
 
-    def show(self, value, pictures):
+    def show(self, value: int, pictures: list) -> None:
         preview = None
         if pictures:
             width, height = pictures[0].size
@@ -105,14 +108,14 @@ class RolloutProgress:
         self.bar.update_absolute(value, preview=preview)
 
 
-def process_latent_in(model, latents: torch.Tensor) -> torch.Tensor:
+def process_latent_in(model: Model, latents: torch.Tensor) -> torch.Tensor:
     return model.model.process_latent_in(latents)
 
 
 Cancelled = comfy.model_management.InterruptProcessingException
 
 
-def batch_that_fits(model, items: int, shape) -> int:
+def batch_that_fits(model: Model, items: int, shape: Sequence[int]) -> int:
     """How many items of latents `(n c h w)` one call takes by core's own estimate, both conditions together."""
     device = model.load_device
     free = comfy.model_management.get_free_memory(device)

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from typing import Any
 
 import torch
 from comfy.ldm.modules.diffusionmodules.model import Decoder
@@ -11,20 +12,21 @@ from ...temporal.decoder import DecoderParams, TemporalDecoder
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.decoder import DecoderFile
 from . import compat
+from .sockets import Vae
 
 PICTURE = 64            # pixels along each side of the test picture
 LOSS = 4.0              # dB by which a decoder for these latents may fall behind the VAE's own on it
 GOOD = 20.0             # dB at which it is right whatever the VAE's own gives
 
 
-def build_decoder(params: DecoderParams, dtype=None, device=None) -> TemporalDecoder:
+def build_decoder(params: DecoderParams, dtype: torch.dtype | None = None, device: Any = None) -> TemporalDecoder:
     """ComfyUI's image decoder with temporal layers, uninitialised."""
     with torch.device(device or "cpu"):
         image = Decoder(**params.config()).to(dtype or torch.float32)
     return TemporalDecoder(image, params.kernel, compat.decoder_operations(), dtype, device)
 
 
-def with_temporal_decoder(vae, file: DecoderFile):
+def with_temporal_decoder(vae: Vae, file: DecoderFile) -> Vae:
     """A VAE that encodes as `vae` does, bit for bit, and decodes with the file's decoder."""
     check_vae(vae, file)
     first_stage = compat.own_copy(vae.first_stage_model, vae.vae_dtype)
@@ -42,11 +44,11 @@ def with_temporal_decoder(vae, file: DecoderFile):
     return made
 
 
-def own(tensor, dtype):
+def own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to("cpu", dtype, copy=True)
 
 
-def post_quant_conv(file: DecoderFile, dtype):
+def post_quant_conv(file: DecoderFile, dtype: torch.dtype) -> nn.Module:
     """What stands between latents and decoder: nothing, unless the decoder was trained behind a convolution."""
     if not file.post_quant:
         return nn.Identity()
@@ -56,7 +58,7 @@ def post_quant_conv(file: DecoderFile, dtype):
     return conv.requires_grad_(False).eval()
 
 
-def check_vae(vae, file: DecoderFile):
+def check_vae(vae: Vae, file: DecoderFile) -> None:
     """Refuse a VAE that has no image encoder of the Stable Diffusion kind, or other latents than the file's."""
     network = getattr(vae, "first_stage_model", None)
     if network is None:
@@ -74,12 +76,12 @@ def check_vae(vae, file: DecoderFile):
                             f"connected VAE ({title}) has none. Connect the VAE of a Stable Diffusion checkpoint.")
 
 
-def title_of(vae) -> str:
+def title_of(vae: Vae) -> str:
     """What an artist may recognise a VAE by."""
     return f"{type(vae.first_stage_model).__name__}, {vae.latent_channels} latent channels"
 
 
-def is_temporal(vae) -> bool:
+def is_temporal(vae: Vae) -> bool:
     """Whether a VAE decodes the frames of a batch together: one made here, or core's own of Stable Video Diffusion."""
     return any(name.endswith("time_mix_conv") for name, _ in vae.first_stage_model.named_modules())
 
@@ -89,7 +91,7 @@ def is_temporal(vae) -> bool:
 _outcomes: dict[tuple, tuple[float, float]] = {}     # of round trips; a few numbers for each pair of VAE and file
 
 
-def round_trip_warning(vae, made, file: DecoderFile, stamp: tuple | None = None) -> str | None:
+def round_trip_warning(vae: Vae, made: Vae, file: DecoderFile, stamp: tuple | None = None) -> str | None:
     """A sentence where a test picture comes back from the new decoder much worse than from the VAE's own. stamp: what
     changes when the file does; with one, a VAE of the same weights is asked once."""
     if stamp is None or vae.patcher.patches:
@@ -104,7 +106,7 @@ def round_trip_warning(vae, made, file: DecoderFile, stamp: tuple | None = None)
             "of SDXL, for one, have the same shape and another meaning.")
 
 
-def round_trips(vae, made) -> tuple[float, float]:
+def round_trips(vae: Vae, made: Vae) -> tuple[float, float]:
     """dB at which the test picture comes back from the VAE's own decoder, and from the new one."""
     picture = test_picture(PICTURE)
     latents = vae.encode(picture)
@@ -120,7 +122,7 @@ def weights_digest(network: nn.Module) -> bytes:
     return digest.digest()
 
 
-def test_picture(size: int):
+def test_picture(size: int) -> torch.Tensor:
     """A picture (1 h w 3) in 0..1 with what a VAE must keep: a sky, a striped ground, two discs of strong colour."""
     down, across = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
     sky = torch.stack([0.45 + 0.3 * down, 0.6 + 0.2 * down, 0.9 - 0.1 * down], -1)
@@ -132,6 +134,6 @@ def test_picture(size: int):
     return picture[None]
 
 
-def psnr(pictures, reference) -> float:
+def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> float:
     error = (pictures.detach().float().cpu()[..., :3] - reference).square().mean().clamp_min(1e-10)
     return float(-10 * error.log10())

@@ -2,9 +2,10 @@
 
 from ...temporal.errors import VideoLDMError
 from .image_model import context_dim, model_title
+from .sockets import Model
 
 
-def check_texts(model, positive: list, negative: list, temporal_prompt: list | None = None):
+def check_texts(model: Model, positive: list, negative: list, temporal_prompt: list | None = None) -> None:
     """Refuse texts that were written by the text encoder of another model."""
     wanted = context_dim(model)
     if wanted is None:

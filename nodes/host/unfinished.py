@@ -6,6 +6,8 @@ here, and its fingerprint is that count: the next run of the same graph finds an
 
 import json
 
+from .sockets import Hidden
+
 _counts: dict[str, int] = {}        # of this process, as the cache is: widgets of a node -> unfinished results
 
 
@@ -14,7 +16,7 @@ def count(widgets: dict) -> int:
     return _counts.get(key(widgets), 0)
 
 
-def note(hidden):
+def note(hidden: Hidden) -> None:
     """Count an unfinished result of the running node. hidden: its `cls.hidden` (dynprompt, unique_id)."""
     prompt = getattr(hidden, "dynprompt", None)
     if prompt is not None:

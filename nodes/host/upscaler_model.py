@@ -1,5 +1,7 @@
 """Video upscalers in pixel space as MODEL: ComfyUI's own class of the x4 upscaler, on pixels in place of latents."""
 
+from typing import Any
+
 import comfy.latent_formats
 import comfy.model_base
 import comfy.supported_models_base
@@ -11,6 +13,7 @@ from ...temporal.upscaler import FACTOR, PIXEL_CHANNELS
 from .models import patcher_of_model, shapes_of_unet
 from .network_params import UNetParams, read_unet_params
 from .noise_schedule import schedule_of
+from .sockets import Model
 
 
 class FoldedPixels(comfy.latent_formats.LatentFormat):
@@ -24,7 +27,7 @@ class FoldedPixels(comfy.latent_formats.LatentFormat):
 class PixelUpscaler(comfy.model_base.SD_X4Upscaler):
     """Makes details of folded pixels, times `details`; usual_noise: the level it is meant to be run with."""
 
-    def __init__(self, config, params: UpscalerParams, device=None):
+    def __init__(self, config: Any, params: UpscalerParams, device: Any = None) -> None:
         super().__init__(config, device=device)
         self.model_sampling = schedule_of("linear", params.linear_start, params.linear_end, params.prediction)
         schedule = {"linear_start": params.augmentation_start, "linear_end": params.augmentation_end}
@@ -32,7 +35,7 @@ class PixelUpscaler(comfy.model_base.SD_X4Upscaler):
         self.usual_noise, self.details = params.usual_noise, params.details
 
 
-def load_upscaler(file: UpscalerFile):
+def load_upscaler(file: UpscalerFile) -> Model:
     """A MODEL."""
     unet = unet_params(file)
     config = model_config(file.params, unet)
@@ -55,7 +58,7 @@ def unet_params(file: UpscalerFile) -> UNetParams:
     return unet
 
 
-def model_config(params: UpscalerParams, unet: UNetParams):
+def model_config(params: UpscalerParams, unet: UNetParams) -> Any:
     """What ComfyUI's model detection would give for this network."""
     class Upscaler(comfy.supported_models_base.BASE):
         latent_format = FoldedPixels
@@ -64,6 +67,6 @@ def model_config(params: UpscalerParams, unet: UNetParams):
         sampling_settings = {"beta_schedule": "linear", "linear_start": params.linear_start,
                              "linear_end": params.linear_end}
 
-        def get_model(self, state_dict, prefix="", device=None):
+        def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> PixelUpscaler:
             return PixelUpscaler(self, params, device)
     return Upscaler(unet.config())

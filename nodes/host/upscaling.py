@@ -6,6 +6,9 @@ is core's own place for it, cuts latents and small frames into pieces, moves eac
 network predicts.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import comfy.conds
 import comfy.model_base
 import comfy.model_management
@@ -21,6 +24,7 @@ from . import compat, files, sampling
 from .conflicts import refuse_in_pieces
 from .image_model import context_dim, model_title
 from .options import LayerSet, layer_sets, set_clip_options
+from .sockets import Model, Vae
 from .upscaler_model import PixelUpscaler
 from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
 
@@ -34,13 +38,15 @@ class UpscalePieces(ContextHandlerABC):
     """Predicts a video piece by piece and blends the pieces. small: the noised small frames `t 3 h w`, on the CPU.
     on_piece(): after each. Nothing of a call is kept here."""
 
-    def __init__(self, small: Tensor, level: int, cuts: Cuts, device, on_piece):
+    def __init__(self, small: Tensor, level: int, cuts: Cuts, device: Any, on_piece: Callable[[], None]) -> None:
         self.small, self.level, self.cuts, self.device, self.on_piece = small, level, cuts, device, on_piece
 
-    def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
+    def should_use_context(self, model: Model, conds: list, x_in: Tensor, timestep: Tensor,
+                           model_options: dict) -> bool:
         return True
 
-    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[Tensor]:
+    def execute(self, calc_cond_batch: Callable, model: Model, conds: list, x_in: Tensor, timestep: Tensor,
+                model_options: dict) -> list[Tensor]:
         """Predictions `t c h w` for each of `conds`, on the CPU as x_in is."""
         if self.cuts.pieces > 1:
             refuse_in_pieces(model_options, "Video Upscale")
@@ -59,7 +65,7 @@ class UpscalePieces(ContextHandlerABC):
             return torch.cat(parts, dim=1).to(x_in)
         return list(in_pieces(predict, self.cuts, channels * len(conds)).split(channels, dim=1))
 
-    def call(self, calc_cond_batch, *arguments) -> list[Tensor]:
+    def call(self, calc_cond_batch: Callable, *arguments: Any) -> list[Tensor]:
         """The network on one piece; where memory runs out, a sentence."""
         try:
             return calc_cond_batch(*arguments)
@@ -72,7 +78,8 @@ class UpscalePieces(ContextHandlerABC):
         raise VideoLDMError(f"Video Upscale ran out of memory with windows of {frames} frames in pieces of "
                             f"{FACTOR * width}x{FACTOR * height} pixels. Lower tile, or window.")
 
-    def get_resized_cond(self, cond_in, small: Tensor, window: ClipWindow, device=None):
+    def get_resized_cond(self, cond_in: list | None, small: Tensor, window: ClipWindow,
+                         device: Any = None) -> list | None:
         """One conditioning, as core's `convert_cond` has it, for a piece: its frames' text, its small frames."""
         if cond_in is None:
             return None
@@ -85,9 +92,10 @@ class UpscalePieces(ContextHandlerABC):
         return [{**cond, "model_conds": of_piece(cond["model_conds"])} for cond in cond_in]
 
 
-def on_whole_video(noise: Tensor):
+def on_whole_video(noise: Tensor) -> Callable:
     """A wrapper around core's sampler: it runs on the whole video, from `noise` `t c h w`, on the CPU."""
-    def wrapper(executor, guider, sigmas, extra_args, callback, piece_noise, piece_latent, denoise_mask, disable_pbar):
+    def wrapper(executor: Callable, guider: Any, sigmas: Tensor, extra_args: dict, callback: Callable,
+                piece_noise: Tensor, piece_latent: Tensor, denoise_mask: Tensor, disable_pbar: bool) -> Tensor:
         empty = noise.new_zeros(1).expand_as(noise)
         return executor(guider, sigmas.cpu(), extra_args, callback, noise, empty, denoise_mask, disable_pbar)
     return wrapper
@@ -97,25 +105,26 @@ class PieceProgress:
     """One bar over all pieces of all steps, with the first frame as its preview after each step. finished(x0): what of
     it is to be seen."""
 
-    def __init__(self, model, steps: int, pieces: int, finished):
+    def __init__(self, model: Model, steps: int, pieces: int, finished: Callable) -> None:
         self.bar = sampling.RolloutProgress(model, steps, pieces)
         self.pieces, self.before, self.done, self.finished = pieces, 0, 0, finished
 
-    def on_piece(self):
+    def on_piece(self) -> None:
         # Samplers of second order go over the pieces more than once in a step.
         self.done = min(self.done + 1, self.pieces)
         self.bar.show(self.before + self.done, [])
 
-    def callback(self, step, x0, x, total_steps):
+    def callback(self, step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
         self.before, self.done = (step + 1) * self.pieces, 0
         self.bar.show(self.before, self.bar.pictures(self.finished(x0[:1])) if self.bar.previewer else [])
 
 
-def makes_pixels(model) -> bool:
+def makes_pixels(model: Model) -> bool:
     return isinstance(model.model, PixelUpscaler)
 
 
-def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, settings: sampling.SamplerSettings) -> Tensor:
+def upscaled(model: Model, small: Tensor, level: int, cuts: Cuts, seed: int,
+             settings: sampling.SamplerSettings) -> Tensor:
     """Latents `t 4 h w` of the large frames, or of an upscaler in pixel space these themselves, folded: `t 48 h w`.
     small: `t h w 3` in 0..1; level: of the noise on them.
 
@@ -145,7 +154,7 @@ def upscaled(model, small: Tensor, level: int, cuts: Cuts, seed: int, settings: 
     return finished(sampling.sample(m, seed, settings, piece, noise=piece, callback=progress.callback))
 
 
-def shares_noise(model) -> bool:
+def shares_noise(model: Model) -> bool:
     """Whether all frames are made from one noise: without temporal layers, or as these were trained; refused where they
     disagree."""
     sets = layer_sets(model)
@@ -162,21 +171,21 @@ def name_of(layers: LayerSet) -> str:
     return layers.name or layers.title
 
 
-def with_details(model, details: Tensor, c_low: Tensor, level: int) -> Tensor:
+def with_details(model: Model, details: Tensor, c_low: Tensor, level: int) -> Tensor:
     """Folded pixels `t 48 h w` of details and the noised small frames that these belong to."""
     levels = torch.full((len(c_low),), level)
     base = spread_out(unnoised(c_low, levels, schedule_of(model)))
     return base.add_(details.to(base), alpha=1 / model.model.details)
 
 
-def noised_frames(model, small: Tensor, level: int, noisy: int, seed: int) -> Tensor:
+def noised_frames(model: Model, small: Tensor, level: int, noisy: int, seed: int) -> Tensor:
     """c_gamma `t 3 h w` of the small frames, on the CPU; noise for `noisy` of them, all or one that serves all."""
     eps = torch.randn(noisy, 3, *small.shape[1:3], generator=torch.Generator().manual_seed(seed + AUGMENTATION_SEED))
     x_low = small.movedim(-1, 1).float().cpu() * 2 - 1
     return noise_augmented(x_low, level, eps, schedule_of(model))
 
 
-def schedule_of(model) -> Diffusion:
+def schedule_of(model: Model) -> Diffusion:
     """The noise schedule for the small frames, which is not the one of the latents."""
     augmentor = model.model.noise_augmentor
     return Diffusion(augmentor.linear_start, augmentor.linear_end, augmentor.num_timesteps)
@@ -184,7 +193,7 @@ def schedule_of(model) -> Diffusion:
 
 # What the node refuses before it samples
 
-def check_upscaler(model, reason: str = ""):
+def check_upscaler(model: Model, reason: str = "") -> None:
     """A sentence, behind its reason, for a MODEL that is no x4 upscaler."""
     if not isinstance(getattr(model, "model", None), comfy.model_base.SD_X4Upscaler):
         reason = f"{reason}. " if reason else ""
@@ -194,18 +203,18 @@ def check_upscaler(model, reason: str = ""):
                             "Load Video Model.")
 
 
-def most_noise(model) -> int:
+def most_noise(model: Model) -> int:
     """The highest noise level that the upscaler knows; a sentence for a MODEL that is no x4 upscaler."""
     check_upscaler(model)
     return model.model.noise_augmentor.max_noise_level
 
 
-def usual_noise(model) -> int:
+def usual_noise(model: Model) -> int:
     """The noise level that it is meant to be run with."""
     return getattr(model.model, "usual_noise", USUAL_LEVEL)
 
 
-def check_text(model, conditioning: list, name: str):
+def check_text(model: Model, conditioning: list, name: str) -> None:
     """Refuse what does not go with a piece of a video, and the text of another model."""
     wanted = context_dim(model)
     clip = ("the CLIP that the upscaler was trained with, which for the demo's is that of Load Demo Models"
@@ -220,7 +229,7 @@ def check_text(model, conditioning: list, name: str):
                                 f"upscaler takes {wanted}. Encode it with {clip}.")
 
 
-def check_vae(model, vae):
+def check_vae(model: Model, vae: Vae) -> None:
     """Refuse a VAE that does not decode the upscaler's latents, and any where it makes none."""
     if makes_pixels(model):
         if vae is not None:

@@ -1,6 +1,7 @@
 """Where Save Video File takes its frames and its sound from: an IMAGE batch, or one of the kinds of VIDEO."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +11,13 @@ from ...temporal.video import LAYOUTS, LONGEST_SIDE, Sound, file_sound, held_sou
 from . import files
 from .api import InputImpl
 from .pixels import CHANNELS, frame_bytes
+from .sockets import Video
 
 
 class ImageSource:
     """Frames from an IMAGE batch; the sources below answer the same questions about a VIDEO."""
 
-    def __init__(self, images: torch.Tensor, rate=None, audio: dict | None = None):
+    def __init__(self, images: torch.Tensor, rate: Any = None, audio: dict | None = None) -> None:
         """images: (t h w c) in 0..1. rate: frames per second, None if unknown. audio: ComfyUI's AUDIO."""
         _refuse_images(images)
         self.images, self.rate, self.sound = images, rate, sound_of(audio)
@@ -30,7 +32,7 @@ class ImageSource:
 class FileSource:
     """Frames and sound from a VIDEO that is a file, decoded piece by piece."""
 
-    def __init__(self, file):
+    def __init__(self, file: Any) -> None:
         self.file = open_video(file, files.check_cancelled)
         self.count, self.rate, self.broken = self.file.frames, self.file.rate, []
         self.width, self.height = self.file.width, self.file.height
@@ -44,7 +46,7 @@ class FileSource:
 class StreamSource:
     """Frames from a VIDEO that makes them as they are asked for: `iterate_frames()` gives uint8 (h, w, 3)."""
 
-    def __init__(self, video):
+    def __init__(self, video: Video) -> None:
         self.video, self.rate, self.count = video, video.get_frame_rate(), video.get_frame_count()
         self.width, self.height = video.get_dimensions()
         self.sound, self.broken = None, []
@@ -57,7 +59,7 @@ class StreamSource:
 class LazySource(StreamSource):
     """The same of the pack's own videos, which may have sound and say which of their frames hold NaN."""
 
-    def __init__(self, video):
+    def __init__(self, video: Video) -> None:
         super().__init__(video)
         self.sound = sound_of(video.get_audio())
 
@@ -66,7 +68,7 @@ class LazySource(StreamSource):
         return self.video.iterate_frames(self.broken)
 
 
-def video_source(video):
+def video_source(video: Video) -> ImageSource | FileSource | StreamSource:
     """The source for a VIDEO."""
     if hasattr(video, "get_audio"):
         return LazySource(video)
@@ -90,7 +92,7 @@ def sound_of(audio: dict | None) -> Sound | None:
     return held_sound(wave[0].float().cpu().numpy(), int(rate)) if wave.shape[2] else None
 
 
-def _refuse_images(images):
+def _refuse_images(images: torch.Tensor) -> None:
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[-1] not in CHANNELS:
         raise VideoLDMError(f"The images are a tensor of shape {shape}; Save Video File takes (frames, height, width, "

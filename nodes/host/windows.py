@@ -6,7 +6,9 @@ batch goes with it into the window: as core would spread it over the whole batch
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -18,6 +20,7 @@ from ...temporal.schedules import FUSES, SCHEDULES, Fusion
 from . import compat
 from .conflicts import refuse_in_pieces
 from .options import CLIP, clip_options, frames_per_clip, layer_sets_in, transformer_options
+from .sockets import Control, Model
 
 HANDLER = "context_handler"         # core's key for the one handler of a MODEL
 WINDOW = "context_window"           # core's key for the window of a call
@@ -29,13 +32,13 @@ LOOPED = "looped"
 class ClipWindow(IndexListContextWindow):
     """Some frames of every clip of a batch: `frames` within a clip, `index_list` within the batch."""
 
-    def __init__(self, frames: list[int], clip: int, batch: int):
+    def __init__(self, frames: list[int], clip: int, batch: int) -> None:
         images = [first + frame for first in range(0, batch, clip) for frame in frames]
         super().__init__(images, dim=0, **compat.window_size(batch))
         self.frames = frames
         self.batch = batch
 
-    def of(self, full):
+    def of(self, full: torch.Tensor) -> torch.Tensor:
         """The window's part of something with one item for each image, or one for all; fewer items are repeated."""
         return full if len(full) == 1 else full[self.items(len(full))]
 
@@ -50,7 +53,7 @@ class FrameWindows(IndexListContextHandler):
     Cancelling acts between windows. Nothing of a call is kept on the handler, which clones of a MODEL share.
     """
 
-    def __init__(self, length: int, overlap: int, schedule: str, fuse: str):
+    def __init__(self, length: int, overlap: int, schedule: str, fuse: str) -> None:
         super().__init__(ContextSchedule(schedule, SCHEDULES[schedule]), ContextFuseMethod(fuse, FUSES[fuse]),
                          context_length=length, context_overlap=overlap, closed_loop=schedule == LOOPED, dim=0)
 
@@ -62,16 +65,18 @@ class FrameWindows(IndexListContextHandler):
         frames = frames_per_clip(images, transformer_options)
         return images // frames * self.context_length if self.divides(frames) else images
 
-    def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
+    def should_use_context(self, model: Model, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
+                           model_options: dict) -> bool:
         return self.divides(frames_per_clip(len(x_in), model_options.get("transformer_options", {})))
 
-    def get_context_windows(self, model, x_in, model_options) -> list[ClipWindow]:
+    def get_context_windows(self, model: Model, x_in: torch.Tensor, model_options: dict) -> list[ClipWindow]:
         options = model_options.get("transformer_options", {})
         frames = frames_per_clip(len(x_in), options)
         windows = self.context_schedule.func(frames, self.context_length, self.context_overlap, self._step)
         return [ClipWindow(window, frames, len(x_in)) for window in windows]
 
-    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[torch.Tensor]:
+    def execute(self, calc_cond_batch: Callable, model: Model, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
+                model_options: dict) -> list[torch.Tensor]:
         """Predictions `images c h w` for each of `conds`; `calc_cond_batch` predicts one window's."""
         refuse_in_pieces(model_options, "Frame Windows")
         options = model_options.get("transformer_options", {})
@@ -90,13 +95,14 @@ class FrameWindows(IndexListContextHandler):
                 fusion.add(part, window.frames, window.index_list, weights)
         return [fusion.mean for fusion in fused]
 
-    def set_step(self, timestep, model_options):
+    def set_step(self, timestep: torch.Tensor, model_options: dict) -> None:
         """The step of a noise level: the last whose level is not below it, also for a sampler's steps in between."""
         sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
         if sigmas is not None:
             self._step = max(int((sigmas >= timestep[0].to(sigmas) * (1 - 1e-4)).sum()) - 1, 0)
 
-    def get_resized_cond(self, cond_in, x_in, window: ClipWindow, device=None, controls: dict | None = None):
+    def get_resized_cond(self, cond_in: list | None, x_in: torch.Tensor, window: ClipWindow, device: Any = None,
+                         controls: dict | None = None) -> list | None:
         """One conditioning, as core's `convert_cond` has it, for a window. controls: those the window already has."""
         if cond_in is None:
             return None
@@ -135,7 +141,7 @@ def windowed_cond(cond: dict, window: ClipWindow, controls: dict) -> dict:
     return cond
 
 
-def windowed_value(value, window: ClipWindow):
+def windowed_value(value: Any, window: ClipWindow) -> Any:
     """One of core's COND objects; those that hold no tensor are for the batch as a whole."""
     inner = getattr(value, "cond", None)
     if isinstance(inner, torch.Tensor) and inner.ndim:
@@ -145,7 +151,7 @@ def windowed_value(value, window: ClipWindow):
     return value
 
 
-def windowed_control(control, window: ClipWindow, controls: dict):
+def windowed_control(control: Control, window: ClipWindow, controls: dict) -> Control:
     """A ControlNet, and those before it, with the window's hints. Conditionings that share one share its copy too, or
     core would not run them together."""
     if id(control) in controls:
@@ -167,12 +173,12 @@ def windowed_control(control, window: ClipWindow, controls: dict):
     return part
 
 
-def follows_shown_frames(control) -> bool:
+def follows_shown_frames(control: Control) -> bool:
     """Whether a ControlNet takes its own part of its pictures, as those of Advanced-ControlNet do."""
     return hasattr(control, "sub_idxs")
 
 
-def check_chain(control):
+def check_chain(control: Control) -> None:
     """Refuse a plain ControlNet behind one that takes its own part: that one asks it directly, for all its pictures."""
     while control is not None:
         hint = control.cond_hint_original
@@ -188,7 +194,7 @@ def hint_part(extra: torch.Tensor, hints: int, window: ClipWindow) -> torch.Tens
     return extra if len(extra) == 1 else extra[[hint % len(extra) for hint in window.items(hints)]]
 
 
-def with_windows(model, length: int, overlap: int, schedule: str, fuse: str):
+def with_windows(model: Model, length: int, overlap: int, schedule: str, fuse: str) -> Model:
     """A clone that samples clips of more than `length` frames in windows."""
     m = with_max_distance(model, None)
     m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, CORE_ESTIMATE)
@@ -196,14 +202,14 @@ def with_windows(model, length: int, overlap: int, schedule: str, fuse: str):
     return m
 
 
-def without_windows(model, max_distance: int):
+def without_windows(model: Model, max_distance: int) -> Model:
     """A clone that samples all frames of a clip in one call, its attention over frames no wider than `max_distance`."""
     m = with_max_distance(model, max_distance)
     m.model_options.pop(HANDLER, None)
     return m
 
 
-def with_max_distance(model, max_distance: int | None):
+def with_max_distance(model: Model, max_distance: int | None) -> Model:
     """A clone whose temporal layers attend to frames at most so far away."""
     m = model.clone()
     options = transformer_options(m)

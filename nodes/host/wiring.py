@@ -5,11 +5,14 @@ wanted (every frame of a video in memory beside the video itself) the prompt is 
 """
 
 import sys
+from typing import Any
 
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from .sockets import Hidden
 
-def is_used(hidden, slot: int) -> bool:
+
+def is_used(hidden: Hidden, slot: int) -> bool:
     """Whether the running node's output is connected, by its `cls.hidden` (prompt, unique_id). A node that is not in
     the prompt as it was sent, such as one in an expanded group, counts as connected."""
     prompt, node = getattr(hidden, "prompt", None) or {}, str(getattr(hidden, "unique_id", ""))
@@ -33,12 +36,12 @@ def used_in_running(kind: str, slot: int) -> list[str]:
                   if prompt.get(node, {}).get("class_type") == kind)
 
 
-def server():
+def server() -> Any:
     """The running ComfyUI; in scripts and tests there is none."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
-def show_on_node(hidden, text: str):
+def show_on_node(hidden: Hidden, text: str) -> None:
     """Write a text onto the running node in the page. hidden: its `cls.hidden` (unique_id)."""
     running, node = server(), getattr(hidden, "unique_id", None)
     if running is not None and node is not None and hasattr(running, "send_progress_text"):
