@@ -1,4 +1,4 @@
-"""Every node of the pack, gathered for ComfyUI."""
+"""Gathers every node of the pack for ComfyUI."""
 
 from . import decode, interpolate, load, longer, sample, scene_layout, upscale, video, windows
 from .host.api import ComfyExtension

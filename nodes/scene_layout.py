@@ -16,6 +16,7 @@ from .host import files, scene_layout
 from .host.api import io
 from .host.inputs import checked
 from .host.sockets import Conditioning
+from .host.texts import other_width
 
 DEMO_FILE = "video_ldm_driving_layout.safetensors"
 ANY, NONE = "any", "none"
@@ -81,7 +82,7 @@ class SceneLayout(io.ComfyNode):
         scene = as_layout(found, {"light": light, "crowdedness": crowdedness}, content)
         patcher = scene_layout.layout_patcher(content, (str(path), *files.fingerprint(file)))
         text = [[content.null_text[None], {}]]
-        sides = (check_text(side, content) if side is not None else text for side in (positive, negative))
+        sides = (check_width(side, content) if side is not None else text for side in (positive, negative))
         said, unsaid = (scene_layout.with_layout(side, patcher, given) for side, given in zip(sides, (scene, None)))
         return io.NodeOutput(said, unsaid, preview(found or [], light, width, height))
 
@@ -181,13 +182,13 @@ def label_number(labels: dict[str, str], name: str, values: tuple[str, ...], con
     return 1 + values.index(said)
 
 
-def check_text(conditioning: Conditioning, content: LayoutFile) -> Conditioning:
-    """The texts of a CONDITIONING, refused where another text encoder wrote them."""
-    for text, _ in conditioning:
-        if text.shape[-1] != content.base.context_dim:
-            raise VideoLDMError(f"The connected text has a width of {text.shape[-1]}, and {content.name} was made for "
-                                f"{content.base.named}, whose text has {content.base.context_dim}. Encode it with "
-                                f"{content.base.source('CLIP')}.")
+def check_width(conditioning: Conditioning, content: LayoutFile) -> Conditioning:
+    """The CONDITIONING as it is. Raises if the text encoder of another model made it."""
+    width = other_width((text for text, _ in conditioning), content.base.context_dim)
+    if width is not None:
+        raise VideoLDMError(f"The connected text has a width of {width}, and {content.name} was made for "
+                            f"{content.base.named}, whose text has {content.base.context_dim}. Encode it with "
+                            f"{content.base.source('CLIP')}.")
     return conditioning
 
 

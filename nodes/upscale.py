@@ -11,7 +11,7 @@ from ..temporal.video import DEFAULT_RATE
 from .host import temporal_vae, upscaling, wiring
 from .host.api import io
 from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
-from .host.decoding import SMALLEST_TILE, ColoursKept, DecodeSettings, Decoding, Unfolding
+from .host.decoding import ColoursKept, DecodeSettings, Decoding, FrameSource, Unfolding, check_tile
 from .host.inputs import checked
 from .host.options import LayerSet, layer_sets
 from .host.pictures import check_pictures
@@ -25,7 +25,8 @@ LARGEST = 16384     # pixels of a side of a large frame, as of core's widgets
 
 class VideoUpscale(io.ComfyNode):
     """The paper's text-to-video upsampler is the Stable Diffusion x4 upscaler with temporal layers, on 8 frames with a
-    noise augmentation of 30 steps (docs/papers.md#upscalers)."""
+    noise augmentation of 30 steps (docs/papers.md#upscalers).
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,14 +36,13 @@ class VideoUpscale(io.ComfyNode):
             display_name=TITLE,
             category="video ldm/upscale",
             description="Makes a video four times as wide and high with the Stable Diffusion x4 upscaler, or with one "
-                        "in pixel space. Windows of "
-                        "frames and tiles are blended in every step, so that a video of any length and size needs the "
-                        "memory of one piece. With temporal layers made for the upscaler its frames go together; "
-                        "without them every frame is upscaled by itself.",
+                        "in pixel space. It works piece by piece, on windows of frames and on tiles, and blends the "
+                        "pieces in every step. So a video of any length and size needs the memory of one piece. With "
+                        "temporal layers made for the upscaler its frames go together. Without them every frame is "
+                        "upscaled by itself.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of x4-upscaler-ema.safetensors, or an upscaler from Load "
-                                                "Video Model, with temporal layers for it from Load Temporal Layers, or "
-                                                "without."),
+                                                "Video Model. Load Temporal Layers can add temporal layers to it."),
                 io.Conditioning.Input("positive", tooltip="What the video shows, in words, encoded by the CLIP of the "
                                                           "upscaler's checkpoint. The prompt of the video is best."),
                 io.Conditioning.Input("negative", tooltip="What it should not show, encoded by the same CLIP."),
@@ -107,8 +107,8 @@ class VideoUpscale(io.ComfyNode):
         sets = layer_sets(model)
         most = upscaling.most_noise(model)
         check_level(noise_level, *trained_levels(most, upscaling.usual_noise(model), sets))
-        upscaling.check_text(model, positive, "positive")
-        upscaling.check_text(model, negative, "negative")
+        upscaling.check_conditioning(model, positive, "positive")
+        upscaling.check_conditioning(model, negative, "negative")
         upscaling.check_vae(model, vae)
         check_tile(tile)
         small, rate = small_frames(images, video)
@@ -122,44 +122,46 @@ class VideoUpscale(io.ComfyNode):
         report = report_of(model, small, noise_level, cuts, sets)
         if keep_colours:
             report += "\nColours are kept as the small frames have them."
+        large: FrameSource
         if vae is None:
-            decoding = Unfolding(made, TITLE)
+            large = Unfolding(made, TITLE)
         else:
-            decoding = Decoding(vae, made, decode_settings(vae, window, overlap, tile))
+            large = Decoding(vae, made, decode_settings(vae, window, overlap, tile))
         if keep_colours:
-            decoding = ColoursKept(decoding, small)
-        return io.NodeOutput(*pictures_and_video(decoding, fps or rate or DEFAULT_RATE, cls.hidden), report)
+            large = ColoursKept(large, small)
+        return io.NodeOutput(*pictures_and_video(large, fps or rate or DEFAULT_RATE, cls.hidden), report)
 
 
 def trained_levels(most: int, usual: int, sets: list[LayerSet]) -> tuple[int, int]:
-    """The highest noise level that the upscaler and all its temporal layers know, and the usual one."""
+    """The highest noise level that the upscaler and all its temporal layers were trained on, and the usual one.
+
+    Args:
+        most: the highest level of the upscaler.
+        usual: the level that the upscaler is meant to be run with.
+        sets: the temporal layers on it.
+    """
     noise = [layers.noise for layers in sets]
     highest = [known.most if known else TRAINED_LEVEL for known in noise]
     return min([most, *highest]), next((known.usual for known in noise if known), usual)
 
 
 def small_frames(images: torch.Tensor | None, video: Video | None) -> tuple[torch.Tensor, Any]:
-    """The small frames `t h w 3` in 0..1 and their rate, None where nobody says."""
+    """The small frames `t h w 3` in 0..1, and their frame rate or None if it is unknown."""
     if images is not None and video is not None:
         raise VideoLDMError("Video Upscale takes images or a video, and both are connected. Disconnect one of them.")
     if images is None and video is None:
         raise VideoLDMError("Video Upscale has nothing to upscale. Connect images or a video.")
     rate = None
-    if images is None:
+    if video is not None:
         components = video.get_components()
         images, rate = components.images, components.frame_rate
-    if not len(images):
+    if images is None or not len(images):
         raise VideoLDMError("The connected images are an empty batch. Connect at least one frame.")
     return check_pictures(images, "The small frames", LARGEST // FACTOR, smallest=1), rate
 
 
-def check_tile(tile: int) -> None:
-    if tile and tile < SMALLEST_TILE:
-        raise VideoLDMError(f"tile is {tile} pixels; {SMALLEST_TILE} is the least. Raise it, or set it to 0 for none.")
-
-
 def decode_settings(vae: Vae, window: int, overlap: int, tile: int) -> DecodeSettings:
-    """A plain VAE decodes frame by frame, which gives the same pictures in less memory."""
+    """How to decode the large latents. A plain VAE decodes frame by frame: the same pictures in less memory."""
     if temporal_vae.is_temporal(vae):
         return DecodeSettings(window, min(overlap, window - 1), tile, 1, TITLE)
     return DecodeSettings(1, 0, tile, 1, TITLE)

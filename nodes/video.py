@@ -35,8 +35,8 @@ from .host.video_sources import ImageSource, video_source
 CATEGORY = "video ldm/video"
 NOT_CONNECTED = object()
 MOST_FRAMES, MOST_STRIDE = 10**9, 10**6
-HIGHEST_FPS, HIGHEST_CRF, LARGEST_SHEET = 240, 63, 64       # bounds of the widgets; a link goes past them
-MEMORY_CHECK = 2**24            # samples of sound between two looks at the free memory
+HIGHEST_FPS, HIGHEST_CRF, LARGEST_SHEET = 240, 63, 64
+MEMORY_CHECK = 2**24            # samples of sound that are read between two checks of the free memory
 SOUND_FORMATS = ("mp4", "webm")
 
 
@@ -74,9 +74,6 @@ class LoadVideoFrames(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, file: str, start_frame: int, frame_count: int, stride: int) -> io.NodeOutput:
-        start_frame = _number("start_frame", start_frame, 0, MOST_FRAMES)
-        frame_count = _number("frame_count", frame_count, 0, MOST_FRAMES)
-        stride = _number("stride", stride, 1, MOST_STRIDE)
         path = files.input_file(file)
         video = open_video(path, files.check_cancelled)
         steps = video.select(start_frame, frame_count, stride)
@@ -110,7 +107,10 @@ class LoadVideoFrames(io.ComfyNode):
 
 
 def _as_video(video: VideoFile, steps: np.ndarray, images: torch.Tensor, rate: Fraction) -> Video:
-    """VIDEO of the frames read: the file itself where that is the same thing, so that nothing is encoded twice."""
+    """A VIDEO of the frames that were read.
+
+    Where all frames were read unchanged, it is the file itself: saving it then copies the file and encodes nothing.
+    """
     if len(steps) == video.frames and video.as_stored:
         return InputImpl.VideoFromFile(str(video.source))
     sound = None
@@ -121,7 +121,7 @@ def _as_video(video: VideoFile, steps: np.ndarray, images: torch.Tensor, rate: F
 
 
 def _sound_limit(name: str) -> Callable[[int], None]:
-    """A function of the samples that were read so far; raises if what follows does not fit into memory."""
+    """A function check(total), called with the number of samples read so far. It raises if memory runs short."""
     checked = 0
 
     def check(total: int) -> None:
@@ -129,7 +129,8 @@ def _sound_limit(name: str) -> Callable[[int], None]:
         if total - checked >= MEMORY_CHECK:
             checked = total
             files.check_cancelled()
-            # Eight channels of four bytes; joined, they are in memory a second time.
+            # Up to eight channels of four bytes. Joining the pieces holds every sample in memory a second time,
+            # and the samples read so far are in memory already.
             files.refuse_beyond_memory(total * 32, f"{total} samples of the sound of {name}", "Lower frame_count.")
     return check
 
@@ -188,10 +189,6 @@ class SaveVideoFile(io.ComfyNode):
         problem = _input_problem(images is not None, video is not None)
         if problem:
             raise VideoLDMError(problem)
-        crf = _number("crf", crf, 0, HIGHEST_CRF)
-        contact_sheet = _number("contact_sheet", contact_sheet, 0, LARGEST_SHEET)
-        if format not in FORMATS:
-            raise VideoLDMError(f"The format is {format!r}; choose one of {', '.join(FORMATS)}.")
         source = ImageSource(images) if video is None else video_source(video)
         rate, remarks = _choose_rate(fps, source.rate)
         audio = _choose_audio(source, format, rate, remarks)
@@ -199,7 +196,7 @@ class SaveVideoFile(io.ComfyNode):
         sheet = Sheet(max(contact_sheet, 1))
         target = files.output_target(filename_prefix, source.width, source.height)
         ending = FORMATS[format]
-        written = write_video(target.path(ending), _seen_by(sheet, source.frames()), rate, format, crf, metadata, audio,
+        written = write_video(target.path(ending), _added_to(sheet, source.frames()), rate, format, crf, metadata, audio,
                               files.progress(source.count))
         if written.padded:
             remarks.append(f"{source.width}x{source.height} was padded to even sides")
@@ -219,7 +216,7 @@ class SaveVideoFile(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix: str, images: Any = NOT_CONNECTED,
                         video: Any = NOT_CONNECTED) -> bool | str:
-        # ComfyUI hands over None for what is linked; told at queue time, the artist need not wait for the sampler.
+        # ComfyUI passes None for an input that is linked. Checked when the graph is queued, before any sampler runs.
         return _input_problem(images is not NOT_CONNECTED, video is not NOT_CONNECTED) or True
 
 
@@ -240,8 +237,7 @@ def _number(name: str, value: Any, least, most):
 
 
 def _choose_rate(fps: float, own: Any) -> tuple[Any, list[str]]:
-    if not isinstance(fps, Real) or not math.isfinite(fps) or not 0 <= fps <= HIGHEST_FPS:
-        raise VideoLDMError(f"fps is {fps!r}; it must be a number from 0 (the video's own rate) to {HIGHEST_FPS}.")
+    """The rate to write, and remarks for the report. own: the rate of the source, None if unknown."""
     if fps > 0:
         return as_rate(fps), []
     if own:
@@ -250,7 +246,7 @@ def _choose_rate(fps: float, own: Any) -> tuple[Any, list[str]]:
 
 
 def _choose_audio(source: Any, format: str, rate: Fraction, remarks: list[str]) -> Sound | None:
-    """The sound to write, or None; whatever is left out is remarked on."""
+    """The sound to write, or None. Adds a remark if the source's sound is left out."""
     if source.sound is None or format not in SOUND_FORMATS:
         if source.sound is not None:
             remarks.append(f"{format} has no sound, so it was left out")
@@ -261,7 +257,7 @@ def _choose_audio(source: Any, format: str, rate: Fraction, remarks: list[str]) 
     return source.sound
 
 
-def _seen_by(sheet: Sheet, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _added_to(sheet: Sheet, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for frame in frames:
         sheet.add(frame)
         yield frame

@@ -375,9 +375,9 @@ def test_an_interpolation_that_cannot_work_is_refused(models, kind, keys, change
 
 
 def test_interpolation_layers_in_the_place_of_key_frame_layers_are_refused(models):
-    with pytest.raises(VideoLDMError, match="make the frames between known ones"):
+    with pytest.raises(VideoLDMError, match="make the frames between context frames"):
         VideoLDMSampler.execute(models["between"], text(), text(12), 5, 24, 16, 1, 7, 2, 2.0, "euler", "normal", 1.0)
-    with pytest.raises(VideoLDMError, match="make the frames between known ones"):
+    with pytest.raises(VideoLDMError, match="make the frames between context frames"):
         sample(models["between"], frames=5)
 
 

@@ -51,7 +51,7 @@ def images(count=3, height=16, width=16, channels=3):
 def test_load_refuses_numbers_that_are_no_counts(folders, name, values):
     write_video(folders / "input" / "clip.mp4", clip(), 8)
     for value in values:
-        with pytest.raises(VideoLDMError, match=rf"^{name} is .*; it must be a whole number from "):
+        with pytest.raises(VideoLDMError, match=rf"^Load Video Frames: {name} is .*, and it takes whole numbers from "):
             load(**{name: value})
     assert load(**{name: 1.0})[3] in (11, 1, 12), "a whole number that a link brings as a fraction is one"
 
@@ -61,7 +61,7 @@ def test_load_refuses_numbers_that_are_no_counts(folders, name, values):
     ("format", ("avi", None, 3)), ("filename_prefix", (None, 5, "a\0b"))])
 def test_save_refuses_settings_past_the_widgets_bounds(folders, name, values):
     for value in values:
-        with pytest.raises(VideoLDMError, match=rf"{name}|The format is"):
+        with pytest.raises(VideoLDMError, match=name):
             save(**{name: value})
     assert list((folders / "output").rglob("*.*")) == []
 
@@ -72,7 +72,8 @@ def test_save_refuses_settings_past_the_widgets_bounds(folders, name, values):
 def test_save_refuses_images_that_are_no_pictures(folders, shape, kind):
     from video_ldm.nodes.host.api import InputImpl, Types
     frames = torch.zeros(shape)
-    with pytest.raises(VideoLDMError, match="The images are a tensor of shape|There are no frames|The frames are"):
+    with pytest.raises(VideoLDMError, match="The images are a tensor of shape|There are no frames|The images have .* "
+                                            "pixels|images (is of the size|is an empty batch|has pictures of)"):
         if kind == "images":
             save(frames)
         else:

@@ -1,15 +1,16 @@
 """Attaches temporal layers to a MODEL.
 
-The weights are an additional model, so they live under ComfyUI's memory management. A keyed wrapper around the
-diffusion model opens the call (`temporal.stack.open_call`). Hooks are on the live network for that one call alone. So
-neither injections nor their bookkeeping are needed: `clone()` copies `is_injected`, and a dying clone ejects a live
-one's hooks.
+The weights are an additional model, so ComfyUI's memory management moves them. A keyed wrapper around the diffusion
+model opens each call (`temporal.call.open_call`). The layers' hooks are on the network for that one call alone.
+
+ComfyUI's injections would keep the hooks longer, and are not safe: `clone()` copies `is_injected`, so a clone that is
+deleted would remove the hooks of a clone that is in use.
 """
 
 import logging
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,29 +35,30 @@ from .options import (
     set_clip_options,
     transformer_options,
 )
-from .sockets import Control, Model
+from .sockets import Control, Executor, Model
+from .texts import check_conditions
 
-ROLE = "video_ldm_role"         # on each conditioning of a sampling: 0 for the positive ones, 1 for the negative
+ROLE = "video_ldm_role"         # key in each conditioning of a sampling: 0 for positive, 1 for negative
 ROLES = {"positive": 0, "negative": 1}
-ACTIVATIONS = 1.5               # memory of a clip with temporal layers, in units of the same batch without
+ACTIVATIONS = 1.5               # memory of a call with temporal layers, as a multiple of the same call without
 
 
 class TemporalLayersWrapper:
-    """Runs around one call of the diffusion model: tells the layers how many frames a clip has, and what else they
-    need."""
+    """Runs around one call of the diffusion model. It tells the layers the frames of a clip and their settings."""
 
     def __init__(self, key: str, stack: TemporalStack) -> None:
         self.key, self.stack = key, stack
-        self.warned: set[int] = set()
+        self.warned: set[int] = set()       # clip lengths that were warned about
 
     def __deepcopy__(self, memo: dict) -> "TemporalLayersWrapper":
-        """Other nodes copy a MODEL's options whole. A copy of the layers would be out of core's memory management, and
-        without their motion LoRA."""
+        """Itself. Other nodes deep-copy a MODEL's options, and a copy of the layers would be no part of core's memory
+        management and would lack the motion LoRA."""
         return self
 
-    def __call__(self, executor: Callable, x: torch.Tensor, timesteps: torch.Tensor | None = None,
+    def __call__(self, executor: Executor, x: torch.Tensor, timesteps: torch.Tensor | None = None,
                  context: torch.Tensor | None = None, y: torch.Tensor | None = None, control: Control | None = None,
-                 transformer_options: dict = {}, **kwargs: Any) -> torch.Tensor:
+                 transformer_options: dict | None = None, **kwargs: Any) -> torch.Tensor:
+        transformer_options = transformer_options if transformer_options is not None else {}
         layers = transformer_options.get(self.key) or LayerSet(self.stack.params)
         clips = clips_in_call(len(x), transformer_options)
         settings = CallSettings(
@@ -64,12 +66,12 @@ class TemporalLayersWrapper:
             strength=layers.strength,
             text=temporal_text(context, clips, transformer_options),
             max_distance=layers.max_distance,
-            known=known_frames(self.stack, x, transformer_options),
+            known=context_input(self.stack, x, transformer_options),
             fps=clip_options(transformer_options).fps,
         )
         self.warn(settings)
         with open_call(executor.class_obj, [(self.stack, settings)], context) as calls:
-            note_running(executor, calls)
+            mark_running(executor, calls)
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def warn(self, settings: CallSettings) -> None:
@@ -79,8 +81,8 @@ class TemporalLayersWrapper:
             logging.warning("[Video LDM] %s", warning)
 
 
-def note_running(executor: Callable, calls: list) -> None:
-    """Let calls know whether the network runs: a wrapper further in, core's EasyCache for one, may answer for it."""
+def mark_running(executor: Executor, calls: list) -> None:
+    """Set `running` on the calls when the network runs. A wrapper inside this one may skip it: EasyCache does."""
     network = executor.original
     for call in calls:
         call.running = False
@@ -92,10 +94,10 @@ def note_running(executor: Callable, calls: list) -> None:
     executor.original = run
 
 
-def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.Tensor | None:
-    """c_S `(b t) c+1 h w` of layers that take context frames, else None; the same for every condition.
+def context_input(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.Tensor | None:
+    """c_S `(b t) c+1 h w` for layers that take context frames, else None. It is the same for every condition.
 
-    An upscaler's layers see the small frames, which stand at the end of its input x.
+    An upscaler's layers take the small frames: the last channels of its input x.
     """
     takes, clip = stack.params.context, clip_options(options)
     if takes is None:
@@ -105,13 +107,13 @@ def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.
     known = clip.context
     if known is None or clip.hide_context:
         if not takes.from_noise and not clip.hide_context:
-            raise VideoLDMError("These temporal layers make the frames between known ones, and no context frames are "
-                                "connected. Sample with Latent Interpolate x4, or connect Context Frames.")
+            raise VideoLDMError("These temporal layers make the frames between context frames, and no context frames "
+                                "are connected. Sample with Latent Interpolate x4, or connect Context Frames.")
         return None
     if known.scaled.shape[2:] != x.shape[2:]:
-        raise VideoLDMError("A part of the picture is sampled by itself, and the temporal layers see known frames of "
-                            "the whole picture. Remove the area from the conditioning, or the node that works on tiles "
-                            "of the picture.")
+        raise VideoLDMError("A part of the picture is sampled by itself, and the temporal layers take context frames "
+                            "of the whole picture. Remove the area from the conditioning, or the node that works on "
+                            "tiles of the picture.")
     call, window = clips_in_call(len(x), options), options.get("context_window")
     if window is None:
         in_call = list(range(known.frames or call.frames))
@@ -126,20 +128,19 @@ def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.
 
 
 def temporal_text(context: torch.Tensor | None, call: CallClips, options: dict) -> torch.Tensor | None:
-    """The text of the temporal layers, `(b t) l d`, where it is not the spatial one (docs/papers.md#two-texts), else
-    None."""
+    """The temporal layers' own text `(b t) l d` (docs/papers.md#two-texts). None if they take the spatial text."""
     texts = clip_options(options).texts
     if not texts or context is None:
         return None
     spatial = context.chunk(len(call.parts))
     own = [texts[index].to(part).expand(len(part), -1, -1) if index in texts else part
            for index, part in zip(call.parts, spatial)]
-    length = math.lcm(*(part.shape[1] for part in own))     # repeated tokens leave attention as it is
+    length = math.lcm(*(part.shape[1] for part in own))     # attention over repeated tokens gives the same result
     return torch.cat([part.repeat(1, length // part.shape[1], 1) for part in own])
 
 
-def reserve_memory(executor: Callable, model: Model, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-    """Tell core what a clip with temporal layers takes, or a window of it, before it decides what stays in memory."""
+def reserve_memory(executor: Executor, model: Model, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+    """Wraps core's preparation of a sampling. Core then reserves memory for one window with its temporal layers."""
     images, options = noise_shape[0], kwargs.get("model_options") or {}
     handler = options.get("context_handler")
     if hasattr(handler, "images_per_call"):
@@ -147,14 +148,14 @@ def reserve_memory(executor: Callable, model: Model, noise_shape: Sequence[int],
     return executor(model, [math.ceil(images * ACTIVATIONS), *noise_shape[1:]], *args, **kwargs)
 
 
-def start_sampling(executor: Callable, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Around a sampling: the length of its clips is known from here on. Core's own context windows must not be wrong in
-    silence."""
+def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Wraps a sampling: checks what the guider brings, and fixes the number of frames of its clips."""
     guider = executor.class_obj
-    options = guider.model_options.setdefault("transformer_options", {})    # its own, for this sampling
+    check_conditions(guider.model_patcher, guider.conds)
+    options = guider.model_options.setdefault("transformer_options", {})    # the guider's own, for this sampling
     clip = clip_options(options)
     refuse_core_windows(guider.model_options, guider.conds, len(noise), clip.frames)
-    if not core_windows_act(guider.model_options, len(noise)):      # each of theirs is a clip
+    if not core_windows_act(guider.model_options, len(noise)):      # each of core's windows is a clip
         options[CLIP] = replace(clip, frames=frames_per_clip(len(noise), options))
     for name, role in ROLES.items():
         for cond in guider.conds.get(name) or ():
@@ -162,9 +163,9 @@ def start_sampling(executor: Callable, noise: torch.Tensor, *args: Any, **kwargs
     return executor(noise, *args, **kwargs)
 
 
-def tell_batch(executor: Callable, model: Model, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
+def pass_batch_on(executor: Executor, model: Model, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
                model_options: dict) -> list[torch.Tensor]:
-    """Around the evaluation of conditions: the layers are told the batch as core has it, and which text is whose."""
+    """Wraps core's calc_cond_batch. The calls inside it get the size of core's batch, and the text of each condition."""
     options = model_options.get("transformer_options", {})
     clip = clip_options(options)
     clip = replace(clip, frames=clip.frames or len(x_in), images=len(x_in), texts=texts_by_index(conds, clip.texts))
@@ -172,7 +173,7 @@ def tell_batch(executor: Callable, model: Model, conds: list, x_in: torch.Tensor
 
 
 def texts_by_index(conds: list, texts: Mapping[int, torch.Tensor] | None) -> Mapping[int, torch.Tensor] | None:
-    """{role: text} -> {index in `conds`: text}: guidance nodes evaluate the negative alone, or other conditions."""
+    """{role: text} -> {index in `conds`: text}. Guidance nodes may evaluate the negative alone, or other conditions."""
     roles = [next((cond[ROLE] for cond in batch or () if ROLE in cond), None) for batch in conds]
     if not texts or all(role is None for role in roles):
         return texts
@@ -183,10 +184,11 @@ def attach_layers(model: Model, stack: TemporalStack, layers: LayerSet, loras: A
     """A clone of MODEL on which temporal layers act.
 
     Args:
+        model: the MODEL.
         stack: the layers with their weights.
-        layers: what travels with the MODEL about them.
+        layers: the settings of these layers, which travel with the MODEL.
         loras: (patches, strength) of each motion LoRA.
-        frames: of one clip; 0: whoever samples says it, else the whole batch is one clip.
+        frames: frames of one clip. 0: the sampler node sets it; without one, the whole batch is one clip.
     """
     refuse_compiled(model)
     m = model.clone()
@@ -197,8 +199,8 @@ def attach_layers(model: Model, stack: TemporalStack, layers: LayerSet, loras: A
     m.set_additional_models(key, [patcher])
     m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, TemporalLayersWrapper(key, stack))
     for kind, wrapper in ((WrappersMP.PREPARE_SAMPLING, reserve_memory), (WrappersMP.OUTER_SAMPLE, start_sampling),
-                          (WrappersMP.CALC_COND_BATCH, tell_batch)):
-        m.remove_wrappers_with_key(kind, PREFIX)        # once, however many sets are chained
+                          (WrappersMP.CALC_COND_BATCH, pass_batch_on)):
+        m.remove_wrappers_with_key(kind, PREFIX)        # one wrapper of each kind serves all sets of layers
         m.add_wrapper_with_key(kind, PREFIX, wrapper)
     m.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, PREFIX)
     m.add_callback_with_key(CallbacksMP.ON_PRE_RUN, PREFIX, refuse_compiled)

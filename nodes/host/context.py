@@ -4,7 +4,7 @@ Everything rides on the clone: which frames are known in its transformer_options
 context guidance around the evaluation of the conditions. So core's samplers and guiders drive it as well as ours.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ...temporal.errors import VideoLDMError
 from .compat import apart
 from .latents import check_channels, check_frames
 from .options import CLIP, ContextFrames, clip_options, frames_per_clip, layer_sets, set_clip_options
-from .sockets import Model
+from .sockets import Executor, Model
 
 KEY = "video_ldm_context"       # of the wrappers
 
@@ -92,13 +92,13 @@ def write(samples: Tensor, known: ContextFrames) -> Tensor:
     return clips.flatten(0, 1)
 
 
-def sample_with_context(executor: Callable, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def sample_with_context(executor: Executor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The layers see the known frames; the samples get them back exactly."""
     known = fitted(executor.class_obj, noise)
     return write(executor(noise, *args, **kwargs), known)
 
 
-def sample_with_noise_mask(executor: Callable, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,
+def sample_with_noise_mask(executor: Executor, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,
                            denoise_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
     """For layers that take no known frames: they are the latent to start from, and are masked from denoising."""
     known = fitted(executor.class_obj, noise)
@@ -119,7 +119,7 @@ class ContextGuidance:
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
-    def __call__(self, executor: Callable, model: Model, conds: list, x_in: Tensor, timestep: Tensor,
+    def __call__(self, executor: Executor, model: Model, conds: list, x_in: Tensor, timestep: Tensor,
                  model_options: dict) -> list[Tensor]:
         predictions = executor(model, conds, x_in, timestep, model_options)
         if not conds or conds[0] is None:

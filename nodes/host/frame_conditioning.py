@@ -14,9 +14,7 @@ from torch import Tensor
 from .options import transformer_options, with_clip_options
 from .sampling import SamplerSettings
 from .sockets import Model
-from .windows import windowed_control, windowed_value
-
-SHOWN = "ad_params"     # AnimateDiff-Evolved's key for the frames of a call, which other packs read
+from .windows import AD_PARAMS, windowed_control, windowed_value
 
 # What core's image models take one of for each image of a batch, beside the text itself, and its dimensions at least:
 # with fewer it is one for all images.
@@ -73,14 +71,14 @@ def model_of(model: Model, clip: int, prompt: list | None, fps: float, frames: C
         fps: frames per second to make.
     """
     m = with_clip_options(model, clip, temporal_texts(prompt, frames), fps)
-    transformer_options(m)[SHOWN] = {"full_length": frames.total, "context_length": len(frames.numbers),
+    transformer_options(m)[AD_PARAMS] = {"full_length": frames.total, "context_length": len(frames.numbers),
                                      "sub_idxs": list(frames.numbers)}
     return m
 
 
 def settings_of(settings: SamplerSettings, frames: CallFrames) -> SamplerSettings:
     """Sampling settings with the conditionings of one call."""
-    controls = {}
+    controls: dict = {}
     return replace(settings, positive=conditioning_of(settings.positive, frames, controls),
                    negative=conditioning_of(settings.negative, frames, controls))
 

@@ -7,7 +7,6 @@ makes a new object with the image model's betas: the trained ones are then put i
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
-from .sockets import Model, ModelSampling
+from .sockets import Executor, Model, ModelSampling
 
 KEY = "video_ldm_schedule"          # of the wrapper that keeps the trained betas
 OBJECT = "model_sampling"           # core's name of the object
@@ -57,7 +56,7 @@ class KeepTrainedBetas:
         right = with_betas(current, self.trained)
         return None if torch.equal(right.sigmas, current.sigmas) else right
 
-    def __call__(self, executor: Callable, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,
+    def __call__(self, executor: Executor, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,
                  *args: Any, **kwargs: Any) -> Tensor:
         guider = executor.class_obj
         given, right = guider.model_patcher, self.restored(guider.model_patcher)

@@ -16,3 +16,4 @@ Patcher: TypeAlias = Any            # ComfyUI's ModelPatcher of anything: an ima
 ModelSampling: TypeAlias = Any      # core's object for a MODEL's noise schedule and prediction
 Control: TypeAlias = Any            # core's ControlNet, as a conditioning carries it
 Hidden: TypeAlias = Any             # `cls.hidden` of a running node
+Executor: TypeAlias = Any           # what a wrapper gets from core: called, it goes on; `class_obj` is what core runs

@@ -24,7 +24,8 @@ from . import compat, files, sampling
 from .conflicts import refuse_in_pieces
 from .image_model import context_dim, model_title
 from .options import LayerSet, layer_sets, set_clip_options
-from .sockets import Model, Vae
+from .sockets import Executor, Model, Vae
+from .texts import other_width
 from .upscaler_model import PixelUpscaler
 from .windows import CORE_ESTIMATE, HANDLER, ClipWindow, in_window, windowed_value
 
@@ -94,7 +95,7 @@ class UpscalePieces(ContextHandlerABC):
 
 def on_whole_video(noise: Tensor) -> Callable:
     """A wrapper around core's sampler: it runs on the whole video, from `noise` `t c h w`, on the CPU."""
-    def wrapper(executor: Callable, guider: Any, sigmas: Tensor, extra_args: dict, callback: Callable,
+    def wrapper(executor: Executor, guider: Any, sigmas: Tensor, extra_args: dict, callback: Callable,
                 piece_noise: Tensor, piece_latent: Tensor, denoise_mask: Tensor, disable_pbar: bool) -> Tensor:
         empty = noise.new_zeros(1).expand_as(noise)
         return executor(guider, sigmas.cpu(), extra_args, callback, noise, empty, denoise_mask, disable_pbar)
@@ -214,19 +215,23 @@ def usual_noise(model: Model) -> int:
     return getattr(model.model, "usual_noise", USUAL_LEVEL)
 
 
-def check_text(model: Model, conditioning: list, name: str) -> None:
-    """Refuse what does not go with a piece of a video, and the text of another model."""
+def check_conditioning(model: Model, conditioning: list, name: str) -> None:
+    """Refuse a CONDITIONING that carries more than text, or a text for another model.
+
+    A ControlNet, boxes, an area or a mask belong to the whole picture, and the network sees one piece of it at a time.
+    """
     wanted = context_dim(model)
     clip = ("the CLIP that the upscaler was trained with, which for the demo's is that of Load Demo Models"
             if makes_pixels(model) else "the CLIP of the upscaler's own checkpoint")
-    for text, settings in conditioning:
+    for _, settings in conditioning:
         for key, what in TEXT_ALONE.items():
             if settings.get(key) is not None:
                 raise VideoLDMError(f"The {name} conditioning carries {what}, which Video Upscale does not take: it "
                                     "upscales piece by piece and takes text alone. Connect CLIP Text Encode directly.")
-        if text.shape[-1] != wanted:
-            raise VideoLDMError(f"The text of the {name} conditioning has a width of {text.shape[-1]}, and the x4 "
-                                f"upscaler takes {wanted}. Encode it with {clip}.")
+    width = other_width((text for text, _ in conditioning), wanted)
+    if width is not None:
+        raise VideoLDMError(f"The text of the {name} conditioning has a width of {width}, and the x4 "
+                            f"upscaler takes {wanted}. Encode it with {clip}.")
 
 
 def check_vae(model: Model, vae: Vae) -> None:

@@ -10,6 +10,7 @@ from ...temporal.errors import VideoLDMError
 from ...temporal.video import LAYOUTS, LONGEST_SIDE, Sound, file_sound, held_sound, open_video
 from . import files
 from .api import InputImpl
+from .pictures import check_sides
 from .pixels import CHANNELS, frame_bytes
 from .sockets import Video
 
@@ -99,6 +100,4 @@ def _refuse_images(images: torch.Tensor) -> None:
                             "channels) with 1 (grey), 3 (colour) or 4 channels (the fourth, transparency, is dropped).")
     if not shape[0]:
         raise VideoLDMError("There are no frames to save. Connect at least one image.")
-    if not (1 <= shape[1] <= LONGEST_SIDE and 1 <= shape[2] <= LONGEST_SIDE):
-        raise VideoLDMError(f"The frames are {shape[2]}x{shape[1]} pixels; a side of a video has 1 to {LONGEST_SIDE}. "
-                            "Resize them before saving.")
+    check_sides(images, "The images", LONGEST_SIDE, 1)

@@ -24,7 +24,7 @@ from .sockets import Control, Model
 
 HANDLER = "context_handler"         # core's key for the one handler of a MODEL
 WINDOW = "context_window"           # core's key for the window of a call
-SHOWN = "ad_params"                 # AnimateDiff-Evolved's key for the frames of a call, which other packs read
+AD_PARAMS = "ad_params"                 # AnimateDiff-Evolved's key for the frames of a call, which other packs read
 CORE_ESTIMATE = "ContextWindows_prepare_sampling"      # what core's own node tells about memory
 LOOPED = "looped"
 
@@ -115,16 +115,16 @@ def in_window(options: dict, window: ClipWindow) -> dict:
     clip = clip_options(options)
     texts = clip.texts and {index: window.of(text) for index, text in clip.texts.items()}
     clip = replace(clip, frames=len(window.frames), texts=texts)
-    return {**options, WINDOW: window, SHOWN: shown_frames(options, window), CLIP: clip}
+    return {**options, WINDOW: window, AD_PARAMS: ad_params(options, window), CLIP: clip}
 
 
-def shown_frames(options: dict, window: ClipWindow) -> dict:
+def ad_params(options: dict, window: ClipWindow) -> dict:
     """Which images of the batch a window's call has, in AnimateDiff-Evolved's words.
 
     Packs that keep something for each image read it there: IPAdapter's pictures, Advanced-ControlNet's strengths. Where
     the batch is a part of a longer video already, the numbers are those of the video.
     """
-    images, batch, outer = window.index_list, window.batch, options.get(SHOWN) or {}
+    images, batch, outer = window.index_list, window.batch, options.get(AD_PARAMS) or {}
     if outer.get("sub_idxs") is not None:
         images, batch = [outer["sub_idxs"][image] for image in images], outer["full_length"]
     return {"full_length": batch, "context_length": len(images), "sub_idxs": images}
@@ -156,7 +156,7 @@ def windowed_control(control: Control, window: ClipWindow, controls: dict) -> Co
     core would not run them together."""
     if id(control) in controls:
         return controls[id(control)]
-    if follows_shown_frames(control):
+    if cuts_own_hints(control):
         check_chain(control.previous_controlnet)
         return control
     part = controls[id(control)] = copy.copy(control)
@@ -173,7 +173,7 @@ def windowed_control(control: Control, window: ClipWindow, controls: dict) -> Co
     return part
 
 
-def follows_shown_frames(control: Control) -> bool:
+def cuts_own_hints(control: Control) -> bool:
     """Whether a ControlNet takes its own part of its pictures, as those of Advanced-ControlNet do."""
     return hasattr(control, "sub_idxs")
 
@@ -182,7 +182,7 @@ def check_chain(control: Control) -> None:
     """Refuse a plain ControlNet behind one that takes its own part: that one asks it directly, for all its pictures."""
     while control is not None:
         hint = control.cond_hint_original
-        if not follows_shown_frames(control) and hint is not None and len(hint) > 1:
+        if not cuts_own_hints(control) and hint is not None and len(hint) > 1:
             raise VideoLDMError("With Frame Windows a ControlNet with a picture for each frame cannot come before one "
                                 "of Advanced-ControlNet. Apply it after that one, or apply both with Apply Advanced "
                                 "ControlNet.")

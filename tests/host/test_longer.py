@@ -88,7 +88,7 @@ def test_what_was_kept_of_a_cancelled_video_is_not_the_result_of_the_same_graph(
     (lambda g, s: g.extend(g.layers(g.image_model(), PREDICTION), g.start(s, latents(9)), length=8), "Set a length above 9"),
     (lambda g, s: g.interpolate(g.layers(g.image_model(), VIDEO), g.start(s, latents(3))), "make key frames"),
     (lambda g, s: g.interpolate(g.layers(g.image_model(), BETWEEN), g.start(s, latents(1))), "There is one key frame"),
-    (lambda g, s: g.clip(g.layers(g.image_model(), BETWEEN), frames=5), "make the frames between known ones")])
+    (lambda g, s: g.clip(g.layers(g.image_model(), BETWEEN), frames=5), "make the frames between context frames")])
 def test_what_cannot_work_is_refused_with_a_sentence_at_the_node(server, library, build, sentence):
     graph = Longer()
     node = build(graph, server)[0]
