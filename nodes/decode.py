@@ -113,7 +113,7 @@ class TemporalDecode(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> tuple[int, int]:
+    def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
         return wiring.used_in_running("VideoLDMTemporalDecode", IMAGE_SLOT)
 
     @classmethod

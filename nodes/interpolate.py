@@ -172,7 +172,8 @@ def interpolate(keys: torch.Tensor, one_pass: InterpolationPass) -> torch.Tensor
     return out
 
 
-def sample_windows(keys: torch.Tensor, noise: torch.Tensor, one_pass: InterpolationPass, frames: CallFrames) -> torch.Tensor:
+def sample_windows(keys: torch.Tensor, noise: torch.Tensor, one_pass: InterpolationPass,
+                   frames: CallFrames) -> torch.Tensor:
     """Key frames `k+1 c h w` -> windows `k 5 c h w`, in one sampling."""
     known = torch.stack([keys[:-1], keys[1:]], dim=1).flatten(0, 1)
     model = model_of(one_pass.model, WINDOW, one_pass.temporal_prompt, one_pass.rate, frames)

@@ -118,11 +118,13 @@ def parse_box(number: int, words: list[str], content: LayoutFile, size: tuple[in
     if len(words) != 5:
         raise VideoLDMError(f"{line} has {counted(len(words), 'word')}. A box has five: x y width height colour, as in "
                             "0.61 0.46 0.13 0.19 red.")
-    numbers = [as_number(word) for word in words[:4]]
-    for word, value in zip(words, numbers):
+    numbers = []
+    for word in words[:4]:
+        value = as_number(word)
         if value is None:
             raise VideoLDMError(f"{line} has '{word}' where a number is due. A box is x y width height colour, as in "
                                 "0.61 0.46 0.13 0.19 red.")
+        numbers.append(value)
     x, y, width, height = numbers
     if width <= 0 or height <= 0:
         raise VideoLDMError(f"{line} has a width of {width:g} and a height of {height:g}. Both must be more than 0.")

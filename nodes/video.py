@@ -1,11 +1,9 @@
 """Video files in and out: Load Video Frames, Save Video File."""
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -196,8 +194,8 @@ class SaveVideoFile(io.ComfyNode):
         sheet = Sheet(max(contact_sheet, 1))
         target = files.output_target(filename_prefix, source.width, source.height)
         ending = FORMATS[format]
-        written = write_video(target.path(ending), _added_to(sheet, source.frames()), rate, format, crf, metadata, audio,
-                              files.progress(source.count))
+        written = write_video(target.path(ending), _added_to(sheet, source.frames()), rate, format, crf, metadata,
+                              audio, files.progress(source.count))
         if written.padded:
             remarks.append(f"{source.width}x{source.height} was padded to even sides")
         if source.broken:
@@ -226,14 +224,6 @@ def _input_problem(has_images: bool, has_video: bool) -> str | None:
     if not has_images and not has_video:
         return "Save Video File has nothing to save. Connect images or a video."
     return None
-
-
-def _number(name: str, value: Any, least, most):
-    """A whole number from a widget or a link, or a sentence: links bring anything, past the widget's bounds."""
-    whole = isinstance(value, Real) and math.isfinite(value) and value == int(value)
-    if not whole or not least <= value <= most:
-        raise VideoLDMError(f"{name} is {value!r}; it must be a whole number from {least} to {most}.")
-    return int(value)
 
 
 def _choose_rate(fps: float, own: Any) -> tuple[Any, list[str]]:

@@ -164,7 +164,7 @@ def test_context_of_other_sizes_or_kinds_is_refused(models):
         run(models["prediction"], "0", 1.0, latent={"samples": torch.zeros(1, 8, 2, 3)})
     with pytest.raises(VideoLDMError, match="5 dimensions"):
         run(models["prediction"], "0", 1.0, latent={"samples": torch.zeros(1, 4, 1, 2, 3)})
-    with pytest.raises(VideoLDMError, match="No known frames are connected"):
+    with pytest.raises(VideoLDMError, match="No context frames are connected"):
         run(models["prediction"], "0", 1.0)
     with pytest.raises(VideoLDMError, match="no VAE to encode it"):
         run(models["prediction"], "0", 1.0, image=torch.zeros(1, 16, 24, 3))

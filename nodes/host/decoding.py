@@ -79,7 +79,8 @@ class Decoding:
 
     def steps(self) -> int:
         windows = len(spread(self.clip, self.settings.window, self.overlap)) * self.settings.clips
-        return windows * (tile_count(*self.samples.shape[2:], *self.tiling()) if self.tile else 1)
+        height, width = self.samples.shape[2:]
+        return windows * (tile_count(height, width, *self.tiling()) if self.tile else 1)
 
     def frames(self, first: int = 0, last: int | None = None,
                on_piece: Callable[[], None] | None = None) -> Iterator[Tensor]:

@@ -103,13 +103,15 @@ def initialised(module: nn.Module) -> nn.Module:
 
 def text_class(params: TextParams) -> type:
     class DemoText(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: dict = {}) -> None:
+        def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None,
+                     model_options: dict | None = None) -> None:
             super().__init__(device=device, dtype=dtype, textmodel_json_config=params.config(),
-                             model_options=model_options)
+                             model_options=model_options or {})
 
     class DemoClip(comfy.sd1_clip.SD1ClipModel):
-        def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: dict = {}) -> None:
-            super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=DemoText)
+        def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None,
+                     model_options: dict | None = None) -> None:
+            super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=DemoText)
     return DemoClip
 
 
@@ -119,8 +121,8 @@ def tokenizer_class(width: int) -> type:
             super().__init__(**{**settings, "embedding_size": width})
 
     class DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):
-        def __init__(self, embedding_directory: Any = None, tokenizer_data: dict = {}) -> None:
-            super().__init__(embedding_directory, tokenizer_data, tokenizer=Words)
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
+            super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Words)
     return DemoTokenizer
 
 
@@ -188,7 +190,7 @@ def model_config(params: ImageParams) -> Any:
 
     class DemoModel(comfy.supported_models_base.BASE):
         latent_format = DemoLatent
-        unet_extra_config = {}
+        unet_extra_config: dict = {}
         sampling_settings = {"beta_schedule": "linear", "linear_start": params.linear_start,
                              "linear_end": params.linear_end}
 

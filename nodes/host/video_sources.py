@@ -1,4 +1,7 @@
-"""Where Save Video File takes its frames and its sound from: an IMAGE batch, or one of the kinds of VIDEO."""
+"""The sources of frames and sound for Save Video File: an IMAGE batch, or one of the kinds of VIDEO.
+
+Every source has `count`, `width`, `height`, `rate`, `sound`, `broken` and `frames()`.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,14 +19,14 @@ from .sockets import Video
 
 
 class ImageSource:
-    """Frames from an IMAGE batch; the sources below answer the same questions about a VIDEO."""
+    """Frames from an IMAGE batch."""
 
     def __init__(self, images: torch.Tensor, rate: Any = None, audio: dict | None = None) -> None:
         """images: (t h w c) in 0..1. rate: frames per second, None if unknown. audio: ComfyUI's AUDIO."""
         _refuse_images(images)
         self.images, self.rate, self.sound = images, rate, sound_of(audio)
         self.count, self.height, self.width = images.shape[:3]
-        self.broken = []        # numbers of frames that hold NaN, known once they have been given
+        self.broken: list[int] = []     # numbers of frames with NaN; filled while `frames` runs
 
     def frames(self) -> Iterator[np.ndarray]:
         """uint8 (h w 3), one at a time."""
@@ -35,7 +38,8 @@ class FileSource:
 
     def __init__(self, file: Any) -> None:
         self.file = open_video(file, files.check_cancelled)
-        self.count, self.rate, self.broken = self.file.frames, self.file.rate, []
+        self.count, self.rate = self.file.frames, self.file.rate
+        self.broken: list[int] = []
         self.width, self.height = self.file.width, self.file.height
         self.sound = file_sound(self.file) if self.file.has_audio else None
 
@@ -45,12 +49,13 @@ class FileSource:
 
 
 class StreamSource:
-    """Frames from a VIDEO that makes them as they are asked for: `iterate_frames()` gives uint8 (h, w, 3)."""
+    """Frames from a VIDEO with `iterate_frames()`, which gives uint8 (h w 3) one at a time."""
 
     def __init__(self, video: Video) -> None:
         self.video, self.rate, self.count = video, video.get_frame_rate(), video.get_frame_count()
         self.width, self.height = video.get_dimensions()
-        self.sound, self.broken = None, []
+        self.sound: Sound | None = None
+        self.broken: list[int] = []
 
     def frames(self) -> Iterator[np.ndarray]:
         """uint8 (h w 3), one at a time."""
@@ -58,7 +63,7 @@ class StreamSource:
 
 
 class LazySource(StreamSource):
-    """The same of the pack's own videos, which may have sound and say which of their frames hold NaN."""
+    """The same for the pack's own videos. They may have sound, and they report frames with NaN."""
 
     def __init__(self, video: Video) -> None:
         super().__init__(video)
@@ -83,7 +88,7 @@ def video_source(video: Video) -> ImageSource | FileSource | StreamSource:
 
 
 def sound_of(audio: dict | None) -> Sound | None:
-    """ComfyUI's AUDIO as sound to write; None if there is none."""
+    """ComfyUI's AUDIO as sound to write. None if there is none."""
     if audio is None:
         return None
     wave, rate = audio["waveform"], audio["sample_rate"]

@@ -76,7 +76,7 @@ def test_what_was_kept_of_a_cancelled_video_is_not_the_result_of_the_same_graph(
     short = server.latent(graph, video[0], on_event=cancel)
     assert pressed and 4 <= len(short) < 10
     assert told == [f"Cancelled: {len(short)} of 10 frames are finished and kept, and the video is short. Queue it "
-                    "again for the whole."]
+                    "again for all frames."]
     whole = server.latent(graph, video[0])
     assert len(whole) == 10 and torch.equal(whole[:len(short)], short)
 
