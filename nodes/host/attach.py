@@ -165,7 +165,7 @@ def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs
 
 def pass_batch_on(executor: Executor, model: Model, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
                model_options: dict) -> list[torch.Tensor]:
-    """Wraps core's calc_cond_batch. The calls inside it get the size of core's batch, and the text of each condition."""
+    """Wraps core's calc_cond_batch. Calls inside it get the size of core's batch and the text of each condition."""
     options = model_options.get("transformer_options", {})
     clip = clip_options(options)
     clip = replace(clip, frames=clip.frames or len(x_in), images=len(x_in), texts=texts_by_index(conds, clip.texts))

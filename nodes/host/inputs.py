@@ -1,7 +1,7 @@
-"""What a node accepts. ComfyUI checks a widget's own value; what comes through a link it hands over as it is.
+"""Checks of a node's inputs. ComfyUI checks a widget's value, but not a value that comes through a link.
 
-Every node of the pack has `@checked` above its `execute`. It compares each value with the node's own schema and refuses
-what is outside it with one sentence, before the node begins to work.
+Every node of the pack has `@checked` above its `execute`. It compares each value with the node's schema. A wrong value
+is refused with one sentence before the node begins to work.
 """
 
 import functools
@@ -17,17 +17,17 @@ from .api import io
 from .latents import CLIP_FRAMES, RATE
 from .sockets import Model, Vae, Video
 
-FILE = "file"       # inputs of this name take files that are not in their list too; the node looks for them
-SHOWN = 40          # characters of a wrong text that a sentence repeats
+FILE = "file"           # an input of this name may name a file outside its list: the node reports a missing file
+LONGEST_QUOTE = 40      # characters of a wrong text that a sentence quotes
 LINKED = "Correct what is linked there."
 
 
 class Wrong(Exception):
-    """What is wrong with a value: the end of a sentence that begins with the input's name."""
+    """A value is wrong. Its text is the end of a sentence that begins with the input's name."""
 
 
 def checked(execute: Callable) -> Callable:
-    """Above a node's `execute`, below @classmethod: the values are checked against the node's schema first."""
+    """A decorator for a node's `execute`, below @classmethod. It checks the inputs against the node's schema."""
     signature = inspect.signature(execute)
 
     @functools.wraps(execute)
@@ -44,7 +44,7 @@ def checked(execute: Callable) -> Callable:
 
 
 def accepted(node: str, declared: io.Input, value: Any) -> Any:
-    """The value for an input, a whole number as int; a sentence for one that the input does not take."""
+    """The value for an input, with a whole number as int. Raises if the input does not take the value."""
     if value is None and declared.optional:
         return None
     try:
@@ -71,7 +71,7 @@ def whole_number(declared: io.Input, value: Any) -> int:
 
 
 def number(declared: io.Input, value: Any) -> float:
-    # Written so that NaN, which is neither above nor below anything, is refused.
+    # `not min <= value <= max` also refuses NaN, for which every comparison is false.
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
         raise Wrong(f"is {shown(value)}, and it takes numbers from {declared.min:g} to {declared.max:g}. {LINKED}")
     return float(value)
@@ -96,11 +96,11 @@ def choice(declared: io.Input, value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A wrong value, short enough for a sentence."""
+    """A wrong value as text, short enough for a sentence."""
     if value is None:
         return "nothing"
     if isinstance(value, str):
-        return f"'{value[:SHOWN]}'" + ("..." if len(value) > SHOWN else "")
+        return f"'{value[:LONGEST_QUOTE]}'" + ("..." if len(value) > LONGEST_QUOTE else "")
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, bool | numbers.Number):
@@ -154,12 +154,12 @@ def latent(declared: io.Input, value: Any) -> dict:
     if not torch.isfinite(samples).all():
         raise Wrong("is a LATENT with values that are no numbers (NaN or infinity). Whatever made it has failed: "
                     "sample it again, with a lower cfg or in float32.")
-    check_said(value)
+    check_entries(value)
     return value
 
 
-def check_said(value: dict) -> None:
-    """The frame rate and the length of a clip that a LATENT may say."""
+def check_entries(value: dict) -> None:
+    """Check the frame rate and the clip length that a LATENT may carry."""
     rate, frames = value.get(RATE), value.get(CLIP_FRAMES)
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate <= 1e6):
         raise Wrong(f"is a LATENT whose frame rate is {shown(rate)}. Sample it again, or set fps where there is one.")
