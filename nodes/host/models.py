@@ -1,7 +1,7 @@
-"""ComfyUI's own network classes for given params, and the bundled demo cascade as MODEL, CLIP and VAE.
+"""Builds ComfyUI's own networks from params, and loads the bundled demo cascade as MODEL, CLIP and VAE.
 
-Training builds its networks here too, so that what is trained is what ComfyUI runs. A file of the cascade is
-safetensors whose metadata carries everything that rebuilds its network: `format` and `params` (JSON).
+Training builds its networks here too, so the trained network is the one that ComfyUI runs. A file of the cascade is
+safetensors. Its metadata has all that is needed to build its network: `format` and `params` (JSON).
 """
 
 import json
@@ -30,7 +30,7 @@ from ...temporal.formats.contents import fault_of, first_line
 from ...temporal.formats.files import open_contents
 from ...temporal.formats.metadata import parsed_json
 from ...temporal.formats.temporal_file import require_one_dtype
-from .network_params import (  # noqa: F401  whoever builds a network finds its params beside it
+from .network_params import (  # noqa: F401  re-exported: a caller builds a network from its params
     END,
     START,
     VOCABULARY,
@@ -66,7 +66,7 @@ def build_unet(params: UNetParams) -> nn.Module:
 
 
 def shapes_of_unet(params: UNetParams) -> dict[str, tuple]:
-    """Names and shapes of its tensors, none of which is made."""
+    """Names and shapes of the UNet's tensors. No tensor is made."""
     with torch.device("meta"):
         return {key: tuple(tensor.shape) for key, tensor in build_unet(params).state_dict().items()}
 
@@ -77,7 +77,7 @@ def build_autoencoder(params: AutoencoderParams) -> nn.Module:
 
 
 def build_text(params: TextParams) -> nn.Module:
-    """ComfyUI's CLIP text model, wrapped as its CLIP wraps it, with fresh weights."""
+    """ComfyUI's CLIP text model, in the wrapper that its CLIP uses, with fresh weights."""
     model = initialised(text_class(params)(device="cpu", dtype=torch.float32).clip_l)
     for table, spread in ((model.transformer.text_model.embeddings.token_embedding, 0.05),
                           (model.transformer.text_model.embeddings.position_embedding, 0.05)):
@@ -91,7 +91,7 @@ def tokenizer(width: int) -> Any:
 
 
 def initialised(module: nn.Module) -> nn.Module:
-    """Give every layer torch's own initial weights, which ComfyUI's classes leave out; all parameters trainable."""
+    """The module with PyTorch's initial weights, all trainable. ComfyUI's classes leave their weights uninitialised."""
     for layer in module.modules():
         for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.LayerNorm, nn.Embedding):
             if isinstance(layer, kind):
@@ -127,14 +127,14 @@ def tokenizer_class(width: int) -> type:
 
 
 def gather_tokens(tensors: dict, params: TextParams) -> dict:
-    """Of the token table (49408, d), keep the unknown row and the rows of `params.tokens`, in that order."""
+    """Cut the token table (49408, d) to the unknown row and the rows of `params.tokens`, in that order."""
     table = tensors[TOKEN_ROWS]
     rows = torch.cat([table[unknown_token(params)][None], table[list(params.tokens)]])
     return {**tensors, TOKEN_ROWS: rows}
 
 
 def scatter_tokens(tensors: dict, params: TextParams) -> dict:
-    """The inverse: a whole table, in which every id without a row of its own has the unknown one."""
+    """The inverse of gather_tokens: a whole table. Every id without a row of its own gets the unknown row."""
     rows = tensors[TOKEN_ROWS]
     table = rows[:1].repeat(VOCABULARY, 1)
     table[list(params.tokens)] = rows[1:]
@@ -142,21 +142,21 @@ def scatter_tokens(tensors: dict, params: TextParams) -> dict:
 
 
 def unknown_token(params: TextParams) -> int:
-    """The id whose embedding stands for all words without a row: the first that is not in use."""
+    """The id whose embedding stands for all unknown words: the first id that is not in `params.tokens`."""
     return next(i for i in range(VOCABULARY) if i not in params.tokens)
 
 
 # The bundled cascade
 
 def load_demo(folder: str | Path) -> tuple[Model, Clip, Vae]:
-    """(MODEL, CLIP, VAE) of the cascade in a folder: objects of ComfyUI's own classes."""
+    """(MODEL, CLIP, VAE) of the cascade in a folder. They are objects of ComfyUI's own classes."""
     folder = Path(folder)
     return (load_image_model(folder / "image.safetensors"), load_text(folder / "text.safetensors"),
             load_autoencoder(folder / "autoencoder.safetensors"))
 
 
 def load_image_model(path: str | Path) -> Model:
-    """A MODEL: ComfyUI's BaseModel and ModelPatcher, with the file's schedule and latent format."""
+    """The MODEL of a file: ComfyUI's BaseModel and ModelPatcher, with the file's schedule and latent format."""
     tensors, stored = read_part(path, "image")
     with sizes_of(path):
         params = read_image_params(stored, len(tensors))
@@ -166,7 +166,7 @@ def load_image_model(path: str | Path) -> Model:
 
 
 def patcher_of_model(config: Any, tensors: dict, prefix: str) -> Model:
-    """A MODEL with these weights, in the type that ComfyUI would run them in. config: what its detection would give."""
+    """A MODEL with these weights, in the dtype that ComfyUI would choose. config: as its model detection makes it."""
     weight_dtype = comfy.utils.weight_dtype(tensors, prefix)
     count = comfy.utils.calculate_parameters(tensors, prefix)
     device = comfy.model_management.get_torch_device()
@@ -180,7 +180,7 @@ def patcher_of_model(config: Any, tensors: dict, prefix: str) -> Model:
 
 
 def model_config(params: ImageParams) -> Any:
-    """What ComfyUI's model detection would give for this network."""
+    """The config object that ComfyUI's model detection would make for this network."""
     class DemoLatent(comfy.latent_formats.LatentFormat):
         def __init__(self) -> None:
             self.scale_factor = params.latent.scale_factor
@@ -201,7 +201,7 @@ def model_config(params: ImageParams) -> Any:
 
 
 def load_text(path: str | Path) -> Clip:
-    """A CLIP for the stock CLIP Text Encode."""
+    """The CLIP of a file, for core's CLIP Text Encode."""
     tensors, stored = read_part(path, "text")
     with sizes_of(path):
         params = read_text_params(stored, len(tensors))
@@ -216,12 +216,12 @@ def load_text(path: str | Path) -> Clip:
 
 
 def embedding_folders() -> list[str]:
-    import folder_paths  # only inside a running ComfyUI is there anything to know here
+    import folder_paths  # here, because benchmarks import this file outside of ComfyUI
     return folder_paths.get_folder_paths("embeddings")
 
 
 def load_autoencoder(path: str | Path) -> Vae:
-    """A VAE."""
+    """The VAE of a file."""
     tensors, stored = read_part(path, "autoencoder")
     with sizes_of(path):
         params = read_autoencoder_params(stored)
@@ -238,12 +238,12 @@ def vae_of(tensors: dict, params: AutoencoderParams) -> Vae:
 
 
 def part_metadata(part: str, params: Any, notes: dict) -> dict:
-    """The metadata of a file of the cascade; `notes` are further entries, text to text."""
+    """The metadata of a file of the cascade. notes: further entries."""
     return {"format": FORMATS[part], "params": json.dumps(asdict(params)), **{k: str(v) for k, v in notes.items()}}
 
 
 def read_part(path: str | Path, part: str) -> tuple[dict, Any]:
-    """(tensors, params as a dict) of a file of the cascade, or a sentence about what is wrong with it."""
+    """(tensors, params as a dict) of a file of the cascade. Raises if the file is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise VideoLDMError(f"The demo file {path.name} is missing in '{path.parent}'. Install the pack again, or "
@@ -267,7 +267,7 @@ def damaged(path: str | Path, fault: str) -> VideoLDMError:
 
 @contextmanager
 def sizes_of(path: str | Path) -> Iterator[None]:
-    """A sentence for a file whose metadata make no network."""
+    """While open, errors about impossible sizes become one sentence about the file."""
     try:
         yield
     except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
@@ -275,7 +275,7 @@ def sizes_of(path: str | Path) -> Iterator[None]:
 
 
 def check_tensors(path: str | Path, wanted: dict[str, tuple], tensors: dict) -> None:
-    """Refuse a file that does not hold exactly the network its metadata tells."""
+    """Refuse a file that does not hold exactly the tensors of the network in its metadata."""
     for key in sorted(wanted.keys() ^ tensors.keys()):
         fault = "lacks" if key in wanted else "has the unknown tensor"
         raise VideoLDMError(f"The demo file '{path}' {fault} '{key}'. Install the pack again.")

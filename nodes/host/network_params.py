@@ -1,7 +1,7 @@
-"""Sizes of ComfyUI's networks, as files of this pack state them in their metadata, and the reading of them.
+"""Sizes of ComfyUI's networks, and how they are read from the metadata of this pack's files.
 
-Whoever wrote a file may have stated anything. What is read here has bounds: by what the file holds, where that is
-possible, so that no network is built that is larger than its weights.
+A file may state any size. So every size is checked against bounds, and where possible against the number of tensors in
+the file: no network is built that is larger than its weights.
 """
 
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from typing import Any
 
 from ...temporal.formats.metadata import betas_of, entries_of, list_of, number, whole
 
-START, END = 49406, 49407               # of CLIP's vocabulary; the end token also pads
-VOCABULARY, LENGTH = 49408, 77
-# Of networks in files: more levels, blocks and sizes than any has, so that nothing of them is built without end.
+START, END = 49406, 49407               # tokens of CLIP's vocabulary; the end token is also the padding
+VOCABULARY, LENGTH = 49408, 77          # tokens in CLIP's vocabulary, and in a text
+# Bounds for networks in files, above those of any known network.
 MOST_LEVELS, MOST_BLOCKS, MOST_DEPTH, LARGEST = 8, 16, 32, 20_000
-MOST_WIDTH = 1280       # of text: the whole vocabulary is made, whatever the file holds of it
+MOST_WIDTH = 1280       # of a text model: its whole token table is built, however few rows the file has
 
 
 @dataclass(frozen=True)
 class UNetParams:
-    """An LDM UNet. Per level: channels as multiples of `model_channels`, ResBlocks, transformer blocks after each."""
+    """An LDM UNet. The names are those of LDM's config."""
     latent_channels: int
     model_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: tuple[int, ...]
-    transformer_depth: tuple[int, ...]
-    head_channels: int
-    context_dim: int
-    concat_channels: int = 0        # of pictures beside the latents at its input
-    noise_levels: int = 0           # that it can be told, as a class; 0: it is told none
+    channel_mult: tuple[int, ...]       # for each level: channels as a multiple of `model_channels`
+    num_res_blocks: tuple[int, ...]     # for each level: ResBlocks
+    transformer_depth: tuple[int, ...]  # for each level: transformer blocks after each ResBlock
+    head_channels: int                  # channels of one attention head
+    context_dim: int                    # width of the text
+    concat_channels: int = 0            # channels of pictures that are concatenated to the latents
+    noise_levels: int = 0               # classes for the noise level of those pictures; 0: no class embedding
     self_attention: bool = True
 
     @property
@@ -35,7 +35,7 @@ class UNetParams:
         return 4 * self.model_channels
 
     def config(self) -> dict:
-        """What ComfyUI's UNetModel is called with, in the words of its own model detection."""
+        """The arguments of ComfyUI's UNetModel, as its model detection makes them."""
         pairs = list(zip(self.transformer_depth, self.num_res_blocks, strict=True))
         return {
             "image_size": 32, "in_channels": self.latent_channels + self.concat_channels,
@@ -55,29 +55,29 @@ class UNetParams:
 
 @dataclass(frozen=True)
 class LatentParams:
-    """Latents of the image LDM: what they are multiplied with, and the linear map to a preview's RGB."""
-    scale_factor: float
-    rgb_factors: tuple[tuple[float, ...], ...]
-    rgb_bias: tuple[float, ...]
+    """Latents of the image LDM."""
+    scale_factor: float                             # the VAE's latents are multiplied by it
+    rgb_factors: tuple[tuple[float, ...], ...]      # linear map from latents to a preview's RGB
+    rgb_bias: tuple[float, ...]                     # its bias
 
 
 @dataclass(frozen=True)
 class ImageParams:
-    """The image LDM: network, latents, noise schedule (ComfyUI's "linear": even in sqrt(beta)) and "eps" or "v"."""
+    """The image LDM."""
     unet: UNetParams
     latent: LatentParams
-    linear_start: float
-    linear_end: float
-    prediction: str
+    linear_start: float     # first beta of ComfyUI's "linear" schedule, which is linear in sqrt(beta)
+    linear_end: float       # last beta
+    prediction: str         # "eps" or "v"
 
 
 @dataclass(frozen=True)
 class AutoencoderParams:
-    """LDM's KL autoencoder; its factor is 2 ** (levels - 1)."""
+    """LDM's KL autoencoder. A latent stands for 2 ** (levels - 1) pixels along each side."""
     latent_channels: int
     channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
+    channel_mult: tuple[int, ...]       # for each level: channels as a multiple of `channels`
+    num_res_blocks: int                 # of each level
 
     def config(self) -> dict:
         ddconfig = {"double_z": True, "z_channels": self.latent_channels, "resolution": 256, "in_channels": 3,
@@ -88,11 +88,11 @@ class AutoencoderParams:
 
 @dataclass(frozen=True)
 class TextParams:
-    """A CLIP text model. tokens: the ids that have an embedding of their own; all others share the unknown one."""
+    """A CLIP text model."""
     width: int
     layers: int
     heads: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]     # ids with an embedding of their own; all other ids share one
 
     def config(self) -> dict:
         return {"hidden_size": self.width, "intermediate_size": 4 * self.width, "num_hidden_layers": self.layers,
@@ -100,7 +100,7 @@ class TextParams:
                 "eos_token_id": END, "hidden_act": "quick_gelu"}
 
 
-# Sizes of a network, from a file's metadata; held: how many tensors the file holds
+# Reading sizes from a file's metadata. held: how many tensors the file has.
 
 def read_unet_params(stored: Any, held: int) -> UNetParams:
     names = tuple(UNetParams.__dataclass_fields__)
