@@ -1,4 +1,4 @@
-"""Pictures from boxes: Scene Layout."""
+"""Scene Layout: boxes and labels as CONDITIONING."""
 
 import math
 import re
@@ -22,9 +22,9 @@ DEMO_FILE = "video_ldm_driving_layout.safetensors"
 ANY, NONE = "any", "none"
 EXAMPLE = "# x y width height colour\n0.61 0.46 0.13 0.19 red\n0.27 0.46 0.12 0.17 blue"
 PREVIEW = 512           # pixels of the preview's longer side
-PIXELS = 2              # no fraction is as large
-EDGE = 1e-6             # of the picture: what rounding may put a box beyond it
-GROUNDS = {"day": (128, 132, 128), "night": (32, 34, 44)}
+PIXELS = 2              # a coordinate from here on must be in pixels
+EDGE = 1e-6             # a box may reach this far beyond the picture, by rounding
+GROUNDS = {"day": (128, 132, 128), "night": (32, 34, 44)}       # the preview's background
 
 
 class SceneLayout(io.ComfyNode):
@@ -34,36 +34,36 @@ class SceneLayout(io.ComfyNode):
             node_id="VideoLDMSceneLayout",
             display_name="Scene Layout",
             category="video ldm/sample",
-            description="Says what stands where in a picture: a box and a colour for each car, day or night, and how "
-                        "crowded the road is. Connect both outputs to a sampler of the image model that the file was "
-                        "trained on; the picture is then the start of a drive for Extend Video.",
+            description="Sets what is where in a picture: a box and a colour for each car, day or night, and how "
+                        "crowded the road is. Connect positive and negative to a sampler of the image model that the "
+                        "file was trained on. The picture can be the start of a drive for Extend Video.",
             inputs=[
                 io.Combo.Input("file", **files.offer("layout", DEMO_FILE),
                                tooltip="A scene layout file in models/video_ldm, or the bundled one of the demo."),
                 io.String.Input("boxes", multiline=True, default=EXAMPLE,
                                 tooltip="One box per line: x y width height colour. The numbers are fractions of the "
-                                        "picture, x and y the box's upper left corner. A # begins a comment. The word "
-                                        "none: there are no cars. No lines at all: cars stand anywhere."),
+                                        "picture; x and y are the box's upper left corner. A # begins a comment. "
+                                        "Write none for no cars. Leave it empty to let cars stand anywhere."),
                 io.Combo.Input("light", options=[ANY, "day", "night"], default="day",
                                tooltip="The time of day; any leaves it open."),
                 io.Combo.Input("crowdedness", options=[ANY, "empty", "quiet", "busy"], default=ANY,
                                tooltip="Cars on the road, also those out of sight: empty is none, quiet one, busy "
                                        "more. Any leaves it open."),
                 io.Int.Input("width", default=128, min=16, max=16384, step=8,
-                             tooltip="Width of the picture to be made. Only the preview's shape depends on it."),
+                             tooltip="Width of the picture. Only the preview's shape depends on it."),
                 io.Int.Input("height", default=64, min=16, max=16384, step=8,
-                             tooltip="Height of the picture to be made. Only the preview's shape depends on it."),
+                             tooltip="Height of the picture. Only the preview's shape depends on it."),
                 io.Conditioning.Input("positive", optional=True,
-                                      tooltip="A text to go with the layout. Without one, the layout says it all."),
+                                      tooltip="A text to go with the layout. Without one, the layout alone counts."),
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="The negative text. Without one, it is that of an empty prompt."),
             ],
             outputs=[
                 io.Conditioning.Output("conditioning", display_name="positive",
-                                       tooltip="With the layout, for a sampler's positive."),
+                                       tooltip="The text with the layout, for a sampler's positive."),
                 io.Conditioning.Output("open", display_name="negative",
-                                       tooltip="With a layout that says nothing, for the same sampler's negative: "
-                                               "guidance then acts on the boxes."),
+                                       tooltip="The text with an open layout, for the same sampler's negative. "
+                                               "Guidance then acts on the boxes."),
                 io.Image.Output("preview", display_name="preview", tooltip="The boxes, drawn."),
             ],
         )
@@ -88,8 +88,13 @@ class SceneLayout(io.ComfyNode):
 
 
 def parse_boxes(text: str, content: LayoutFile, size: tuple[int, int] | None = None) -> list[tuple] | None:
-    """[(x0, y0, x1, y1, colour)] of the widget's lines; None where it has none, which leaves the boxes open. size:
-    width and height of the picture, to say where a box in pixels belongs."""
+    """[(x0, y0, x1, y1, colour)] from the widget's lines. None if it has no lines, which leaves the boxes open.
+
+    Args:
+        text: the widget's text.
+        content: the layout file.
+        size: width and height of the picture, with which an error can convert a box from pixels.
+    """
     for number, line in enumerate(text.splitlines(), 1):
         refuse_hex_colour(number, line, content)
     lines = [(number, re.sub("#.*", "", line).replace(",", " ").split())
@@ -106,7 +111,7 @@ def parse_boxes(text: str, content: LayoutFile, size: tuple[int, int] | None = N
 
 
 def refuse_hex_colour(number: int, line: str, content: LayoutFile) -> None:
-    """A colour such as #ff0000 would be taken for a comment."""
+    """Refuse a colour such as #ff0000, which would be read as a comment."""
     found = re.fullmatch(r"\s*(?:[^\s#]+\s+){4}(#[0-9a-fA-F]{3,8})\b.*", line)
     if found:
         raise VideoLDMError(f"Line {number} of the boxes has the colour '{found[1]}'. Colours are words here, and a # "
@@ -143,7 +148,7 @@ def parse_box(number: int, words: list[str], content: LayoutFile, size: tuple[in
 
 
 def in_fractions(numbers: list[float], size: tuple[int, int] | None) -> str:
-    """What a box in pixels comes to, where it lies within the picture."""
+    """A box in pixels as fractions, for an error. Empty if it is not within the picture."""
     x, y, width, height = (value / side for value, side in zip(numbers, 2 * (size or (1, 1))))
     inside = size and 0 <= x <= x + width <= 1 and 0 <= y <= y + height <= 1
     return f", which gives {x:.3g} {y:.3g} {width:.3g} {height:.3g}" if inside else ""
@@ -162,7 +167,7 @@ def as_number(word: str) -> float | None:
 
 
 def as_layout(boxes: list[tuple] | None, labels: dict[str, str], content: LayoutFile) -> Layout:
-    """The one scene of the node."""
+    """The node's scene as a Layout of one picture."""
     numbers = [label_number(labels, name, values, content) for name, values in content.params.labels]
     colours = [content.params.colours.index(colour) for *_, colour in boxes or []]
     return Layout(

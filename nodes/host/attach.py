@@ -143,7 +143,7 @@ def reserve_memory(executor: Executor, model: Model, noise_shape: Sequence[int],
     """Wraps core's preparation of a sampling. Core then reserves memory for one window with its temporal layers."""
     images, options = noise_shape[0], kwargs.get("model_options") or {}
     handler = options.get("context_handler")
-    if hasattr(handler, "images_per_call"):
+    if handler is not None and hasattr(handler, "images_per_call"):
         images = handler.images_per_call(images, options.get("transformer_options", {}))
     return executor(model, [math.ceil(images * ACTIVATIONS), *noise_shape[1:]], *args, **kwargs)
 
@@ -174,10 +174,10 @@ def pass_batch_on(executor: Executor, model: Model, conds: list, x_in: torch.Ten
 
 def texts_by_index(conds: list, texts: Mapping[int, torch.Tensor] | None) -> Mapping[int, torch.Tensor] | None:
     """{role: text} -> {index in `conds`: text}. Guidance nodes may evaluate the negative alone, or other conditions."""
-    roles = [next((cond[ROLE] for cond in batch or () if ROLE in cond), None) for batch in conds]
-    if not texts or all(role is None for role in roles):
+    roles = {index: cond[ROLE] for index, batch in enumerate(conds) for cond in reversed(batch or ()) if ROLE in cond}
+    if not texts or not roles:
         return texts
-    return {index: texts[role] for index, role in enumerate(roles) if role in texts}
+    return {index: texts[role] for index, role in roles.items() if role in texts}
 
 
 def attach_layers(model: Model, stack: TemporalStack, layers: LayerSet, loras: Any = (), frames: int = 0) -> Model:

@@ -77,6 +77,7 @@ def fit_to_sampling(guider: Any, noise: Tensor) -> ContextFrames:
     options = guider.model_options["transformer_options"]
     clip, frames = clip_options(options), frames_per_clip(len(noise), options)
     known = clip.context
+    assert known is not None        # with_context_frames sets it together with this wrapper
     if known.latents.shape[2:] != noise.shape[2:]:
         given, wanted = (f"{shape[-1] * 8}x{shape[-2] * 8}" for shape in (known.latents.shape, noise.shape))
         raise VideoLDMError(f"The context frames are {given} pixels and the clip is {wanted}. Resize one of them: "

@@ -22,7 +22,7 @@ def pictures_and_video(decoding: FrameSource, rate: Any, hidden: Hidden) -> tupl
     """
     size = decoding.count, decoding.width, decoding.height, rate
     if not wiring.is_used(hidden, IMAGE_SLOT):
-        blocked = wiring.left_out(f"The IMAGE of {decoding.node} was not connected when it ran. Run it again.")
+        blocked = wiring.blocked_output(f"The IMAGE of {decoding.node} was not connected when it ran. Run it again.")
         return blocked, LazyVideo(decoding.frames, *size)
     images = decode_all(decoding)
     return images, LazyVideo(lambda first, last: iter([images[first:last]]), *size)

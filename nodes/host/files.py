@@ -79,7 +79,7 @@ def _offered(names: Iterable[str], path_of: Callable, takes: str, demo: str | No
     return {"options": names, "default": demo if demo in names else next(iter(names), None)}
 
 
-def _glance(path: str | None) -> frozenset:
+def _glance(path: str | None) -> frozenset | None:
     """`taken_by` of a file, empty for anything but a plain file: reading a pipe would wait for ever."""
     if path is None or not os.path.isfile(path):
         return frozenset()
@@ -87,7 +87,7 @@ def _glance(path: str | None) -> frozenset:
 
 
 @lru_cache(maxsize=4096)
-def _glance_once(path: str, modified: int, size: int) -> frozenset:
+def _glance_once(path: str, modified: int, size: int) -> frozenset | None:
     try:
         return taken_by(path)
     except Exception:       # the list is shown whatever is wrong with a file; the file's loader reports it

@@ -143,7 +143,7 @@ class LazyVideo(Input.Video):
                 shutil.copyfileobj(source, path)
 
     def _write(self, path: Path, kind: str, crf: Any, metadata: dict | None) -> None:
-        broken = []
+        broken: list[int] = []
         write_video(path, self.iterate_frames(broken), self._rate, kind, _quality(crf, kind), metadata,
                     sound_of(self.get_audio()), files.progress(self._count))
         if broken:

@@ -125,10 +125,8 @@ def with_sampling(model: Model, sampling: ModelSampling) -> Model:
 def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, prediction: str,
                 zsnr: bool = False) -> ModelSampling:
     """ComfyUI's object for a noise schedule of 1000 steps and what the network predicts."""
-    class TrainedSchedule(comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[prediction]):
-        pass
-
-    return TrainedSchedule(SimpleNamespace(sampling_settings={
+    kind = type("TrainedSchedule", (comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[prediction]), {})
+    return kind(SimpleNamespace(sampling_settings={
         "beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end}), zsnr=zsnr)
 
 

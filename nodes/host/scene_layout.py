@@ -1,7 +1,7 @@
-"""Scene layouts in ComfyUI: CONDITIONING carries the conditioner to the sampler, as core's GLIGEN does it.
+"""Scene layouts in ComfyUI. CONDITIONING carries them to the sampler, in core's entry for GLIGEN.
 
-Core loads the model that a conditioning's `gligen` entry names with the others, asks it for a patch at every call of
-the network (`set_position`), and runs that patch in each transformer block, between self-attention and text.
+Core loads the model in a conditioning's `gligen` entry. At every call of the network it asks that model for a patch
+(`set_position`), and runs the patch in each transformer block, between self-attention and cross-attention.
 """
 
 import weakref
@@ -19,7 +19,7 @@ from .sockets import Conditioning, Patcher
 
 
 class LayoutModel(nn.Module):
-    """What core expects of the model of a `gligen` entry."""
+    """The model of a `gligen` entry: it has the two methods that core calls."""
 
     def __init__(self, scene: SceneLayout) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class LayoutModel(nn.Module):
 
 
 def middle_patch(scene: SceneLayout, layout: Layout, latent_shape: Sequence[int]) -> Callable:
-    """A patch in core's form, for one call of the network on latents of this shape."""
+    """A patch of core's kind `middle_patch`, for one call of the network on latents of this shape."""
     act = scene.conditioned(layout, *latent_shape[-2:])
     return lambda x, options: act(x, options["transformer_index"])
 
 
 def call_unet(unet: nn.Module, scene: SceneLayout, x: torch.Tensor, tau: torch.Tensor, context: torch.Tensor,
               layout: Layout) -> torch.Tensor:
-    """ComfyUI's UNet with a layout for each image, in training."""
+    """Call ComfyUI's UNet with a layout for each image, in training."""
     patches = {"middle_patch": [middle_patch(scene, layout, x.shape)]}
     return unet(x, tau, context=context, transformer_options={"patches": patches})
 
@@ -49,7 +49,7 @@ _patchers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def layout_patcher(file: LayoutFile, cache_key: Any) -> Patcher:
-    """The conditioner of a file under ComfyUI's memory management, shared while the file is unchanged."""
+    """The layout model of a file under ComfyUI's memory management. The same cache_key gives the same patcher."""
     patcher = _patchers.get(cache_key)
     if patcher is None:
         scene = SceneLayout(file.params, Factory(layer_operations(), torch.float32, "meta"))
@@ -60,6 +60,6 @@ def layout_patcher(file: LayoutFile, cache_key: Any) -> Patcher:
 
 
 def with_layout(conditioning: Conditioning, patcher: Patcher, layout: Layout | None) -> Conditioning:
-    """CONDITIONING that says this layout; None: that leaves it open, for the negative."""
+    """CONDITIONING with this layout. None: with an open layout, for the negative."""
     entry = ("position", patcher, layout) if layout is not None else ("empty", patcher, [])
     return [[text, {**options, "gligen": entry}] for text, options in conditioning]
