@@ -57,7 +57,7 @@ class ContextFrames(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model: Model, frames: int, guidance: float, latent: Latent | None = None,
+    def execute(cls, model: Model, frames: str, guidance: float, latent: Latent | None = None,
                 image: torch.Tensor | None = None, vae: Vae | None = None) -> io.NodeOutput:
         require_layers(model)
         positions = positions_of(frames)

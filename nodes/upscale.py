@@ -43,26 +43,27 @@ class VideoUpscale(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of x4-upscaler-ema.safetensors, or an upscaler from Load "
                                                 "Video Model. Load Temporal Layers can add temporal layers to it."),
-                io.Conditioning.Input("positive", tooltip="What the video shows, in words, encoded by the CLIP of the "
+                io.Conditioning.Input("positive", tooltip="What the video shows, encoded by the CLIP of the "
                                                           "upscaler's checkpoint. The prompt of the video is best."),
                 io.Conditioning.Input("negative", tooltip="What it should not show, encoded by the same CLIP."),
                 io.Int.Input("noise_level", default=30, min=0, max=350,
                              tooltip="Noise on the small frames, in steps of the upscaler's schedule. More lets the "
                                      "upscaler invent more and hides faults of the small frames. The paper used 30, "
-                                     "LaVie 50, Upscale-A-Video 120. The upscaler alone and with the layers of these "
-                                     f"two knows up to 350, layers trained with this pack up to {TRAINED_LEVEL}."),
+                                     "LaVie 50, Upscale-A-Video 120. The highest is 350 for the upscaler alone and "
+                                     f"with the layers of these two. For layers trained with this pack it is "
+                                     f"{TRAINED_LEVEL}."),
                 io.Int.Input("window", default=8, min=1, max=4096,
                              tooltip="Frames that are upscaled together: 8 in the paper. Memory grows with it. "
                                      "Without temporal layers it is the batch and changes nothing else."),
                 io.Int.Input("overlap", default=2, min=0, max=4095,
-                             tooltip="Frames that neighbouring windows share and fade over, at least. More hides seams "
-                                     "better and takes longer. Without temporal layers none are shared."),
+                             tooltip="The least number of frames that neighbouring windows share and fade over. More "
+                                     "hides seams better and takes longer. Without temporal layers none are shared."),
                 io.Int.Input("tile", default=1024, min=0, max=16384, step=64,
-                             tooltip="Size of spatial tiles in pixels of the large frames, each over all frames of a "
-                                     "window; 0 upscales whole frames. Tiles share a quarter of their size. Lower it "
-                                     "where memory runs out; more overlap makes it slower."),
+                             tooltip="Size of spatial tiles in pixels of the large frames. 0 upscales whole frames. "
+                                     "Neighbouring tiles share a quarter of their size. Lower it if memory runs out; "
+                                     "smaller tiles are slower."),
                 io.Float.Input("fps", default=0.0, min=0.0, max=240.0, step=0.01,
-                               tooltip="Frames per second of the VIDEO. 0: that of the connected video, else "
+                               tooltip="Frames per second of the VIDEO. 0 takes the rate of the connected video, else "
                                        f"{DEFAULT_RATE}."),
                 *common[6:],
                 io.Image.Input("images", optional=True,
@@ -75,10 +76,10 @@ class VideoUpscale(io.ComfyNode):
                                      "The VAE of the video's own model does not fit. None for an upscaler that makes "
                                      "pixels."),
                 io.Boolean.Input("keep_colours", default=True, optional=True,
-                                 tooltip="Gives every large frame the colours of its small one, area by area; details "
-                                         "stay. Without it the sky or a wall may change its colour. Costs a "
-                                         "tenth of a second for a frame of 2048x1280, on the processor, and the memory "
-                                         "of two large frames. Off: as the upscaler made it."),
+                                 tooltip="Gives every large frame the colours of its small one, area by area. Details "
+                                         "stay. Without it the sky or a wall may change its colour. It takes a tenth "
+                                         "of a second on the processor for a frame of 2048x1280, and the memory of two "
+                                         "large frames."),
             ],
             outputs=[
                 io.Image.Output("images_out", display_name="IMAGE",
@@ -86,10 +87,10 @@ class VideoUpscale(io.ComfyNode):
                                         "for 100 frames of 2048x1280. Not made unless it is connected; connected "
                                         "later, the video is upscaled again."),
                 io.Video.Output("video_out", display_name="VIDEO",
-                                tooltip="The large frames as a stream, decoded while Save Video or Save Video File "
-                                        "writes them: one piece in memory, however long the video."),
+                                tooltip="The large frames as a stream. They are decoded while Save Video or Save Video "
+                                        "File writes them, with one piece in memory."),
                 io.String.Output("report", display_name="report",
-                                 tooltip="What was upscaled, and how, in words."),
+                                 tooltip="What was upscaled, and how."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
@@ -188,7 +189,7 @@ def report_of(model: Model, small: torch.Tensor, noise_level: int, cuts: Cuts, s
                      upscaling.shares_noise(model) else
                      "Every frame was made from noise of its own.")
     else:
-        lines.append("No temporal layers: every frame was upscaled by itself, all from the same noise, so details may "
+        lines.append("No temporal layers: every frame was upscaled by itself, all from the same noise. Details may "
                      "flicker. Load Temporal Layers takes layers made for this upscaler.")
     return "\n".join(lines)
 

@@ -45,11 +45,11 @@ class LoadVideoFrames(io.ComfyNode):
             node_id="VideoLDMLoadVideo",
             display_name="Load Video Frames",
             category=CATEGORY,
-            description="Reads frames of a video file (MP4, MOV, MKV, WebM, GIF, animated WebP): all, or a range, or "
-                        "every n-th. Phone videos come upright, and uneven frame rates are made even.",
+            description="Reads frames of a video file (MP4, MOV, MKV, WebM, GIF, animated WebP): all, a range, or "
+                        "every n-th. Videos from phones are turned upright, and uneven frame rates are made even.",
             inputs=[
                 io.Combo.Input("file", options=files.input_videos(), upload=io.UploadType.video,
-                               tooltip="A file in ComfyUI's input folder. Upload takes MP4 and WebM; put other kinds "
+                               tooltip="A file in ComfyUI's input folder. Upload takes MP4 and WebM. Put other kinds "
                                        "into the folder by hand."),
                 io.Int.Input("start_frame", default=0, min=0, max=MOST_FRAMES,
                              tooltip="The first frame to read; 0 is the video's first."),
@@ -62,10 +62,10 @@ class LoadVideoFrames(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The frames as one batch, all of them in memory."),
-                io.Video.Output(display_name="video", tooltip="The same frames as VIDEO, with the sound of that part."),
+                io.Video.Output(display_name="video", tooltip="The same frames as VIDEO, with their sound."),
                 io.Float.Output(display_name="fps", tooltip="Frames per second of these outputs."),
                 io.Int.Output(display_name="frame_count", tooltip="How many frames were read."),
-                io.String.Output(display_name="report", tooltip="What was read, and what was changed on the way."),
+                io.String.Output(display_name="report", tooltip="What was read, and what was changed in reading."),
             ],
         )
 
@@ -147,8 +147,8 @@ class SaveVideoFile(io.ComfyNode):
                 io.Image.Input("images", optional=True,
                                tooltip="Frames to save, one batch. Connect these or a video, not both."),
                 io.Video.Input("video", optional=True,
-                               tooltip="Video to save, sound included (MP4 and WebM). Files and the pack's own videos "
-                                       "are streamed, a frame at a time. Connect this or images, not both."),
+                               tooltip="Video to save, with its sound (MP4 and WebM). Files and the pack's own videos "
+                                       "are streamed, one frame at a time. Connect this or images, not both."),
                 io.String.Input("filename_prefix", default="video/VideoLDM",
                                 tooltip="Name in the output folder; folders (video/clip) and %date:yyyy-MM-dd%, "
                                         "%width%, %height% work as in Save Image."),
@@ -156,16 +156,16 @@ class SaveVideoFile(io.ComfyNode):
                                tooltip="mp4: H.264, plays everywhere. webm: VP9, smaller and slower. webp: animated "
                                        "picture, lossless at crf 0. gif: 256 colours, at most 50 fps, cannot carry the "
                                        "workflow. webp and gif have no sound, loop forever and need the whole clip in "
-                                       "memory as bytes. mp4 and webm need even sides: an odd one is made even by "
-                                       "repeating its last row or column, not by scaling or cropping."),
+                                       "memory as bytes. mp4 and webm need even sides: at an odd side the last row or "
+                                       "column is repeated. Nothing is scaled or cropped."),
                 io.Float.Input("fps", default=0.0, min=0.0, max=float(HIGHEST_FPS), step=0.01,
-                               tooltip="Frames per second. 0 takes the video's own rate; images have none, so connect "
-                                       "the fps output of the node they come from, or set it here. Unknown counts as "
-                                       f"{DEFAULT_RATE}."),
+                               tooltip="Frames per second. 0 takes the video's own rate. Images have no rate: connect "
+                                       "the fps output of the node they come from, or set it here. An unknown rate "
+                                       f"becomes {DEFAULT_RATE}."),
                 io.Int.Input("crf", default=18, min=0, max=HIGHEST_CRF,
-                             tooltip="Quality as constant rate factor: lower is better and larger; 18 looks like the "
-                                     "original. mp4: 1 to 51. webm: 0 to 63. webp: its quality is 100 minus this, and "
-                                     "0 is lossless. gif ignores it."),
+                             tooltip="Quality as constant rate factor. Lower is better and makes larger files; 18 "
+                                     "looks like the original. mp4: 1 to 51. webm: 0 to 63. webp: the quality is 100 "
+                                     "minus this, and 0 is lossless. gif ignores it."),
                 io.Int.Input("contact_sheet", default=16, min=0, max=LARGEST_SHEET,
                              tooltip="How many evenly spaced frames to put on the contact sheet, a PNG beside the "
                                      "video; 0 writes none."),

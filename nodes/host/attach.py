@@ -20,6 +20,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...temporal.call import CallSettings, open_call
 from ...temporal.conditioning import known_input
 from ...temporal.errors import VideoLDMError
+from ...temporal.params import SmallFramesParams
 from ...temporal.stack import TemporalStack
 from .compat import core_windows_act, refuse_core_windows
 from .image_model import refuse_compiled
@@ -102,7 +103,7 @@ def context_input(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch
     takes, clip = stack.params.context, clip_options(options)
     if takes is None:
         return None
-    if stack.params.takes_small_frames:
+    if isinstance(takes, SmallFramesParams):
         return x[:, -takes.in_channels:]
     known = clip.context
     if known is None or clip.hide_context:

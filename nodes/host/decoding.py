@@ -104,8 +104,8 @@ class Decoding:
             # Outside the except block: inside it the exception keeps the tensors of the failed decode alive.
             comfy.model_management.soft_empty_cache()
             self.tile = self.smaller_tile(len(z))
-            logging.warning("[Video LDM] %s ran out of memory and goes on in tiles of %d pixels. Set tile to %d to have "
-                            "it so from the start, or lower window.", self.settings.node, self.tile, self.tile)
+            logging.warning("[Video LDM] %s ran out of memory and goes on in tiles of %d pixels. Set tile to %d to "
+                            "have it so from the start, or lower window.", self.settings.node, self.tile, self.tile)
 
     def smaller_tile(self, frames: int) -> int:
         """The next tile to try after memory has run out. Raises if there is none, or if the artist chose the tile."""

@@ -8,7 +8,7 @@ import functools
 import inspect
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -39,8 +39,9 @@ def checked(execute: Callable) -> Callable:
                 value = given.arguments[declared.id]
                 given.arguments[declared.id] = accepted(schema.display_name, declared, value)
         return execute(*given.args, **given.kwargs)
-    run.checks_inputs = True
-    return run
+    marked: Any = run
+    marked.checks_inputs = True
+    return marked
 
 
 def accepted(node: str, declared: io.Input, value: Any) -> Any:
@@ -59,11 +60,16 @@ def anything(declared: io.Input, value: Any) -> Any:
     return value
 
 
+def is_real(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number. Python counts True and False as numbers, and no input takes them for one."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 # Widgets
 
 def whole_number(declared: io.Input, value: Any) -> int:
     takes = f"whole numbers from {declared.min} to {declared.max}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
+    if not is_real(value) or not declared.min <= value <= declared.max:
         raise Wrong(f"is {shown(value)}, and it takes {takes}. {LINKED}")
     if value != int(value):
         raise Wrong(f"is {shown(value)}, a fraction, and it takes {takes}. {LINKED}")
@@ -72,7 +78,7 @@ def whole_number(declared: io.Input, value: Any) -> int:
 
 def number(declared: io.Input, value: Any) -> float:
     # `not min <= value <= max` also refuses NaN, for which every comparison is false.
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
+    if not is_real(value) or not declared.min <= value <= declared.max:
         raise Wrong(f"is {shown(value)}, and it takes numbers from {declared.min:g} to {declared.max:g}. {LINKED}")
     return float(value)
 
@@ -122,7 +128,7 @@ def vae(declared: io.Input, value: Any) -> Vae:
     return value
 
 
-def conditioning(declared: io.Input, value: Any) -> list:
+def conditioning(declared: io.Input, value: Any) -> list | tuple:
     if not isinstance(value, list | tuple):
         raise Wrong(f"was given {what(value)}, and it takes a CONDITIONING. Connect that of CLIP Text Encode.")
     if not value:
@@ -161,7 +167,7 @@ def latent(declared: io.Input, value: Any) -> dict:
 def check_entries(value: dict) -> None:
     """Check the frame rate and the clip length that a LATENT may carry."""
     rate, frames = value.get(RATE), value.get(CLIP_FRAMES)
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate <= 1e6):
+    if rate is not None and (not is_real(rate) or not 0 <= rate <= 1e6):
         raise Wrong(f"is a LATENT whose frame rate is {shown(rate)}. Sample it again, or set fps where there is one.")
     if frames is not None and (isinstance(frames, bool) or not isinstance(frames, numbers.Integral) or frames < 1):
         raise Wrong(f"is a LATENT that says its clips have {shown(frames)} frames. Sample it again.")

@@ -105,32 +105,39 @@ class TextParams:
 def read_unet_params(stored: Any, held: int) -> UNetParams:
     names = tuple(UNetParams.__dataclass_fields__)
     stored = entries_of(stored, "unet", names[:7], names[7:])
-    lists = {name: sizes_in(stored[name], name, most) for name, most in
-             (("channel_mult", LARGEST), ("num_res_blocks", MOST_BLOCKS), ("transformer_depth", MOST_DEPTH))}
-    if len(set(map(len, lists.values()))) > 1:
+    params = UNetParams(
+        latent_channels=whole(stored["latent_channels"], "latent_channels", 1, LARGEST),
+        model_channels=whole(stored["model_channels"], "model_channels", 1, LARGEST),
+        channel_mult=sizes_in(stored["channel_mult"], "channel_mult", LARGEST),
+        num_res_blocks=sizes_in(stored["num_res_blocks"], "num_res_blocks", MOST_BLOCKS),
+        transformer_depth=sizes_in(stored["transformer_depth"], "transformer_depth", MOST_DEPTH),
+        head_channels=whole(stored["head_channels"], "head_channels", 1, LARGEST),
+        context_dim=whole(stored["context_dim"], "context_dim", 1, LARGEST),
+        concat_channels=whole(stored.get("concat_channels", 0), "concat_channels", 0, LARGEST),
+        noise_levels=whole(stored.get("noise_levels", 0), "noise_levels", 0, LARGEST),
+        self_attention=stored.get("self_attention", True),
+    )
+    mult, blocks, depths = params.channel_mult, params.num_res_blocks, params.transformer_depth
+    if not len(mult) == len(blocks) == len(depths):
         raise ValueError("channel_mult, num_res_blocks and transformer_depth are not of one length")
-    if min(lists["channel_mult"]) < 1 or min(lists["num_res_blocks"]) < 1 or sum(lists["num_res_blocks"]) > held:
-        raise ValueError(f"channel_mult is {lists['channel_mult']} and num_res_blocks is {lists['num_res_blocks']}")
-    numbers = {name: whole(stored[name], name, 1, LARGEST)
-               for name in ("latent_channels", "model_channels", "head_channels", "context_dim")}
-    numbers |= {name: whole(stored.get(name, 0), name, 0, LARGEST) for name in ("concat_channels", "noise_levels")}
-    attends = stored.get("self_attention", True)
-    if not isinstance(attends, bool):
+    if min(mult) < 1 or min(blocks) < 1 or sum(blocks) > held:
+        raise ValueError(f"channel_mult is {mult} and num_res_blocks is {blocks}")
+    if not isinstance(params.self_attention, bool):
         raise ValueError("self_attention is neither true nor false")
-    for mult, depth in zip(lists["channel_mult"], lists["transformer_depth"]):
-        if depth and mult * numbers["model_channels"] % numbers["head_channels"]:
-            raise ValueError(f"{mult * numbers['model_channels']} channels are no heads of {numbers['head_channels']}")
-    return UNetParams(**lists, **numbers, self_attention=attends)
+    for channels in (factor * params.model_channels for factor, depth in zip(mult, depths) if depth):
+        if channels % params.head_channels:
+            raise ValueError(f"{channels} channels are no heads of {params.head_channels}")
+    return params
 
 
 def read_image_params(stored: Any, held: int) -> ImageParams:
     stored = entries_of(stored, "params", tuple(ImageParams.__dataclass_fields__))
     unet = read_unet_params(stored["unet"], held)
-    latent = entries_of(stored["latent"], "latent", tuple(LatentParams.__dataclass_fields__))
+    entries = entries_of(stored["latent"], "latent", tuple(LatentParams.__dataclass_fields__))
     channels = unet.latent_channels
-    rows = list_of(latent["rgb_factors"], "rgb_factors", channels, channels)
-    latent = LatentParams(number(latent["scale_factor"], "scale_factor", 0, 1e6), tuple(map(colour, rows)),
-                          colour(latent["rgb_bias"]))
+    rows = list_of(entries["rgb_factors"], "rgb_factors", channels, channels)
+    latent = LatentParams(number(entries["scale_factor"], "scale_factor", 0, 1e6), tuple(map(colour, rows)),
+                          colour(entries["rgb_bias"]))
     if stored["prediction"] not in ("eps", "v"):
         raise ValueError("prediction is neither eps nor v")
     return ImageParams(unet, latent, *betas_of(stored, text=False), stored["prediction"])

@@ -26,7 +26,7 @@ class FileFault(VideoLDMError):
         self.fault = fault
 
 
-def fault_of(error: VideoLDMError) -> str:
+def fault_of(error: ValueError) -> str:
     """What is wrong, for a sentence that names the file and says what to do in words of its own."""
     return getattr(error, "fault", str(error))
 
