@@ -52,8 +52,10 @@ class TemporalLayersWrapper:
         self.warned: set[int] = set()       # clip lengths that were warned about
 
     def __deepcopy__(self, memo: dict) -> "TemporalLayersWrapper":
-        """Itself. Other nodes deep-copy a MODEL's options, and a copy of the layers would be no part of core's memory
-        management and would lack the motion LoRA."""
+        """The wrapper itself. Other nodes deep-copy a MODEL's options.
+
+        A copy of the layers would be outside core's memory management, and would lack the motion LoRA.
+        """
         return self
 
     def __call__(self, executor: Executor, x: torch.Tensor, timesteps: torch.Tensor | None = None,
