@@ -100,6 +100,18 @@ def test_a_number_is_finite_and_within_its_bounds(node, declared):
             run(node, **{declared.id: value})
 
 
+@inputs_of("BOOLEAN")
+def test_a_switch_is_true_or_false(node, declared):
+    title = node.define_schema().display_name
+    for value in ("true", 1, 0.0, [True], torch.tensor(True), *([] if declared.optional else [None])):
+        with pytest.raises(VideoLDMError, match=f"^{title}: {declared.id} is .*, and it takes true or false"):
+            run(node, **{declared.id: value})
+    for value in (True, False):
+        with pytest.raises(Reached) as reached:
+            run(node, **{declared.id: value})
+        assert reached.value.args[0][declared.id] is value
+
+
 @inputs_of("COMBO", "STRING")
 def test_a_choice_is_one_of_the_list_and_text_is_text(node, declared):
     free = declared.id == "file" or kind_of(declared) == "STRING"

@@ -126,8 +126,8 @@ def test_names_that_are_too_long_are_refused_and_the_longest_is_written(folders)
 
 @pytest.mark.parametrize("file, sentence", [
     ("../secret.mp4", "leads outside ComfyUI's input folder"), ("a/../../secret.mp4", "leads outside"),
-    ("x" * 5000, "There is no file"), (None, "must be the name of a file"), (7, "must be the name of a file"),
-    ("", "must be the name of a file"), ("a\0.mp4", "must be the name of a file"), (".", "leads outside"),
+    ("x" * 5000, "There is no file"), (None, "takes the name of a file"), (7, "takes the name of a file"),
+    ("", "takes the name of a file"), ("a\0.mp4", "must be the name of a file"), (".", "leads outside"),
     ("folder", "is a folder")])
 def test_input_files_outside_the_folder_or_of_no_name_are_refused(folders, file, sentence):
     from video_ldm.nodes.video import LoadVideoFrames

@@ -31,7 +31,7 @@ def checked(execute: Callable) -> Callable:
     signature = inspect.signature(execute)
 
     @functools.wraps(execute)
-    def run(cls, *args: Any, **kwargs: Any) -> Any:
+    def run(cls: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(cls, *args, **kwargs)
         schema = cls.define_schema()
         for declared in schema.inputs:
@@ -81,6 +81,12 @@ def number(declared: io.Input, value: Any) -> float:
     if not is_real(value) or not declared.min <= value <= declared.max:
         raise Wrong(f"is {shown(value)}, and it takes numbers from {declared.min:g} to {declared.max:g}. {LINKED}")
     return float(value)
+
+
+def boolean(declared: io.Input, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Wrong(f"is {shown(value)}, and it takes true or false. {LINKED}")
+    return value
 
 
 def text(declared: io.Input, value: Any) -> str:
@@ -200,5 +206,6 @@ def size(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "1"
 
 
-CHECKS = {"INT": whole_number, "FLOAT": number, "STRING": text, "COMBO": choice, "MODEL": model, "VAE": vae,
-          "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video}
+CHECKS: dict[str, Callable] = {
+    "INT": whole_number, "FLOAT": number, "BOOLEAN": boolean, "STRING": text, "COMBO": choice, "MODEL": model,
+    "VAE": vae, "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video}
