@@ -62,7 +62,7 @@ class Upscaler:
         """uint8 (t 4h 4w 3) of small frames uint8 (t h w 3), as one window."""
         frames = torch.from_numpy(small).float() / 255
         text = [[[words, {}]] for words in (self.cascade.captions([number]), self.cascade.null)]
-        x = upscaling.upscaled(model, frames, upscaler.USUAL_LEVEL, cut(*frames.shape[:3], len(frames), 0, 0), number,
+        x = upscaling.upscale(model, frames, upscaler.USUAL_LEVEL, cut(*frames.shape[:3], len(frames), 0, 0), number,
                                SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER, *text))
         return ((unfolded(x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).numpy()
 

@@ -29,7 +29,7 @@ class LoadTemporalDecoder(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of your checkpoint. The output VAE encodes as this one does, and "
                                             "decodes with the file's decoder."),
-                io.Combo.Input("file", **files.offer_decoders(),
+                io.Combo.Input("file", **files.decoder_list(),
                                tooltip="A temporal decoder: svd.safetensors or svd_xt.safetensors in "
                                        "models/checkpoints, the VAE of one of them in models/vae, or a file in "
                                        "models/video_ldm. Of checkpoints only those with svd in their name are "

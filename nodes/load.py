@@ -35,7 +35,7 @@ class LoadTemporalLayers(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The image model: a Stable Diffusion checkpoint, with or without LoRA. "
                                                 "It is not changed. The output MODEL is the video model."),
-                io.Combo.Input("file", **files.offer("temporal", DEMO_LAYERS),
+                io.Combo.Input("file", **files.loader_list("temporal", DEMO_LAYERS),
                                tooltip="A file in models/video_ldm or models/animatediff_models, or a bundled demo "
                                        "file."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.01,
@@ -87,7 +87,7 @@ class LoadTemporalLayers(io.ComfyNode):
             trained = layers.schedule
             out = noise_schedule.with_schedule(out, trained.beta_schedule, trained.linear_start, trained.linear_end,
                                                trained.prediction, layers.name)
-        replaced = noise_schedule.kept(model) if schedule == AS_TRAINED else None
+        replaced = noise_schedule.schedule_wrapper(model) if schedule == AS_TRAINED else None
         return io.NodeOutput(out, report_of(layers, out, schedule, loras, replaced))
 
 
@@ -109,7 +109,7 @@ def report_of(layers: TemporalFile, model: Model, schedule: str, loras: list,
         + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
         *noise_schedule.report(model, schedule == AS_TRAINED),
     ]
-    current = noise_schedule.kept(model)
+    current = noise_schedule.schedule_wrapper(model)
     if replaced is not None and current is not None and replaced.trained.words() != current.trained.words():
         lines.append(f"This noise schedule takes the place of that of {replaced.trained.title} "
                      f"({replaced.trained.words()}). Set schedule to the model's own to keep that one.")
@@ -136,7 +136,7 @@ class MotionLoRA(io.ComfyNode):
                         f"{listing('motion_lora')}. Connect it to Load Temporal Layers. Chain several through "
                         "`previous`.",
             inputs=[
-                io.Combo.Input("file", **files.offer("motion_lora", kind=files.MOTION_LORA),
+                io.Combo.Input("file", **files.loader_list("motion_lora", kind=files.MOTION_LORA),
                                tooltip="A motion LoRA file in models/video_ldm or models/animatediff_motion_lora."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                                tooltip="How much of the motion is added; negative reverses it."),
@@ -193,7 +193,7 @@ class LoadVideoModel(io.ComfyNode):
                         "Connect it to Video Upscale. The bundled one makes the demo's frames four times as large; "
                         "others are trained with this pack.",
             inputs=[
-                io.Combo.Input("file", **files.offer("video_model", DEMO_UPSCALER),
+                io.Combo.Input("file", **files.loader_list("video_model", DEMO_UPSCALER),
                                tooltip="A file in models/video_ldm, or a bundled demo file. Files of temporal layers "
                                        "belong into Load Temporal Layers."),
             ],

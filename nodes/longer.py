@@ -150,7 +150,7 @@ class ExtendVideo(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> int:
-        return unfinished.count(inputs)
+        return unfinished.unfinished_results(inputs)
 
     @classmethod
     @checked
@@ -190,7 +190,7 @@ class ExtendVideo(io.ComfyNode):
         if done < length:
             short = (f"Cancelled: {done} of {length} frames are finished and kept, and the video is short. Queue it "
                      "again for all frames.")
-            unfinished.note(cls.hidden)
+            unfinished.count_unfinished(cls.hidden)
             wiring.show_on_node(cls.hidden, short)
         return io.NodeOutput(out, fps, f"{report} {short}" if short else report,
                              ui=ui.PreviewText(short) if short else None)

@@ -38,7 +38,7 @@ class SceneLayout(io.ComfyNode):
                         "crowded the road is. Connect positive and negative to a sampler of the image model that the "
                         "file was trained on. The picture can be the start of a drive for Extend Video.",
             inputs=[
-                io.Combo.Input("file", **files.offer("layout", DEMO_FILE),
+                io.Combo.Input("file", **files.loader_list("layout", DEMO_FILE),
                                tooltip="A scene layout file in models/video_ldm, or the bundled one of the demo."),
                 io.String.Input("boxes", multiline=True, default=EXAMPLE,
                                 tooltip="One box per line: x y width height colour. The numbers are fractions of the "

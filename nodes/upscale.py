@@ -119,7 +119,7 @@ class VideoUpscale(io.ComfyNode):
             check_clip_length(layers.params, cuts.largest[0], "the pieces have",
                               "Set window to {limit}, and connect at least as many frames as a clip takes.")
         settings = SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
-        made = upscaling.upscaled(model, small, noise_level, cuts, seed, settings)
+        made = upscaling.upscale(model, small, noise_level, cuts, seed, settings)
         report = report_of(model, small, noise_level, cuts, sets)
         if keep_colours:
             report += "\nColours are kept as the small frames have them."

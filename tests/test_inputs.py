@@ -220,6 +220,6 @@ def test_only_the_widgets_whose_result_was_cut_short_have_another_fingerprint():
     seen = {**inputs, "model": None}            # what a fingerprint is given: links are not known yet
     before = longer.ExtendVideo.fingerprint_inputs(**seen)
     prompt = SimpleNamespace(get_node={"7": {"inputs": inputs}}.get)
-    unfinished.note(SimpleNamespace(dynprompt=prompt, unique_id="7"))
+    unfinished.count_unfinished(SimpleNamespace(dynprompt=prompt, unique_id="7"))
     assert longer.ExtendVideo.fingerprint_inputs(**seen) == before + 1
     assert longer.ExtendVideo.fingerprint_inputs(**{**other, "model": None}) == before

@@ -50,7 +50,7 @@ def with_layers(model, strength=1.0, file=LAYERS):
 def made(model, small, window=8, overlap=2, tile=0, level=150, seed=5, steps=2, cfg=2.0, sampler="euler"):
     """What the node samples, as pixels; tile in small ones."""
     cuts = cut(*small.shape[:3], window, overlap, tile)
-    x = upscaling.upscaled(model, small, level, cuts, seed,
+    x = upscaling.upscale(model, small, level, cuts, seed,
                            sampling.SamplerSettings(steps, cfg, sampler, "normal", text(), text(12)))
     return unfolded(x)
 

@@ -146,7 +146,7 @@ def window_size(images: int) -> dict:
     return {"total_frames": images} if "total_frames" in known else {}
 
 
-def apart(cond: dict, name: str) -> dict:
+def with_own_id(cond: dict, name: str) -> dict:
     """A copy of a conditioning with an id of its own, the same in every step.
 
     Some nodes keep a state between steps under this id. The id is made from `name`.

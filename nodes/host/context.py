@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
-from .compat import apart
+from .compat import with_own_id
 from .latents import check_channels, check_frames
 from .options import CLIP, ContextFrames, clip_options, frames_per_clip, layer_sets, set_clip_options
 from .sockets import Executor, Model
@@ -140,7 +140,7 @@ class ContextGuidance:
             return predictions
         options = {**model_options["transformer_options"]}
         options[CLIP] = replace(clip_options(options), hide_context=True)
-        hidden = [apart(cond, KEY) for cond in conds[0]]
+        hidden = [with_own_id(cond, KEY) for cond in conds[0]]
         without, = executor(model, [hidden], x_in, timestep, {**model_options, "transformer_options": options})
         term = (self.scale - 1) * (predictions[0] - without)
         return [p if cond is None else p + term for p, cond in zip(predictions, conds)]

@@ -55,7 +55,7 @@ def list_files(kind: str = LAYERS) -> list[str]:
     return [name for name in folder_paths.get_filename_list(kind) if not _is_other_demo_file(kind, name)]
 
 
-def offer(takes: str, demo: str | None = None, kind: str = LAYERS) -> dict:
+def loader_list(takes: str, demo: str | None = None, kind: str = LAYERS) -> dict:
     """`options` and `default` of a loader's list.
 
     Args:
@@ -63,10 +63,10 @@ def offer(takes: str, demo: str | None = None, kind: str = LAYERS) -> dict:
         demo: the bundled file that is the default.
         kind: the kind of files to list.
     """
-    return _offered(list_files(kind), lambda name: folder_paths.get_full_path(kind, name), takes, demo)
+    return _ordered_list(list_files(kind), lambda name: folder_paths.get_full_path(kind, name), takes, demo)
 
 
-def _offered(names: Iterable[str], path_of: Callable, takes: str, demo: str | None) -> dict:
+def _ordered_list(names: Iterable[str], path_of: Callable, takes: str, demo: str | None) -> dict:
     """Files that the loader takes come first, then files that could be, then the others.
 
     All are in the list. ComfyUI refuses a saved workflow that names a file outside it, and does not say why; the loader
@@ -141,9 +141,9 @@ def list_decoders() -> list[str]:
     return sorted({*list_files(), *folder_paths.get_filename_list("vae"), *checkpoints})
 
 
-def offer_decoders() -> dict:
-    """`offer` for temporal decoders."""
-    return _offered(list_decoders(), _decoder_path, "decoder", DEMO_DECODER)
+def decoder_list() -> dict:
+    """`loader_list` for temporal decoders."""
+    return _ordered_list(list_decoders(), _decoder_path, "decoder", DEMO_DECODER)
 
 
 def _decoder_path(name: str) -> str | None:

@@ -85,7 +85,7 @@ def with_schedule(model: Model, beta_schedule: str, linear_start: float, linear_
         title: the layers' name, for reports.
     """
     trained = TrainedBetas(beta_schedule, linear_start, linear_end, prediction, title)
-    base, before = model.get_model_object(OBJECT), kept(model)
+    base, before = model.get_model_object(OBJECT), schedule_wrapper(model)
     of_model = OBJECT in model.object_patches
     if before is not None and base is before.made:
         of_model = before.of_model
@@ -101,15 +101,15 @@ def with_schedule(model: Model, beta_schedule: str, linear_start: float, linear_
     return m
 
 
-def kept(model: Model) -> KeepTrainedBetas | None:
+def schedule_wrapper(model: Model) -> KeepTrainedBetas | None:
     """The wrapper with the trained betas on a MODEL. None if no layers on it brought any."""
     return next(iter(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)), None)
 
 
 def with_trained_betas(model: Model) -> Model:
     """The MODEL, or a clone with the trained betas if a node after Load Temporal Layers replaced them."""
-    keep = kept(model)
-    right = keep and keep.restored(model)
+    wrapper = schedule_wrapper(model)
+    right = wrapper and wrapper.restored(model)
     return model if right is None else with_sampling(model, right)
 
 
@@ -199,12 +199,12 @@ def words(sampling: ModelSampling) -> str:
 
 def report(model: Model, as_trained: bool) -> list[str]:
     """The lines about the schedule in Load Temporal Layers' report. model: the MODEL that it made."""
-    keep = kept(model)
-    if as_trained and keep is not None:
-        betas = f"as trained ({keep.trained.words()})"
-        source = "that of the MODEL" if keep.of_model or keep.trained.prediction is None else "as trained"
+    wrapper = schedule_wrapper(model)
+    if as_trained and wrapper is not None:
+        betas = f"as trained ({wrapper.trained.words()})"
+        source = "that of the MODEL" if wrapper.of_model or wrapper.trained.prediction is None else "as trained"
     else:
         betas, source = "the model's own", "that of the MODEL"
-        if keep is not None and model.get_model_object(OBJECT) is keep.made:
-            betas += f", which is that of {keep.trained.title} ({keep.trained.words()})"
+        if wrapper is not None and model.get_model_object(OBJECT) is wrapper.made:
+            betas += f", which is that of {wrapper.trained.title} ({wrapper.trained.words()})"
     return [f"Noise schedule: {betas}.", f"Prediction: {source} ({words(model.get_model_object(OBJECT))})."]

@@ -134,7 +134,7 @@ def makes_pixels(model: Model) -> bool:
     return isinstance(model.model, PixelUpscaler)
 
 
-def upscaled(model: Model, small: Tensor, level: int, cuts: Cuts, seed: int,
+def upscale(model: Model, small: Tensor, level: int, cuts: Cuts, seed: int,
              settings: sampling.SamplerSettings) -> Tensor:
     """The large frames: as latents `t 4 h w`, or from an upscaler in pixel space as folded pixels `t 48 h w`.
 

@@ -152,7 +152,7 @@ def ad_params(options: dict, window: ClipWindow) -> dict:
 
 def windowed_cond(cond: dict, window: ClipWindow, controls: dict) -> dict:
     """A conditioning for a window: its texts, pictures, masks and ControlNets."""
-    cond = compat.apart(cond, repr(window.frames))
+    cond = compat.with_own_id(cond, repr(window.frames))
     cond["model_conds"] = {name: windowed_value(value, window) for name, value in cond["model_conds"].items()}
     if isinstance(cond.get("mask"), torch.Tensor):
         cond["mask"] = window.of(cond["mask"])
