@@ -167,7 +167,7 @@ def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs
 
 
 def pass_batch_on(executor: Executor, model: Model, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
-               model_options: dict) -> list[torch.Tensor]:
+                  model_options: dict) -> list[torch.Tensor]:
     """Wraps core's calc_cond_batch. Calls inside it get the size of core's batch and the text of each condition."""
     options = model_options.get("transformer_options", {})
     clip = clip_options(options)

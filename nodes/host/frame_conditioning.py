@@ -74,7 +74,7 @@ def model_of(model: Model, clip: int, prompt: list | None, fps: float, frames: C
     """
     m = with_clip_options(model, clip, temporal_texts(prompt, frames), fps)
     transformer_options(m)[AD_PARAMS] = {"full_length": frames.total, "context_length": len(frames.numbers),
-                                     "sub_idxs": list(frames.numbers)}
+                                         "sub_idxs": list(frames.numbers)}
     return m
 
 
