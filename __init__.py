@@ -1,10 +1,16 @@
 """Video LDM for ComfyUI: temporal layers that turn a loaded Stable Diffusion model into a video model."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .nodes.extension import VideoLDMExtension
+
 REQUIRED_COMFYUI = "0.3.52"
-WEB_DIRECTORY = "web"      # here, not in pyproject.toml: help pages are asked for by the folder's name, whatever it is
+# Help pages. Declared here and not in pyproject.toml: an artist may rename the pack's folder, and this still works.
+WEB_DIRECTORY = "web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> "VideoLDMExtension":
     """ComfyUI calls this to learn the pack's nodes.
 
     Imports happen here. So scripts and tests can import the rest of the pack without ComfyUI.

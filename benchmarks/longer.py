@@ -13,7 +13,7 @@ import torch
 from ..demo import bundle, models, world
 from ..demo.features import features_of, load_network
 from ..nodes.host import sampling
-from ..nodes.interpolate import Turn, interpolate
+from ..nodes.interpolate import InterpolationPass, interpolate
 from ..temporal.metrics import frechet_distance, motion_ratio
 from ..temporal.rollout import interpolated_length
 from ..temporal.training.plot import plot_curves
@@ -99,9 +99,9 @@ def ways(cascade, model, keys, number, rate):
     settings = sampling.SamplerSettings(cascade.steps, cascade.cfg, "euler", "ddim_uniform", [[positive, {}]],
                                         [[cascade.null, {}]])
     progress = sampling.RolloutProgress(model, len(keys) - 1, cascade.steps)
-    turn = Turn(model, settings, None, rate, number, 0, 1, 0, 1, 0, progress)
+    one_pass = InterpolationPass(model, settings, None, rate, number, 0, 1, 0, 1, 0, progress)
     pictures = cascade.decode(keys).astype(np.float64)
-    return {OURS: cascade.decode(interpolate(keys, turn)),
+    return {OURS: cascade.decode(interpolate(keys, one_pass)),
             LATENT: cascade.decode(torch.from_numpy(blended(keys.numpy())).float()),
             PIXEL: np.rint(blended(pictures)).astype(np.uint8),
             REPEAT: np.rint(pictures[(np.arange(interpolated_length(len(keys))) + 2) // 4]).astype(np.uint8)}

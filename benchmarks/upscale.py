@@ -27,7 +27,7 @@ from ..nodes.host.layer_weights import build_stack
 from ..nodes.host.lazy_video import LazyVideo
 from ..nodes.host.options import PREFIX, LayerSet, clip_options, transformer_options
 from ..nodes.host.sampling import SamplerSettings
-from ..nodes.host.upscaling import upscaled
+from ..nodes.host.upscaling import upscale
 from ..nodes.upscale import FACTOR, decode_settings
 from ..temporal.call import CallSettings, open_call
 from ..temporal.decoder import SVD_KERNEL, DecoderParams
@@ -131,7 +131,7 @@ def sample(model, small: torch.Tensor, tile: int, steps: int = 1) -> torch.Tenso
     """Latents of the large frames, as the node makes them. small: `t h w 3`. tile: pixels of the large frames."""
     cuts = plan_pieces(*small.shape[:3], FRAMES, OVERLAP, tile // FACTOR)
     text = [[torch.randn(1, 77, X4_TEXT), {}]]
-    return upscaled(model, small, LEVEL, cuts, 1, SamplerSettings(steps, 8.0, "euler", "normal", text, text))
+    return upscale(model, small, LEVEL, cuts, 1, SamplerSettings(steps, 8.0, "euler", "normal", text, text))
 
 
 def write(vae, frames: int, how: str, latents=None):

@@ -63,7 +63,7 @@ class Upscaler:
         frames = torch.from_numpy(small).float() / 255
         text = [[[words, {}]] for words in (self.cascade.captions([number]), self.cascade.null)]
         cuts = plan_pieces(*frames.shape[:3], len(frames), 0, 0)
-        x = upscaling.upscaled(model, frames, upscaler.USUAL_LEVEL, cuts, number,
+        x = upscaling.upscale(model, frames, upscaler.USUAL_LEVEL, cuts, number,
                                SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER, *text))
         return ((unfold_pixels(x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).numpy()
 

@@ -1,1 +1,1 @@
-"""What an artist sees: one file per stage, each exporting NODES; `extension.py` gathers them."""
+"""The nodes that an artist sees. One file per stage, each with a list NODES. `extension.py` gathers the lists."""

@@ -1,8 +1,10 @@
 """Latents to pixels: Load Temporal Decoder, Temporal VAE Decode."""
 
 import logging
+from typing import Any
 
 from ..temporal.families import load_decoder
+from ..temporal.formats.decoder import DecoderFile
 from ..temporal.video import DEFAULT_RATE
 from .host import files, temporal_vae, wiring
 from .host.api import io
@@ -10,23 +12,24 @@ from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
 from .host.decoding import DecodeSettings, Decoding
 from .host.inputs import checked
 from .host.latents import RATE, clips_of
+from .host.sockets import Latent, Vae
 
 
 class LoadTemporalDecoder(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadTemporalDecoder",
             display_name="Load Temporal Decoder",
             category="video ldm/load",
-            description="Gives a VAE a decoder that looks at neighbouring frames, so that a clip does not flicker: "
-                        "Stable Video Diffusion's, for the latents of Stable Diffusion 1.x and 2.x, or one trained "
-                        "with this pack. The VAE that comes in stays as it is, and encoding stays the same bit for "
-                        "bit.",
+            description="Gives a VAE a decoder that looks at neighbouring frames, so that a clip does not flicker. "
+                        "Takes the decoder of Stable Video Diffusion, for the latents of Stable Diffusion 1.x and "
+                        "2.x, or one trained with this pack. The input VAE is not changed, and encoding stays the "
+                        "same bit for bit.",
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE of your checkpoint. The one that comes out encodes like it and "
+                io.Vae.Input("vae", tooltip="The VAE of your checkpoint. The output VAE encodes as this one does, and "
                                             "decodes with the file's decoder."),
-                io.Combo.Input("file", **files.offer_decoders(),
+                io.Combo.Input("file", **files.decoder_list(),
                                tooltip="A temporal decoder: svd.safetensors or svd_xt.safetensors in "
                                        "models/checkpoints, the VAE of one of them in models/vae, or a file in "
                                        "models/video_ldm. Of checkpoints only those with svd in their name are "
@@ -35,19 +38,18 @@ class LoadTemporalDecoder(io.ComfyNode):
             outputs=[
                 io.Vae.Output("vae_out", display_name="VAE", tooltip="For Temporal VAE Decode. Core's VAE Decode takes "
                                                                      "it too, with seams where memory is short."),
-                io.String.Output("report", display_name="report", tooltip="What was loaded, in words, with a warning "
-                                                                          "where the decoder does not seem to fit the "
-                                                                          "VAE."),
+                io.String.Output("report", display_name="report", tooltip="What was loaded, and a warning if the "
+                                                                          "decoder does not seem to fit the VAE."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file, **kwargs):
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> tuple[int, int]:
         return files.path_fingerprint(files.resolve_decoder(file))
 
     @classmethod
     @checked
-    def execute(cls, vae, file) -> io.NodeOutput:
+    def execute(cls, vae: Vae, file: str) -> io.NodeOutput:
         path = files.resolve_decoder(file)
         found = load_decoder(path)
         made = temporal_vae.with_temporal_decoder(vae, found)
@@ -57,7 +59,8 @@ class LoadTemporalDecoder(io.ComfyNode):
         return io.NodeOutput(made, report_of(found, warning))
 
 
-def report_of(found, warning: str | None) -> str:
+def report_of(found: DecoderFile, warning: str | None) -> str:
+    """What the artist should know about the decoder that was loaded."""
     fps = f" at {found.fps:g} frames per second" if found.fps else ""
     lines = [f"{found.name}: {found.title}, for latents of {found.latents}.",
              f"Trained on clips of {found.frames} frames{fps}; kernel {'x'.join(map(str, found.params.kernel))}."]
@@ -68,14 +71,15 @@ def report_of(found, warning: str | None) -> str:
 
 class TemporalDecode(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMTemporalDecode",
             display_name="Temporal VAE Decode",
             category="video ldm/decode",
-            description="Decodes the frames of a clip together, in windows that fade into each other, so that a clip "
-                        "of any length needs the memory of one window and looks the same on every machine. With a VAE "
-                        "from Load Temporal Decoder frames do not flicker; with a plain VAE it decodes frame by frame.",
+            description="Decodes the frames of a clip together, in windows that fade into each other. A clip of any "
+                        "length needs the memory of one window, and the result does not depend on how much memory is "
+                        "free. With a VAE from Load Temporal Decoder frames do not flicker. With a plain VAE it "
+                        "decodes frame by frame.",
             inputs=[
                 io.Vae.Input("vae", tooltip="A VAE from Load Temporal Decoder, or a plain one."),
                 io.Latent.Input("samples", tooltip="The frames of a clip, or of several clips one after another."),
@@ -83,38 +87,39 @@ class TemporalDecode(io.ComfyNode):
                              tooltip="Frames that are decoded together. Memory grows with it. A clip that fits one "
                                      "window has no seams. With a plain VAE it is the batch and changes nothing else."),
                 io.Int.Input("overlap", default=4, min=0, max=4095,
-                             tooltip="Frames that neighbouring windows share and fade over, at least. More hides seams "
-                                     "better and takes longer: every shared frame is decoded twice. A plain VAE needs "
-                                     "none."),
+                             tooltip="The least number of frames that neighbouring windows share and fade over. More "
+                                     "hides seams better and takes longer: shared frames are decoded twice. A plain "
+                                     "VAE needs none."),
                 io.Int.Input("tile", default=0, min=0, max=8192, step=64,
-                             tooltip="Size of spatial tiles in pixels, for frames that do not fit into memory; 0 "
-                                     "decodes whole frames. Tiles share a quarter of their size. If memory runs out at "
-                                     "0, tiles of 512, then 256 are used, and the log says so."),
+                             tooltip="Size of spatial tiles in pixels, for frames that do not fit into memory. 0 "
+                                     "decodes whole frames. Neighbouring tiles share a quarter of their size. If "
+                                     "memory runs out at 0, tiles of 512, then 256 are used, and the log says so."),
                 io.Float.Input("fps", default=0.0, min=0.0, max=240.0, step=0.01,
-                               tooltip="Frames per second of the VIDEO. 0: what the LATENT says (Video LDM Sampler "
-                                       f"writes it there), else {DEFAULT_RATE}."),
+                               tooltip="Frames per second of the VIDEO. 0 takes the rate that the LATENT carries "
+                                       f"(Video LDM Sampler writes it there), else {DEFAULT_RATE}."),
                 io.Int.Input("clips", default=0, min=0, max=4096, optional=True,
-                             tooltip="How many clips the LATENT holds, one after another; each is decoded for itself. "
-                                     "0: what the LATENT says (Video LDM Sampler writes it there), else one."),
+                             tooltip="How many clips the LATENT holds, one after another. Each is decoded by itself. "
+                                     "0 takes what the LATENT says (Video LDM Sampler writes it there), else one."),
             ],
             outputs=[
                 io.Image.Output("images", display_name="IMAGE",
                                 tooltip="Every frame at once, in memory: width x height x 12 bytes each, 0.3 GB for "
                                         "100 frames of 512x512. Not made unless it is connected."),
                 io.Video.Output("video", display_name="VIDEO",
-                                tooltip="The frames as a stream, decoded while Save Video or Save Video File writes "
-                                        "them: one window in memory, however long the clip."),
+                                tooltip="The frames as a stream. They are decoded while Save Video or Save Video File "
+                                        "writes them, with one window in memory."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
+    def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
         return wiring.used_in_running("VideoLDMTemporalDecode", IMAGE_SLOT)
 
     @classmethod
     @checked
-    def execute(cls, vae, samples, window, overlap, tile, fps, clips=0) -> io.NodeOutput:
+    def execute(cls, vae: Vae, samples: Latent, window: int, overlap: int, tile: int, fps: float,
+                clips: int = 0) -> io.NodeOutput:
         frames = samples["samples"]
         settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(frames)))
         decoding = Decoding(vae, frames, settings)

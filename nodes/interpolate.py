@@ -10,7 +10,9 @@ from .host import context, latents, sampling
 from .host.api import io
 from .host.frame_conditioning import CallFrames, model_of, settings_of
 from .host.inputs import checked
+from .host.options import LayerSet
 from .host.required_layers import require_layers
+from .host.sockets import Conditioning, Latent, Model
 from .host.texts import check_texts
 
 WINDOW = 5      # a key frame, three frames to make, the next key frame (docs/papers.md#interpolation)
@@ -18,24 +20,24 @@ ENDS = (0, -1)
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One interpolation of one clip."""
+class InterpolationPass:
+    """One interpolation of one clip. With `times` at 2 a clip goes through two passes."""
 
-    model: object                       # MODEL
+    model: Model
     settings: sampling.SamplerSettings
-    temporal_prompt: list | None        # CONDITIONING of the temporal layers alone
-    rate: float                         # frames per second that this turn makes
+    temporal_prompt: Conditioning | None    # for the temporal layers alone
+    rate: float                             # frames per second after this pass
     seed: int
-    number: int                         # 0, or 1 where the frames that turn 0 made are interpolated again
-    times: int                          # how many turns there are
-    clip: int                           # which of the clips of the batch
-    clips: int                          # how many there are
-    at_once: int                        # pairs of frames in a call; 0: as many as the memory holds
+    number: int                             # of this pass: 0, or 1 for the second
+    times: int                              # how many passes there are
+    clip: int                               # number of this clip in the batch
+    clips: int                              # how many clips the batch has
+    at_once: int                            # pairs of frames in a call; 0: as many as the memory holds
     progress: sampling.RolloutProgress
 
     def frames_of(self, pairs: range, keys: int) -> CallFrames:
-        """The frames of the finished video that the windows of some pairs are. keys: key frames of this turn."""
-        spacing = 4 ** (self.times - 1 - self.number)       # finished frames between two of a window
+        """Which frames of the finished video the windows of some pairs hold. keys: key frames of this pass."""
+        spacing = 4 ** (self.times - 1 - self.number)       # finished frames from one frame of a window to the next
         whole = 4 * spacing * (keys - 1) + 1                # finished frames of the clip
         inside = [(4 * pair + frame) * spacing for pair in pairs for frame in range(WINDOW)]
         return CallFrames(tuple(self.clip * whole + n for n in inside), self.clips * whole, whole, 4 ** self.times)
@@ -43,31 +45,31 @@ class Turn:
 
 class LatentInterpolate(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMInterpolate",
             display_name="Latent Interpolate x4",
             category="video ldm/sample",
             description="Makes three frames between every two: T frames become 4(T-1)+1, at four times the frame rate. "
-                        "The frames that come in stay as they are, in their places. Takes a MODEL with interpolation "
-                        "layers.",
+                        "The key frames stay unchanged. Takes a MODEL with interpolation layers.",
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers with a file of interpolation "
                                                 "layers."),
                 io.Conditioning.Input("positive", tooltip="What the video shows: the text of the key frames. Texts, "
-                                                          "masks and ControlNet pictures: one for all frames, one for "
-                                                          "each frame that comes out, or one for each key frame, which "
-                                                          "then also counts for the frames up to the next. Any other "
-                                                          "number is repeated in turn."),
+                                                          "masks and ControlNet pictures may be one for all frames, "
+                                                          "one for each output frame, or one for each key frame. One "
+                                                          "for a key frame also serves the frames up to the next key "
+                                                          "frame. Any other number is repeated in turn."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Latent.Input("latent", tooltip="The key frames, one per batch item; several clips stay apart."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="The random noise of the new frames."),
                 io.Int.Input("steps", default=20, min=1, max=10000,
-                             tooltip="Denoising steps. Less is needed than for key frames: both ends are known."),
+                             tooltip="Denoising steps. Fewer are needed than for key frames, because both ends are "
+                                     "known."),
                 io.Int.Input("times", default=1, min=1, max=2,
-                             tooltip="1 makes 4 times as many frames, 2 makes 16 times: the same layers once more, "
-                                     "told the higher frame rate."),
+                             tooltip="1 makes 4 times as many frames, 2 makes 16 times. The second pass uses the same "
+                                     "layers at the higher frame rate."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="How strictly the text is followed. The key frames say most already."),
                 io.Combo.Input("sampler", options=sampling.SAMPLERS, default="euler",
@@ -92,25 +94,26 @@ class LatentInterpolate(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model, positive, negative, latent, seed, steps, times, cfg, sampler, scheduler, fps, windows,
-                temporal_prompt=None) -> io.NodeOutput:
+    def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, latent: Latent, seed: int,
+                steps: int, times: int, cfg: float, sampler: str, scheduler: str, fps: float, windows: int,
+                temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         check_layers(require_layers(model))
         check_texts(model, positive, negative, temporal_prompt)
         rate = rate_of(latent, fps)
         clips = key_frames(latent)
         settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
         progress = sampling.RolloutProgress(model, len(clips) * sum(between_pairs(len(clips[0]), times)), steps)
-        for turn in range(times):
+        for step in range(times):
             rate *= 4
-            clips = [interpolate(clip, Turn(model, settings, temporal_prompt, rate,
-                                            (seed + 2 * number + turn) % 2**64, turn, times, number, len(clips),
+            clips = [interpolate(clip, InterpolationPass(model, settings, temporal_prompt, rate,
+                                            (seed + 2 * number + step) % 2**64, step, times, number, len(clips),
                                             windows, progress))
                      for number, clip in enumerate(clips)]
         return io.NodeOutput(latents.with_frames(latent, torch.cat(clips), rate, len(clips[0])), rate)
 
 
-def check_layers(sets):
-    """Refuse a MODEL whose layers do not make what lies between two frames."""
+def check_layers(sets: list[LayerSet]) -> None:
+    """Refuse a MODEL without interpolation layers."""
     for layers in sets:
         if ENDS not in (layers.params.known_positions or ()):
             raise VideoLDMError(f"The temporal layers on this MODEL ({layers.title}) make key frames, not the "
@@ -118,16 +121,16 @@ def check_layers(sets):
                                 "Load Temporal Layers, and connect that MODEL here.")
 
 
-def rate_of(latent, fps: float) -> float:
+def rate_of(latent: Latent, fps: float) -> float:
     rate = fps or latent.get(latents.RATE)
     if not rate:
-        raise VideoLDMError("The LATENT does not say its frame rate, which the interpolation layers are told. Set fps "
+        raise VideoLDMError("The LATENT does not say its frame rate, and the interpolation layers need it. Set fps "
                             "to the frame rate of the key frames.")
     return float(rate)
 
 
-def key_frames(latent) -> list[torch.Tensor]:
-    """The key frames `t c h w` of each clip: there is nothing to make between the end of one and the next."""
+def key_frames(latent: Latent) -> list[torch.Tensor]:
+    """The key frames `t c h w` of each clip. Clips are interpolated by themselves."""
     frames = latents.check_frames(latent["samples"], "The key frames")
     length = latent.get(latents.CLIP_FRAMES) or len(frames)
     if len(frames) > length and len(frames) % length:
@@ -135,13 +138,13 @@ def key_frames(latent) -> list[torch.Tensor]:
                             "into them: it was cut or joined after sampling. Cut it by whole clips.")
     clips = latents.clips_of(latent, len(frames))
     if len(frames) < 2 * clips:
-        raise VideoLDMError("There is one key frame, and interpolation makes what lies between two. Connect a LATENT "
+        raise VideoLDMError("There is one key frame, and interpolation makes the frames between two. Connect a LATENT "
                             "of 2 or more frames.")
     return list(frames.chunk(clips))
 
 
 def between_pairs(frames: int, times: int) -> list[int]:
-    """Pairs of key frames of each turn."""
+    """How many pairs of key frames each pass has."""
     counts = []
     for _ in range(times):
         counts.append(frames - 1)
@@ -149,31 +152,34 @@ def between_pairs(frames: int, times: int) -> list[int]:
     return counts
 
 
-def interpolate(keys: torch.Tensor, turn: Turn) -> torch.Tensor:
-    """`t c h w` -> `4(t-1)+1 c h w`. The noise of all windows is drawn at once: how many of them are sampled together
-    does not change it."""
+def interpolate(keys: torch.Tensor, one_pass: InterpolationPass) -> torch.Tensor:
+    """Key frames `t c h w` -> all frames `4(t-1)+1 c h w`.
+
+    The noise of all windows is drawn at once, so it does not depend on how many windows a call has.
+    """
     pairs = len(keys) - 1
     out = torch.zeros(interpolated_length(len(keys)), *keys.shape[1:])
     out[::4] = keys
-    noise = sampling.noise_like(torch.zeros(pairs * WINDOW, *keys.shape[1:]), turn.seed)
-    at_once = turn.at_once or sampling.batch_that_fits(turn.model, pairs, (WINDOW, *keys.shape[1:]))
+    noise = sampling.noise_like(torch.zeros(pairs * WINDOW, *keys.shape[1:]), one_pass.seed)
+    at_once = one_pass.at_once or sampling.batch_that_fits(one_pass.model, pairs, (WINDOW, *keys.shape[1:]))
     for first in range(0, pairs, at_once):
         some = range(first, min(first + at_once, pairs))
         part = noise[some.start * WINDOW:some.stop * WINDOW]
-        made = sample_windows(keys[some.start:some.stop + 1], part, turn, turn.frames_of(some, len(keys)))
+        made = sample_windows(keys[some.start:some.stop + 1], part, one_pass, one_pass.frames_of(some, len(keys)))
         new = out[4 * some.start:4 * some.stop].unflatten(0, (len(some), 4))
         new[:, 1:] = made[:, 1:-1]
-        turn.progress.advance(len(some))
+        one_pass.progress.advance(len(some))
     return out
 
 
-def sample_windows(keys: torch.Tensor, noise: torch.Tensor, turn: Turn, frames: CallFrames) -> torch.Tensor:
-    """`k+1 c h w` key frames -> `k 5 c h w` windows."""
+def sample_windows(keys: torch.Tensor, noise: torch.Tensor, one_pass: InterpolationPass,
+                   frames: CallFrames) -> torch.Tensor:
+    """Key frames `k+1 c h w` -> windows `k 5 c h w`, in one sampling."""
     known = torch.stack([keys[:-1], keys[1:]], dim=1).flatten(0, 1)
-    model = model_of(turn.model, WINDOW, turn.temporal_prompt, turn.rate, frames)
-    made = sampling.sample(context.with_context_frames(model, known, ENDS), turn.seed,
-                           settings_of(turn.settings, frames), torch.zeros_like(noise), noise,
-                           turn.progress.callback)
+    model = model_of(one_pass.model, WINDOW, one_pass.temporal_prompt, one_pass.rate, frames)
+    made = sampling.sample(context.with_context_frames(model, known, ENDS), one_pass.seed,
+                           settings_of(one_pass.settings, frames), torch.zeros_like(noise), noise,
+                           one_pass.progress.callback)
     return made.unflatten(0, (-1, WINDOW))
 
 

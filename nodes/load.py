@@ -1,7 +1,10 @@
 """Loading: temporal layers onto a MODEL, motion LoRA, and the bundled demo models."""
 
+from typing import Any
+
 from ..temporal.clip_length import check_clip_length
 from ..temporal.families import listing, load_motion_lora, load_temporal, load_upscaler
+from ..temporal.formats.temporal_file import TemporalFile
 from ..temporal.slots import unet_sites
 from .host import files, models, noise_schedule, upscaler_model, upscaling
 from .host.api import io
@@ -10,6 +13,7 @@ from .host.image_model import context_dim, model_title, spatial_unet
 from .host.inputs import checked
 from .host.layer_weights import build_stack, layer_dtype
 from .host.options import LayerSet
+from .host.sockets import Model
 
 DEMO_LAYERS, DEMO_UPSCALER = "video_ldm_driving.safetensors", "video_ldm_driving_upscaler.safetensors"
 AS_TRAINED, AS_MODEL = "as trained", "the model's own"
@@ -19,28 +23,29 @@ MotionLoraType = io.Custom("VIDEO_LDM_MOTION_LORA")
 
 class LoadTemporalLayers(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadTemporalLayers",
             display_name="Load Temporal Layers",
             category="video ldm/load",
-            description="Turns the connected Stable Diffusion model into a video model: temporal layers from a file "
-                        f"act on it while it samples, and nothing of them stays behind. Takes {listing('temporal')}. "
-                        "LoRA, ControlNet and DreamBooth checkpoints combine with it in either order.",
+            description="Turns the connected Stable Diffusion model into a video model. Temporal layers from a file "
+                        f"act on it while it samples; the image model itself stays unchanged. Takes "
+                        f"{listing('temporal')}. LoRA, ControlNet and DreamBooth checkpoints combine with it in either "
+                        "order.",
             inputs=[
                 io.Model.Input("model", tooltip="The image model: a Stable Diffusion checkpoint, with or without LoRA. "
-                                                "It is not changed; the MODEL that comes out is the video model."),
-                io.Combo.Input("file", **files.offer("temporal", DEMO_LAYERS),
+                                                "It is not changed. The output MODEL is the video model."),
+                io.Combo.Input("file", **files.loader_list("temporal", DEMO_LAYERS),
                                tooltip="A file in models/video_ldm or models/animatediff_models, or a bundled demo "
                                        "file."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.01,
-                               tooltip="1 is as trained. 0 is exactly the image model: unrelated frames. Between, "
-                                       "motion is weaker; above 1, stronger than trained."),
+                               tooltip="1 is as trained. 0 is exactly the image model: unrelated frames. Below 1 "
+                                       "motion is weaker, above 1 it is stronger."),
                 io.Combo.Input("schedule", options=[AS_TRAINED, AS_MODEL], default=AS_TRAINED,
-                               tooltip="The noise schedule to sample with. As trained: the betas these layers learned "
-                                       "on, which their motion needs, also where a ModelSamplingDiscrete before or "
-                                       "behind this node says what the MODEL predicts (v, lcm, ...). The model's own: "
-                                       "keep what the MODEL has."),
+                               tooltip="The noise schedule to sample with. As trained: the betas that these layers "
+                                       "were trained on; their motion needs them. A ModelSamplingDiscrete node before "
+                                       "or after this one still sets what the MODEL predicts (v, lcm, ...). The "
+                                       "model's own: keep the MODEL's betas."),
                 MotionLoraType.Input("motion_lora", optional=True,
                                      tooltip="From the Motion LoRA node: camera motions such as zoom or pan."),
                 io.Int.Input("frames_per_clip", default=0, min=0, max=4096, optional=True,
@@ -49,30 +54,30 @@ class LoadTemporalLayers(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL", tooltip="The video model, for any sampler."),
-                io.String.Output("report", display_name="report", tooltip="What was loaded and how to use it, in "
-                                                                          "words."),
+                io.String.Output("report", display_name="report", tooltip="What was loaded and how to use it."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file, **kwargs):
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> tuple[int, int]:
         return files.fingerprint(file)
 
     @classmethod
     @checked
-    def execute(cls, model, file, strength, schedule, motion_lora=None, frames_per_clip=0) -> io.NodeOutput:
+    def execute(cls, model: Model, file: str, strength: float, schedule: str, motion_lora: list | None = None,
+                frames_per_clip: int = 0) -> io.NodeOutput:
         path = files.resolve(file)
         unet = spatial_unet(model)
         layers = load_temporal(path)
         channels = {site: count for site, (_, count) in unet_sites(unet).items()}
         layers.check_base(channels, context_dim(model), model_title(model))
         if layers.params.takes_small_frames:
-            upscaling.check_upscaler(model, f"{layers.name} is made for an upscaler, whose small frames it sees")
+            upscaling.check_upscaler(model, f"{layers.name} is made for an upscaler and takes its small frames")
         if frames_per_clip:
             check_clip_length(layers.params, frames_per_clip, "frames_per_clip is",
                               "Set frames_per_clip to {limit}, or to 0.")
         loras = motion_lora or []
-        # With a LoRA the weights are patched in place: such layers are shared with no other MODEL, nor within one.
+        # A motion LoRA patches the weights in place, so layers with one are not shared between MODELs.
         shared = None if loras else (path, *files.fingerprint(file))
         stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
         record = LayerSet(layers.params, layers.title, layers.name, layers.fps, layers.noise, strength)
@@ -82,18 +87,20 @@ class LoadTemporalLayers(io.ComfyNode):
             trained = layers.schedule
             out = noise_schedule.with_schedule(out, trained.beta_schedule, trained.linear_start, trained.linear_end,
                                                trained.prediction, layers.name)
-        replaced = noise_schedule.kept(model) if schedule == AS_TRAINED else None
+        replaced = noise_schedule.schedule_wrapper(model) if schedule == AS_TRAINED else None
         return io.NodeOutput(out, report_of(layers, out, schedule, loras, replaced))
 
 
-def report_of(layers, model, schedule: str, loras, replaced: noise_schedule.KeepTrainedBetas | None) -> str:
-    """What the artist wants to know of a set of layers, a line each.
+def report_of(layers: TemporalFile, model: Model, schedule: str, loras: list,
+              replaced: noise_schedule.KeepTrainedBetas | None) -> str:
+    """What the artist should know about a set of layers, one fact a line.
 
     Args:
+        layers: the layers' file.
         model: the MODEL with the layers.
-        schedule: what the widget says.
+        schedule: the widget's value.
         loras: (motion LoRA, strength) of each.
-        replaced: the trained schedule of layers before these, in whose place these put theirs.
+        replaced: the trained schedule that earlier layers had put on the MODEL, if these replaced it.
     """
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers.",
@@ -102,7 +109,8 @@ def report_of(layers, model, schedule: str, loras, replaced: noise_schedule.Keep
         + (f" at {layers.fps:g} frames per second." if layers.fps else "."),
         *noise_schedule.report(model, schedule == AS_TRAINED),
     ]
-    if replaced is not None and replaced.trained.words() != noise_schedule.kept(model).trained.words():
+    current = noise_schedule.schedule_wrapper(model)
+    if replaced is not None and current is not None and replaced.trained.words() != current.trained.words():
         lines.append(f"This noise schedule takes the place of that of {replaced.trained.title} "
                      f"({replaced.trained.words()}). Set schedule to the model's own to keep that one.")
     if layers.params.positions:
@@ -119,15 +127,16 @@ def report_of(layers, model, schedule: str, loras, replaced: noise_schedule.Keep
 
 class MotionLoRA(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMMotionLoRA",
             display_name="Motion LoRA",
             category="video ldm/load",
             description="A LoRA for temporal layers: camera motions such as zoom, pan and roll. Takes "
-                        f"{listing('motion_lora')}. Connect it to Load Temporal Layers; chain several through `previous`.",
+                        f"{listing('motion_lora')}. Connect it to Load Temporal Layers. Chain several through "
+                        "`previous`.",
             inputs=[
-                io.Combo.Input("file", **files.offer("motion_lora", kind=files.MOTION_LORA),
+                io.Combo.Input("file", **files.loader_list("motion_lora", kind=files.MOTION_LORA),
                                tooltip="A motion LoRA file in models/video_ldm or models/animatediff_motion_lora."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01,
                                tooltip="How much of the motion is added; negative reverses it."),
@@ -139,24 +148,24 @@ class MotionLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file, **kwargs):
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> tuple[int, int]:
         return files.fingerprint(file, files.MOTION_LORA)
 
     @classmethod
     @checked
-    def execute(cls, file, strength, previous=None) -> io.NodeOutput:
+    def execute(cls, file: str, strength: float, previous: list | None = None) -> io.NodeOutput:
         lora = load_motion_lora(files.resolve(file, files.MOTION_LORA))
         return io.NodeOutput([*(previous or []), (lora, strength)])
 
 
 class LoadDemo(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadDemo",
             display_name="Load Demo Models",
             category="video ldm/load",
-            description="The plain image model of the tiny bundled cascade, which paints a road with cars: load "
+            description="The plain image model of the tiny bundled cascade, which paints a road with cars. Load "
                         "temporal layers onto it with Load Temporal Layers, as onto a checkpoint of your own.",
             inputs=[],
             outputs=[
@@ -175,41 +184,41 @@ class LoadDemo(io.ComfyNode):
 
 class LoadVideoModel(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMLoadVideoModel",
             display_name="Load Video Model",
             category="video ldm/load",
-            description=f"Loads a whole network that is made for video, as a MODEL. Takes {listing('video_model')}; connect "
-                        "it to Video Upscale. The bundled one makes the demo's frames four times as large; others are trained with "
-                        "this pack.",
+            description=f"Loads a whole network that is made for video, as a MODEL. Takes {listing('video_model')}. "
+                        "Connect it to Video Upscale. The bundled one makes the demo's frames four times as large; "
+                        "others are trained with this pack.",
             inputs=[
-                io.Combo.Input("file", **files.offer("video_model", DEMO_UPSCALER),
+                io.Combo.Input("file", **files.loader_list("video_model", DEMO_UPSCALER),
                                tooltip="A file in models/video_ldm, or a bundled demo file. Files of temporal layers "
                                        "belong into Load Temporal Layers."),
             ],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="The network, without temporal layers."),
-                io.String.Output("report", display_name="report", tooltip="What was loaded and how to use it, in "
-                                                                          "words."),
+                io.String.Output("report", display_name="report", tooltip="What was loaded and how to use it."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file):
+    def fingerprint_inputs(cls, file: str) -> tuple[int, int]:
         return files.fingerprint(file)
 
     @classmethod
     @checked
-    def execute(cls, file) -> io.NodeOutput:
+    def execute(cls, file: str) -> io.NodeOutput:
         loaded = load_upscaler(files.resolve(file))
         params = loaded.params
         lines = [f"{loaded.name}: {params.title}, a video upscaler in pixel space. It needs no VAE.",
                  f"Noise levels up to {params.most_noise}; {params.usual_noise} is what it was made to be run with.",
-                 "Without temporal layers every frame is upscaled by itself: load some made for it with Load Temporal "
-                 "Layers."]
-        licence = [f"Licence: {params.licence}."] if params.licence else []
-        return io.NodeOutput(upscaler_model.load_upscaler(loaded), "\n".join(lines + licence))
+                 "Without temporal layers every frame is upscaled by itself. Load Temporal Layers takes layers made "
+                 "for it."]
+        if params.licence:
+            lines.append(f"Licence: {params.licence}.")
+        return io.NodeOutput(upscaler_model.load_upscaler(loaded), "\n".join(lines))
 
 
 NODES = [LoadTemporalLayers, MotionLoRA, LoadDemo, LoadVideoModel]

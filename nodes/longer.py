@@ -1,6 +1,8 @@
-"""Longer video: Context Frames, with which a clip goes on from known frames, and Extend Video, clip after clip."""
+"""Longer video. Context Frames makes a clip go on from given frames. Extend Video samples clip after clip."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -13,58 +15,61 @@ from .host.inputs import checked
 from .host.pictures import check_pictures
 from .host.required_layers import fps_of, require_layers
 from .host.sampler_inputs import sampler_inputs
+from .host.sockets import Conditioning, Latent, Model, Vae
 from .host.texts import check_texts
 
-LARGEST = 8192      # pixels of a side of a known frame, as of what the samplers make
+LARGEST = 8192      # pixels of a side of a context frame: the samplers make no larger ones
 STOP, KEEP = "stop", "keep finished clips"
 
 
 class ContextFrames(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMContextFrames",
             display_name="Context Frames",
             category="video ldm/sample",
-            description="Gives a video model frames of the clip that are known already: the model makes the others to "
-                        "go with them. Temporal layers trained with context frames see them at every step; with "
-                        "others, such as AnimateDiff, the known frames are held in place by a noise mask. Works with "
-                        "any sampler.",
+            description="Gives a video model some frames of the clip, the context frames. The model makes the other "
+                        "frames to go with them. Temporal layers trained with context frames take them as an input at "
+                        "every step. With other layers, such as AnimateDiff, a noise mask holds them in place. Works "
+                        "with any sampler.",
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
                 io.String.Input("frames", default="0",
-                                tooltip="Which frames of the clip are known, one number for each picture: 0 is the "
-                                        "first, -1 the last. '0' starts from a picture, '0, 1' goes on from two "
-                                        "frames, '0, -1' makes what lies between. Layers trained with context frames "
-                                        "take the sets they were trained for: the report of Load Temporal Layers names "
-                                        "them."),
+                                tooltip="The numbers of the context frames within the clip, one for each picture: 0 "
+                                        "is the first, -1 the last. '0' starts from a picture, '0, 1' goes on from "
+                                        "two frames, '0, -1' makes the frames between. Layers trained with context "
+                                        "frames take the sets they were trained for. The report of Load Temporal "
+                                        "Layers names them."),
                 io.Float.Input("guidance", default=1.0, min=0.0, max=20.0, step=0.1, round=0.01,
-                               tooltip="Context guidance: above 1 the clip keeps more strictly to the known frames, at "
-                                       "one more model call a step. 1 is off. Only for layers trained with context "
+                               tooltip="Context guidance: above 1 the clip keeps more strictly to the context frames, "
+                                       "at one more model call a step. 1 is off. Only for layers trained with context "
                                        "frames."),
-                io.Latent.Input("latent", optional=True, tooltip="The known frames as latents, one per batch item."),
-                io.Image.Input("image", optional=True, tooltip="The known frames as pictures; needs the VAE."),
+                io.Latent.Input("latent", optional=True, tooltip="The context frames as latents, one per batch item."),
+                io.Image.Input("image", optional=True, tooltip="The context frames as pictures; needs the VAE."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
             ],
             outputs=[
-                io.Model.Output("model_out", display_name="MODEL", tooltip="The model that knows these frames."),
-                io.String.Output("report", display_name="report", tooltip="How the frames enter the model, in words."),
+                io.Model.Output("model_out", display_name="MODEL", tooltip="The model with these context frames."),
+                io.String.Output("report", display_name="report", tooltip="How the frames enter the model."),
             ],
         )
 
     @classmethod
     @checked
-    def execute(cls, model, frames, guidance, latent=None, image=None, vae=None) -> io.NodeOutput:
+    def execute(cls, model: Model, frames: str, guidance: float, latent: Latent | None = None,
+                image: torch.Tensor | None = None, vae: Vae | None = None) -> io.NodeOutput:
         require_layers(model)
         positions = positions_of(frames)
-        known = known_latents(latent, image, vae)
-        if known is None:
-            raise VideoLDMError("No known frames are connected. Connect a LATENT, or an IMAGE and its VAE.")
-        out = context.with_context_frames(model, known, positions, guidance)
+        context_latents = connected_latents(latent, image, vae)
+        if context_latents is None:
+            raise VideoLDMError("No context frames are connected. Connect a LATENT, or an IMAGE and its VAE.")
+        out = context.with_context_frames(model, context_latents, positions, guidance)
         return io.NodeOutput(out, report_of(model, positions, guidance))
 
 
 def positions_of(text: str) -> tuple[int, ...]:
+    """The frame numbers in the widget's text."""
     parts = [part for part in re.split(r"[,\s]+", text.strip()) if part]
     if not parts or not all(re.fullmatch(r"[+-]?\d{1,6}", part) for part in parts):
         raise VideoLDMError(f"'{text}' is no list of frame numbers. Write numbers with commas between them, such as 0, "
@@ -72,20 +77,20 @@ def positions_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def known_latents(latent, image, vae):
-    """Latents of the known frames from what is connected, None where nothing is."""
+def connected_latents(latent: Latent | None, image: torch.Tensor | None, vae: Vae | None) -> torch.Tensor | None:
+    """Latents of the frames that are connected as LATENT or IMAGE. None if neither is."""
     if latent is not None and image is not None:
-        raise VideoLDMError("Both a LATENT and an IMAGE of known frames are connected. Keep one of them.")
+        raise VideoLDMError("Both a LATENT and an IMAGE of context frames are connected. Keep one of them.")
     if latent is not None:
         return latent["samples"]
     if image is None:
         return None
     if vae is None:
-        raise VideoLDMError("An IMAGE of known frames is connected, and no VAE to encode it. Connect the VAE.")
-    return vae.encode(check_pictures(image, "The known frames", LARGEST))
+        raise VideoLDMError("An IMAGE of context frames is connected, and no VAE to encode it. Connect the VAE.")
+    return vae.encode(check_pictures(image, "The context frames", LARGEST))
 
 
-def report_of(model, positions, guidance) -> str:
+def report_of(model: Model, positions: Sequence[int], guidance: float) -> str:
     frames = "Frame" if len(positions) == 1 else "Frames"
     numbers = ", ".join(map(str, positions))
     if context.takes_context(model):
@@ -97,35 +102,35 @@ def report_of(model, positions, guidance) -> str:
 
 
 class ExtendVideo(io.ComfyNode):
-    """Video LDM, section 3.2 (docs/papers.md#prediction): a first call with one context frame, further ones with the
-    last two."""
+    """Video LDM, section 3.2 (docs/papers.md#prediction): the first call has one context frame, the others have the
+    last two frames."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="VideoLDMExtend",
             display_name="Extend Video",
             category="video ldm/sample",
-            description="Makes a video of any length, clip after clip: each goes on from the last frames of the one "
-                        "before. Starts from a picture, from a video, or from noise. With temporal layers trained with "
-                        "context frames the layers see them; with others, such as AnimateDiff, a noise mask holds "
-                        "them. Where the conditioning has a text, a mask or a ControlNet picture for each frame of the "
-                        "video, every clip gets those of its own frames.",
+            description="Makes a video of any length, clip after clip. Each clip goes on from the last frames of the "
+                        "one before. Starts from a picture, from a video, or from noise. Temporal layers trained with "
+                        "context frames take those frames as an input. With other layers, such as AnimateDiff, a noise "
+                        "mask holds them. If the conditioning has a text, a mask or a ControlNet picture for each "
+                        "frame of the video, every clip gets those of its own frames.",
             inputs=[
                 *sampler_inputs(),
                 io.Int.Input("length", default=48, min=2, max=100000,
-                             tooltip="Frames of the whole video, those given to start from included."),
+                             tooltip="Frames of the whole video, including those it starts from."),
                 io.Float.Input("context_guidance", default=1.0, min=0.0, max=20.0, step=0.1, round=0.01,
-                               tooltip="Above 1 each clip keeps more strictly to the frames it goes on from, at one "
-                                       "more model call a step. 1 is off."),
+                               tooltip="Context guidance: above 1 each clip keeps more strictly to the frames it goes "
+                                       "on from, at one more model call a step. 1 is off."),
                 io.Int.Input("overlap", default=OVERLAP, min=1, max=64,
-                             tooltip="How many frames each clip takes over from the one before. The layers trained "
-                                     "here take 2, the direction of motion; AnimateDiff often joins better with 4 to "
-                                     "8."),
+                             tooltip="How many frames each clip takes over from the one before. Two frames show the "
+                                     "direction of motion; layers trained with this pack take 2. AnimateDiff often "
+                                     "joins better with 4 to 8."),
                 io.Combo.Input("on_cancel", options=[STOP, KEEP], default=STOP,
-                               tooltip="What cancelling does: stop the graph as always, or go on with the clips that "
-                                       "are finished. The node then says that the video is short, and the next run "
-                                       "makes it whole."),
+                               tooltip="What Cancel does. Stop: the graph stops, as always. Keep finished clips: the "
+                                       "graph goes on with the clips that are finished. The node then says that the "
+                                       "video is short, and the next run makes all of it."),
                 io.Latent.Input("latent", optional=True, tooltip="The frames to start from, as latents: one picture, "
                                                                  "or a video to go on with."),
                 io.Image.Input("image", optional=True, tooltip="The frames to start from, as pictures; needs the VAE."),
@@ -138,32 +143,33 @@ class ExtendVideo(io.ComfyNode):
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, for Temporal VAE Decode, "
                                                                               "VAE Decode or Latent Interpolate x4."),
                 io.Float.Output("fps", display_name="fps", tooltip="Frames per second, for Save Video File."),
-                io.String.Output("report", display_name="report", tooltip="What was done, in words."),
+                io.String.Output("report", display_name="report", tooltip="What was done."),
             ],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
-        return unfinished.count(inputs)
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        return unfinished.unfinished_results(inputs)
 
     @classmethod
     @checked
-    def execute(cls, model, positive, negative, frames, width, height, seed, steps, cfg, sampler, scheduler, length,
-                context_guidance, overlap, on_cancel, latent=None, image=None, vae=None,
-                temporal_prompt=None) -> io.NodeOutput:
+    def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, frames: int, width: int, height: int,
+                seed: int, steps: int, cfg: float, sampler: str, scheduler: str, length: int, context_guidance: float,
+                overlap: int, on_cancel: str, latent: Latent | None = None, image: torch.Tensor | None = None,
+                vae: Vae | None = None, temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         sets = require_layers(model)
         check_texts(model, positive, negative, temporal_prompt)
         refuse_several_clips(latent)
-        given = known_latents(latent, image, vae)
-        calls = plan_calls(length, frames, 0 if given is None else len(given), overlap)
+        start = connected_latents(latent, image, vae)
+        calls = plan_calls(length, frames, 0 if start is None else len(start), overlap)
         for known in sorted({call.known for call in calls} - {0}):
             context.check_trained(model, tuple(range(known)))
         fps = fps_of(sets)
-        video = empty_video(model, given, length, width, height)
+        video = empty_video(model, start, length, width, height)
         progress = sampling.RolloutProgress(model, len(calls), steps)
         settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
-        done = 0 if given is None else len(given)
+        done = 0 if start is None else len(start)
         try:
             for number, call in enumerate(calls):
                 of_clip = frames_of_clip(call.start, frames, length)
@@ -177,47 +183,47 @@ class ExtendVideo(io.ComfyNode):
                 video[call.start + call.known:end] = clip[call.known:end - call.start]
                 done = end
         except sampling.Cancelled:
-            if on_cancel == STOP or done == (0 if given is None else len(given)):
+            if on_cancel == STOP or done == (0 if start is None else len(start)):
                 raise
         out = latents.with_frames(latent, video[:done], fps, done)
         report, short = rollout_report(model, calls), None
         if done < length:
             short = (f"Cancelled: {done} of {length} frames are finished and kept, and the video is short. Queue it "
-                     "again for the whole.")
-            unfinished.note(cls.hidden)
+                     "again for all frames.")
+            unfinished.count_unfinished(cls.hidden)
             wiring.show_on_node(cls.hidden, short)
         return io.NodeOutput(out, fps, f"{report} {short}" if short else report,
                              ui=ui.PreviewText(short) if short else None)
 
 
-def refuse_several_clips(latent):
+def refuse_several_clips(latent: Latent | None) -> None:
     clips = latents.clips_of(latent, len(latent["samples"])) if latent is not None else 1
     if clips > 1:
         raise VideoLDMError(f"The LATENT to start from holds {clips} clips, and one video is extended at a "
                             "time. Sample one clip, or cut one out with Latent From Batch.")
 
 
-def empty_video(model, given, length: int, width: int, height: int) -> torch.Tensor:
-    """Room for all frames on the CPU, those that are given in their place."""
-    if given is None:
+def empty_video(model: Model, start: torch.Tensor | None, length: int, width: int, height: int) -> torch.Tensor:
+    """A tensor for all frames, on the CPU. The frames to start from are in it."""
+    if start is None:
         return sampling.empty_latent(model, length, width, height)
-    latents.check_frames(given, "The frames to start from")
-    video = torch.zeros(length, *given.shape[1:])
-    video[:len(given)] = given
+    latents.check_frames(start, "The frames to start from")
+    video = torch.zeros(length, *start.shape[1:])
+    video[:len(start)] = start
     return video
 
 
-def sample_clip(model, shape: tuple[int, ...], seed: int, settings: sampling.SamplerSettings,
+def sample_clip(model: Model, shape: tuple[int, ...], seed: int, settings: sampling.SamplerSettings,
                 progress: sampling.RolloutProgress) -> torch.Tensor:
-    """One clip of latents in this shape."""
+    """Sample one clip: latents of this shape."""
     clip = sampling.sample(model, seed, settings, torch.zeros(shape), callback=progress.callback)
     progress.finish(sampling.process_latent_in(model, clip))
     return clip
 
 
-def rollout_report(model, calls) -> str:
+def rollout_report(model: Model, calls: list) -> str:
     way = "seen by the temporal layers" if context.takes_context(model) else "held in place by a noise mask"
-    return f"{len(calls)} clips; the frames each goes on from are {way}."
+    return f"{len(calls)} clips. The frames that each goes on from are {way}."
 
 
 NODES = [ContextFrames, ExtendVideo]

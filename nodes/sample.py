@@ -1,4 +1,4 @@
-"""Sampling clips: the Video LDM Sampler, which saves wiring over core's KSampler and knows what a clip is."""
+"""Sampling clips: Video LDM Sampler. It is core's KSampler with less wiring, and it knows the clips of a batch."""
 
 from ..temporal.errors import VideoLDMError
 from .host import latents, sampling
@@ -8,25 +8,25 @@ from .host.inputs import checked
 from .host.options import with_clip_options
 from .host.required_layers import fps_of, require_layers
 from .host.sampler_inputs import sampler_inputs
+from .host.sockets import Conditioning, Latent, Model
 from .host.texts import check_texts
 
 
 class VideoLDMSampler(io.ComfyNode):
-    """The paper's text-to-video preset is DDIM with eta 1, 250 steps, guidance 8 (Video LDM, Table 6;
-    docs/papers.md#settings): in core's terms the ancestral Euler sampler, which is the same step, on the DDIM's uniform
-    steps."""
+    """The paper samples text-to-video with DDIM at eta 1, 250 steps and guidance 8 (Video LDM, Table 6;
+    docs/papers.md#settings). In core that is euler_ancestral, which takes the same step, with ddim_uniform."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         before = sampler_inputs()
         return io.Schema(
             node_id="VideoLDMSampler",
             display_name="Video LDM Sampler",
             category="video ldm/sample",
-            description="Samples clips of video with a model that has temporal layers. The noise is that of KSampler "
-                        "for the same seed, one independent frame after another. KSampler and SamplerCustomAdvanced "
-                        "work with the same MODEL; this node makes the latents, counts the clips and passes the frame "
-                        "rate on.",
+            description="Samples clips of video with a model that has temporal layers. The noise is KSampler's for the "
+                        "same seed, and each frame has noise of its own. KSampler and SamplerCustomAdvanced work with "
+                        "the same MODEL. This node also makes the latents, counts the clips and passes the frame rate "
+                        "on.",
             inputs=[
                 *before[:6],
                 io.Int.Input("clips", default=1, min=1, max=256,
@@ -52,8 +52,9 @@ class VideoLDMSampler(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model, positive, negative, frames, width, height, clips, seed, steps, cfg, sampler, scheduler,
-                denoise, latent=None, temporal_prompt=None) -> io.NodeOutput:
+    def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, frames: int, width: int, height: int,
+                clips: int, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, denoise: float,
+                latent: Latent | None = None, temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         sets = require_layers(model)
         check_texts(model, positive, negative, temporal_prompt)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
@@ -65,8 +66,9 @@ class VideoLDMSampler(io.ComfyNode):
         return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames}, fps)
 
 
-def clip_latent(model, latent, frames: int, clips: int, width: int, height: int, denoise: float) -> dict:
-    """The latent to start from, refused where it is no whole number of clips."""
+def clip_latent(model: Model, latent: Latent | None, frames: int, clips: int, width: int, height: int,
+                denoise: float) -> dict:
+    """The latent to start from. Raises if it does not divide into clips."""
     if latent is None:
         if denoise < 1:
             raise VideoLDMError(f"denoise is {denoise:g}, which keeps part of a latent, and no latent is connected. "

@@ -1,20 +1,23 @@
 """Four times the size: Video Upscale."""
 
+from typing import Any
+
 import torch
 
 from ..temporal.clip_length import check_clip_length
 from ..temporal.errors import VideoLDMError
-from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, check_level, plan_pieces
+from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, PiecePlan, check_level, plan_pieces
 from ..temporal.video import DEFAULT_RATE
 from .host import temporal_vae, upscaling, wiring
 from .host.api import io
 from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
-from .host.decoding import SMALLEST_TILE, ColoursKept, DecodeSettings, Decoding, Unfolding
+from .host.decoding import ColoursKept, DecodeSettings, Decoding, FrameSource, Unfolding, check_tile
 from .host.inputs import checked
 from .host.options import LayerSet, layer_sets
 from .host.pictures import check_pictures
 from .host.sampler_inputs import sampler_inputs
 from .host.sampling import SamplerSettings
+from .host.sockets import Conditioning, Model, Vae, Video
 
 TITLE = "Video Upscale"
 LARGEST = 16384     # pixels of a side of a large frame, as of core's widgets
@@ -22,44 +25,45 @@ LARGEST = 16384     # pixels of a side of a large frame, as of core's widgets
 
 class VideoUpscale(io.ComfyNode):
     """The paper's text-to-video upsampler is the Stable Diffusion x4 upscaler with temporal layers, on 8 frames with a
-    noise augmentation of 30 steps (docs/papers.md#upscalers)."""
+    noise augmentation of 30 steps (docs/papers.md#upscalers).
+    """
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         common = sampler_inputs()
         return io.Schema(
             node_id="VideoLDMUpscale",
             display_name=TITLE,
             category="video ldm/upscale",
             description="Makes a video four times as wide and high with the Stable Diffusion x4 upscaler, or with one "
-                        "in pixel space. Windows of "
-                        "frames and tiles are blended in every step, so that a video of any length and size needs the "
-                        "memory of one piece. With temporal layers made for the upscaler its frames go together; "
-                        "without them every frame is upscaled by itself.",
+                        "in pixel space. It works piece by piece, on windows of frames and on tiles, and blends the "
+                        "pieces in every step. So a video of any length and size needs the memory of one piece. With "
+                        "temporal layers made for the upscaler its frames go together. Without them every frame is "
+                        "upscaled by itself.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of x4-upscaler-ema.safetensors, or an upscaler from Load "
-                                                "Video Model, with temporal layers for it from Load Temporal Layers, or "
-                                                "without."),
-                io.Conditioning.Input("positive", tooltip="What the video shows, in words, encoded by the CLIP of the "
+                                                "Video Model. Load Temporal Layers can add temporal layers to it."),
+                io.Conditioning.Input("positive", tooltip="What the video shows, encoded by the CLIP of the "
                                                           "upscaler's checkpoint. The prompt of the video is best."),
                 io.Conditioning.Input("negative", tooltip="What it should not show, encoded by the same CLIP."),
                 io.Int.Input("noise_level", default=30, min=0, max=350,
                              tooltip="Noise on the small frames, in steps of the upscaler's schedule. More lets the "
                                      "upscaler invent more and hides faults of the small frames. The paper used 30, "
-                                     "LaVie 50, Upscale-A-Video 120. The upscaler alone and with the layers of these "
-                                     f"two knows up to 350, layers trained with this pack up to {TRAINED_LEVEL}."),
+                                     "LaVie 50, Upscale-A-Video 120. The highest is 350 for the upscaler alone and "
+                                     f"with the layers of these two. For layers trained with this pack it is "
+                                     f"{TRAINED_LEVEL}."),
                 io.Int.Input("window", default=8, min=1, max=4096,
                              tooltip="Frames that are upscaled together: 8 in the paper. Memory grows with it. "
                                      "Without temporal layers it is the batch and changes nothing else."),
                 io.Int.Input("overlap", default=2, min=0, max=4095,
-                             tooltip="Frames that neighbouring windows share and fade over, at least. More hides seams "
-                                     "better and takes longer. Without temporal layers none are shared."),
+                             tooltip="The least number of frames that neighbouring windows share and fade over. More "
+                                     "hides seams better and takes longer. Without temporal layers none are shared."),
                 io.Int.Input("tile", default=1024, min=0, max=16384, step=64,
-                             tooltip="Size of spatial tiles in pixels of the large frames, each over all frames of a "
-                                     "window; 0 upscales whole frames. Tiles share a quarter of their size. Lower it "
-                                     "where memory runs out; more overlap makes it slower."),
+                             tooltip="Size of spatial tiles in pixels of the large frames. 0 upscales whole frames. "
+                                     "Neighbouring tiles share a quarter of their size. Lower it if memory runs out; "
+                                     "smaller tiles are slower."),
                 io.Float.Input("fps", default=0.0, min=0.0, max=240.0, step=0.01,
-                               tooltip="Frames per second of the VIDEO. 0: that of the connected video, else "
+                               tooltip="Frames per second of the VIDEO. 0 takes the rate of the connected video, else "
                                        f"{DEFAULT_RATE}."),
                 *common[6:],
                 io.Image.Input("images", optional=True,
@@ -72,10 +76,10 @@ class VideoUpscale(io.ComfyNode):
                                      "The VAE of the video's own model does not fit. None for an upscaler that makes "
                                      "pixels."),
                 io.Boolean.Input("keep_colours", default=True, optional=True,
-                                 tooltip="Gives every large frame the colours of its small one, area by area; details "
-                                         "stay. Without it the sky or a wall may change its colour. Costs a "
-                                         "tenth of a second for a frame of 2048x1280, on the processor, and the memory "
-                                         "of two large frames. Off: as the upscaler made it."),
+                                 tooltip="Gives every large frame the colours of its small one, area by area. Details "
+                                         "stay. Without it the sky or a wall may change its colour. It takes a tenth "
+                                         "of a second on the processor for a frame of 2048x1280, and the memory of two "
+                                         "large frames."),
             ],
             outputs=[
                 io.Image.Output("images_out", display_name="IMAGE",
@@ -83,27 +87,29 @@ class VideoUpscale(io.ComfyNode):
                                         "for 100 frames of 2048x1280. Not made unless it is connected; connected "
                                         "later, the video is upscaled again."),
                 io.Video.Output("video_out", display_name="VIDEO",
-                                tooltip="The large frames as a stream, decoded while Save Video or Save Video File "
-                                        "writes them: one piece in memory, however long the video."),
+                                tooltip="The large frames as a stream. They are decoded while Save Video or Save Video "
+                                        "File writes them, with one piece in memory."),
                 io.String.Output("report", display_name="report",
-                                 tooltip="What was upscaled, and how, in words."),
+                                 tooltip="What was upscaled, and how."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
+    def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
         return wiring.used_in_running("VideoLDMUpscale", IMAGE_SLOT)
 
     @classmethod
     @checked
-    def execute(cls, model, positive, negative, noise_level, window, overlap, tile, fps, seed, steps, cfg, sampler,
-                scheduler, images=None, video=None, vae=None, keep_colours=True) -> io.NodeOutput:
+    def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, noise_level: int, window: int,
+                overlap: int, tile: int, fps: float, seed: int, steps: int, cfg: float, sampler: str, scheduler: str,
+                images: torch.Tensor | None = None, video: Video | None = None, vae: Vae | None = None,
+                keep_colours: bool = True) -> io.NodeOutput:
         sets = layer_sets(model)
         most = upscaling.most_noise(model)
         check_level(noise_level, *trained_levels(most, upscaling.usual_noise(model), sets))
-        upscaling.check_text(model, positive, "positive")
-        upscaling.check_text(model, negative, "negative")
+        upscaling.check_conditioning(model, positive, "positive")
+        upscaling.check_conditioning(model, negative, "negative")
         upscaling.check_vae(model, vae)
         check_tile(tile)
         small, rate = small_frames(images, video)
@@ -113,54 +119,56 @@ class VideoUpscale(io.ComfyNode):
             check_clip_length(layers.params, cuts.largest[0], "the pieces have",
                               "Set window to {limit}, and connect at least as many frames as a clip takes.")
         settings = SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
-        made = upscaling.upscaled(model, small, noise_level, cuts, seed, settings)
+        made = upscaling.upscale(model, small, noise_level, cuts, seed, settings)
         report = report_of(model, small, noise_level, cuts, sets)
         if keep_colours:
             report += "\nColours are kept as the small frames have them."
+        large: FrameSource
         if vae is None:
-            decoding = Unfolding(made, TITLE)
+            large = Unfolding(made, TITLE)
         else:
-            decoding = Decoding(vae, made, decode_settings(vae, window, overlap, tile))
+            large = Decoding(vae, made, decode_settings(vae, window, overlap, tile))
         if keep_colours:
-            decoding = ColoursKept(decoding, small)
-        return io.NodeOutput(*pictures_and_video(decoding, fps or rate or DEFAULT_RATE, cls.hidden), report)
+            large = ColoursKept(large, small)
+        return io.NodeOutput(*pictures_and_video(large, fps or rate or DEFAULT_RATE, cls.hidden), report)
 
 
 def trained_levels(most: int, usual: int, sets: list[LayerSet]) -> tuple[int, int]:
-    """The highest noise level that the upscaler and all its temporal layers know, and the usual one."""
+    """The highest noise level that the upscaler and all its temporal layers were trained on, and the usual one.
+
+    Args:
+        most: the highest level of the upscaler.
+        usual: the level that the upscaler is meant to be run with.
+        sets: the temporal layers on it.
+    """
     noise = [layers.noise for layers in sets]
     highest = [known.most if known else TRAINED_LEVEL for known in noise]
     return min([most, *highest]), next((known.usual for known in noise if known), usual)
 
 
-def small_frames(images, video):
-    """The small frames `t h w 3` in 0..1 and their rate, None where nobody says."""
+def small_frames(images: torch.Tensor | None, video: Video | None) -> tuple[torch.Tensor, Any]:
+    """The small frames `t h w 3` in 0..1, and their frame rate or None if it is unknown."""
     if images is not None and video is not None:
         raise VideoLDMError("Video Upscale takes images or a video, and both are connected. Disconnect one of them.")
     if images is None and video is None:
         raise VideoLDMError("Video Upscale has nothing to upscale. Connect images or a video.")
     rate = None
-    if images is None:
+    if video is not None:
         components = video.get_components()
         images, rate = components.images, components.frame_rate
-    if not len(images):
+    if images is None or not len(images):
         raise VideoLDMError("The connected images are an empty batch. Connect at least one frame.")
     return check_pictures(images, "The small frames", LARGEST // FACTOR, smallest=1), rate
 
 
-def check_tile(tile: int):
-    if tile and tile < SMALLEST_TILE:
-        raise VideoLDMError(f"tile is {tile} pixels; {SMALLEST_TILE} is the least. Raise it, or set it to 0 for none.")
-
-
-def decode_settings(vae, window: int, overlap: int, tile: int) -> DecodeSettings:
-    """A plain VAE decodes frame by frame, which gives the same pictures in less memory."""
+def decode_settings(vae: Vae, window: int, overlap: int, tile: int) -> DecodeSettings:
+    """How to decode the large latents. A plain VAE decodes frame by frame: the same pictures in less memory."""
     if temporal_vae.is_temporal(vae):
         return DecodeSettings(window, min(overlap, window - 1), tile, 1, TITLE)
     return DecodeSettings(1, 0, tile, 1, TITLE)
 
 
-def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[LayerSet]) -> str:
+def report_of(model: Model, small: torch.Tensor, noise_level: int, cuts: PiecePlan, sets: list[LayerSet]) -> str:
     count, height, width = small.shape[:3]
     frames, tile_height, tile_width = cuts.largest
     tiles = len(cuts.rows) * len(cuts.columns)
@@ -181,7 +189,7 @@ def report_of(model, small: torch.Tensor, noise_level: int, cuts, sets: list[Lay
                      upscaling.shares_noise(model) else
                      "Every frame was made from noise of its own.")
     else:
-        lines.append("No temporal layers: every frame was upscaled by itself, all from the same noise, so details may "
+        lines.append("No temporal layers: every frame was upscaled by itself, all from the same noise. Details may "
                      "flicker. Load Temporal Layers takes layers made for this upscaler.")
     return "\n".join(lines)
 

@@ -226,6 +226,13 @@ def unhooked(executor, *args, **kwargs):
             part._forward_hooks.update(hooks)
 
 
+@pytest.mark.parametrize("name", ["positive", "negative"])
+def test_core_samplers_refuse_a_text_of_another_models_encoder_with_both_widths(image, folder, name):
+    other = checkpoints.conditioning(1, width=1024)
+    with pytest.raises(VideoLDMError, match=f"text of {name} has a width of 1024, .*Stable Diffusion 1.x. takes 768"):
+        prediction(with_layers(image, "video.safetensors"), **{name: other})
+
+
 # Memory
 
 def test_core_is_told_that_a_clip_with_temporal_layers_takes_more_memory_once_however_many_sets_there_are(

@@ -48,7 +48,7 @@ def upscaled(model, small, text, window=FRAMES, tile=0):
     """Large frames `t h w 3` in 0..1. `tile` is in large pixels."""
     cuts = plan_pieces(*small.shape[:3], window, OVERLAP, tile // FACTOR)
     settings = SamplerSettings(STEPS, 1.0, "euler", "ddim_uniform", text, text)
-    x = upscaling.upscaled(model, small, upscaler.USUAL_LEVEL, cuts, 3, settings)
+    x = upscaling.upscale(model, small, upscaler.USUAL_LEVEL, cuts, 3, settings)
     return ((unfold_pixels(x) + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 

@@ -104,6 +104,18 @@ def test_a_number_is_finite_and_within_its_bounds(node, declared):
             run(node, **{declared.id: value})
 
 
+@inputs_of("BOOLEAN")
+def test_a_switch_is_true_or_false(node, declared):
+    title = node.define_schema().display_name
+    for value in ("true", 1, 0.0, [True], torch.tensor(True), *([] if declared.optional else [None])):
+        with pytest.raises(VideoLDMError, match=f"^{title}: {declared.id} is .*, and it takes true or false"):
+            run(node, **{declared.id: value})
+    for value in (True, False):
+        with pytest.raises(Reached) as reached:
+            run(node, **{declared.id: value})
+        assert reached.value.args[0][declared.id] is value
+
+
 @inputs_of("COMBO", "STRING")
 def test_a_choice_is_one_of_the_list_and_text_is_text(node, declared):
     free = declared.id == "file" or kind_of(declared) == "STRING"
@@ -219,6 +231,6 @@ def test_only_the_widgets_whose_result_was_cut_short_have_another_fingerprint():
     seen = {**inputs, "model": None}            # what a fingerprint is given: links are not known yet
     before = longer.ExtendVideo.fingerprint_inputs(**seen)
     prompt = SimpleNamespace(get_node={"7": {"inputs": inputs}}.get)
-    unfinished.note(SimpleNamespace(dynprompt=prompt, unique_id="7"))
+    unfinished.count_unfinished(SimpleNamespace(dynprompt=prompt, unique_id="7"))
     assert longer.ExtendVideo.fingerprint_inputs(**seen) == before + 1
     assert longer.ExtendVideo.fingerprint_inputs(**{**other, "model": None}) == before

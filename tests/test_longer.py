@@ -158,7 +158,7 @@ def test_context_of_other_sizes_or_kinds_is_refused(models):
         run(models["prediction"], "0", 1.0, latent={"samples": torch.zeros(1, 8, 2, 3)})
     with pytest.raises(VideoLDMError, match="5 dimensions"):
         run(models["prediction"], "0", 1.0, latent={"samples": torch.zeros(1, 4, 1, 2, 3)})
-    with pytest.raises(VideoLDMError, match="No known frames are connected"):
+    with pytest.raises(VideoLDMError, match="No context frames are connected"):
         run(models["prediction"], "0", 1.0)
     with pytest.raises(VideoLDMError, match="no VAE to encode it"):
         run(models["prediction"], "0", 1.0, image=torch.zeros(1, 16, 24, 3))
@@ -366,9 +366,9 @@ def test_an_interpolation_that_cannot_work_is_refused(models, kind, keys, change
 
 
 def test_interpolation_layers_in_the_place_of_key_frame_layers_are_refused(models):
-    with pytest.raises(VideoLDMError, match="make the frames between known ones"):
+    with pytest.raises(VideoLDMError, match="make the frames between context frames"):
         VideoLDMSampler.execute(models["between"], text(), text(12), 5, 24, 16, 1, 7, 2, 2.0, "euler", "normal", 1.0)
-    with pytest.raises(VideoLDMError, match="make the frames between known ones"):
+    with pytest.raises(VideoLDMError, match="make the frames between context frames"):
         sample(models["between"], frames=5)
 
 

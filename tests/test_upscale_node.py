@@ -80,7 +80,7 @@ def latents_of(model, small, window=8, overlap=2, tile=0, level=30, seed=5, step
     """What the node samples. `overlap` and `tile` (in latents) are its own values."""
     cuts = plan_pieces(*small.shape[:3], window, overlap, tile)
     settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive or text(), text(12))
-    return upscaling.upscaled(model, small, level, cuts, seed, settings)
+    return upscaling.upscale(model, small, level, cuts, seed, settings)
 
 
 # Sampling

@@ -52,7 +52,7 @@ def with_layers(model, strength=1.0, file=LAYERS):
 def made(model, small, window=8, overlap=2, tile=0, level=150, seed=5, steps=2, cfg=2.0, sampler="euler"):
     """What the node samples, as pixels. `tile` is in small pixels."""
     cuts = plan_pieces(*small.shape[:3], window, overlap, tile)
-    x = upscaling.upscaled(model, small, level, cuts, seed,
+    x = upscaling.upscale(model, small, level, cuts, seed,
                            sampling.SamplerSettings(steps, cfg, sampler, "normal", text(), text(12)))
     return unfold_pixels(x)
 
@@ -181,8 +181,8 @@ def test_layers_see_the_small_frames_that_the_network_is_given(model):
     stack_model = with_layers(model)
     stack_model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "look", lambda executor, x, *args, **kwargs: (
         seen.append(x[:, -3:]), executor(x, *args, **kwargs))[1])
-    from video_ldm.nodes.host.attach import known_frames
-    assert torch.equal(known_frames(stack, x, {}), x[:, -3:])
+    from video_ldm.nodes.host.attach import context_input
+    assert torch.equal(context_input(stack, x, {}), x[:, -3:])
     made(stack_model, small_frames(2, 6, 8), steps=1)
     assert seen and all(part.shape[1:] == (3, 6, 8) for part in seen)
 

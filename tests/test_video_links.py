@@ -51,7 +51,7 @@ def images(count=3, height=16, width=16, channels=3):
 def test_load_refuses_frame_numbers_that_are_not_whole_or_out_of_bounds(folders, name, values):
     write_video(folders / "input" / "clip.mp4", clip(), 8)
     for value in values:
-        with pytest.raises(VideoLDMError, match=rf"^{name} is .*; it must be a whole number from "):
+        with pytest.raises(VideoLDMError, match=rf"^Load Video Frames: {name} is .*, and it takes whole numbers from "):
             load(**{name: value})
     assert load(**{name: 1.0})[3] in (11, 1, 12), "a whole number that a link brings as a fraction is one"
 
@@ -61,7 +61,7 @@ def test_load_refuses_frame_numbers_that_are_not_whole_or_out_of_bounds(folders,
     ("format", ("avi", None, 3)), ("filename_prefix", (None, 5, "a\0b"))])
 def test_save_refuses_settings_past_the_widgets_bounds(folders, name, values):
     for value in values:
-        with pytest.raises(VideoLDMError, match=rf"{name}|The format is"):
+        with pytest.raises(VideoLDMError, match=name):
             save(**{name: value})
     assert list((folders / "output").rglob("*.*")) == []
 
@@ -72,7 +72,8 @@ def test_save_refuses_settings_past_the_widgets_bounds(folders, name, values):
 def test_save_refuses_images_that_are_no_pictures(folders, shape, kind):
     from video_ldm.nodes.host.api import InputImpl, Types
     frames = torch.zeros(shape)
-    with pytest.raises(VideoLDMError, match="The images are a tensor of shape|There are no frames|The frames are"):
+    with pytest.raises(VideoLDMError, match="The images are a tensor of shape|There are no frames|The images have .* "
+                                            "pixels|images (is of the size|is an empty batch|has pictures of)"):
         if kind == "images":
             save(frames)
         else:
@@ -127,8 +128,8 @@ def test_names_that_are_too_long_are_refused_and_the_longest_is_written(folders)
 
 @pytest.mark.parametrize("file, sentence", [
     ("../secret.mp4", "leads outside ComfyUI's input folder"), ("a/../../secret.mp4", "leads outside"),
-    ("x" * 5000, "There is no file"), (None, "must be the name of a file"), (7, "must be the name of a file"),
-    ("", "must be the name of a file"), ("a\0.mp4", "must be the name of a file"), (".", "leads outside"),
+    ("x" * 5000, "There is no file"), (None, "takes the name of a file"), (7, "takes the name of a file"),
+    ("", "takes the name of a file"), ("a\0.mp4", "must be the name of a file"), (".", "leads outside"),
     ("folder", "is a folder")])
 def test_input_files_outside_the_folder_or_of_no_name_are_refused(folders, file, sentence):
     from video_ldm.nodes.video import LoadVideoFrames

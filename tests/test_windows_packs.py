@@ -6,7 +6,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from video_ldm.nodes.host.options import with_clip_options
-from video_ldm.nodes.host.windows import SHOWN
+from video_ldm.nodes.host.windows import AD_PARAMS
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests import windows_help
 from video_ldm.tests.small import relative_error
@@ -67,18 +67,18 @@ def test_every_clip_of_a_batch_sees_the_pictures_of_its_own_images(models):
 
 
 def test_windows_name_their_images_under_the_keys_that_other_packs_read(models):
-    model, seen = notes(with_clip_options(windowed(models["video"]), LONG), lambda x, options: options[SHOWN])
+    model, seen = notes(with_clip_options(windowed(models["video"]), LONG), lambda x, options: options[AD_PARAMS])
     prediction(model, noise_of(2 * LONG))
     assert seen == [{"full_length": 12, "context_length": 8, "sub_idxs": [0, 1, 2, 3, 6, 7, 8, 9]},
                     {"full_length": 12, "context_length": 8, "sub_idxs": [2, 3, 4, 5, 8, 9, 10, 11]}]
     part = windowed(models["video"])        # of a longer video, which somebody else makes clip after clip
-    part.model_options["transformer_options"][SHOWN] = {"full_length": 20, "context_length": 6,
+    part.model_options["transformer_options"][AD_PARAMS] = {"full_length": 20, "context_length": 6,
                                                         "sub_idxs": [9, 10, 11, 12, 13, 14]}
-    model, seen = notes(part, lambda x, options: options[SHOWN])
+    model, seen = notes(part, lambda x, options: options[AD_PARAMS])
     prediction(model)
     assert seen == [{"full_length": 20, "context_length": 4, "sub_idxs": [9, 10, 11, 12]},
                     {"full_length": 20, "context_length": 4, "sub_idxs": [11, 12, 13, 14]}]
-    model, seen = notes(windowed(models["video"]), lambda x, options: options.get(SHOWN))
+    model, seen = notes(windowed(models["video"]), lambda x, options: options.get(AD_PARAMS))
     prediction(model, noise_of(LENGTH))
     assert seen == [None]
 

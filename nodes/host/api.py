@@ -1,4 +1,4 @@
-"""ComfyUI's V3 node interface, imported here and nowhere else, so that a change of API version is one line."""
+"""ComfyUI's V3 node interface. All of the pack imports it from here, so a change of API version is one line."""
 
 from comfy_api.latest import ComfyExtension, Input, InputImpl, Types, io, ui
 

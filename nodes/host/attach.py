@@ -1,15 +1,18 @@
 """Attaches temporal layers to a MODEL.
 
-The weights are an additional model, so they live under ComfyUI's memory management. A keyed wrapper around the
-diffusion model opens the call (`temporal.stack.open_call`). Hooks are on the live network for that one call alone. So
-neither injections nor their bookkeeping are needed: `clone()` copies `is_injected`, and a dying clone ejects a live
-one's hooks.
+The weights are an additional model, so ComfyUI's memory management moves them. A keyed wrapper around the diffusion
+model opens each call (`temporal.call.open_call`). The layers' hooks are on the network for that one call alone.
+
+ComfyUI's injections would keep the hooks longer, and are not safe: `clone()` copies `is_injected`, so a clone that is
+deleted would remove the hooks of a clone that is in use.
 """
 
 import logging
 import math
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -17,6 +20,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...temporal.call import CallSettings, open_call
 from ...temporal.conditioning import context_input_from_latents
 from ...temporal.errors import VideoLDMError
+from ...temporal.params import SmallFramesParams
 from ...temporal.stack import TemporalStack
 from .compat import core_windows_act, refuse_core_windows
 from .image_model import refuse_compiled
@@ -32,27 +36,32 @@ from .options import (
     set_clip_options,
     transformer_options,
 )
+from .sockets import Control, Executor, Model
+from .texts import check_conditions
 
-ROLE = "video_ldm_role"         # on each conditioning of a sampling: 0 for the positive ones, 1 for the negative
+ROLE = "video_ldm_role"         # key in each conditioning of a sampling: 0 for positive, 1 for negative
 ROLES = {"positive": 0, "negative": 1}
-ACTIVATIONS = 1.5               # memory of a clip with temporal layers, in units of the same batch without
+ACTIVATIONS = 1.5               # memory of a call with temporal layers, as a multiple of the same call without
 
 
 class TemporalLayersWrapper:
-    """Runs around one call of the diffusion model: tells the layers how many frames a clip has, and what else they
-    need."""
+    """Runs around one call of the diffusion model. It tells the layers the frames of a clip and their settings."""
 
-    def __init__(self, key: str, stack: TemporalStack):
+    def __init__(self, key: str, stack: TemporalStack) -> None:
         self.key, self.stack = key, stack
-        self.warned: set[int] = set()
+        self.warned: set[int] = set()       # clip lengths that were warned about
 
-    def __deepcopy__(self, memo):
-        """Other nodes copy a MODEL's options whole. A copy of the layers would be out of core's memory management, and
-        without their motion LoRA."""
+    def __deepcopy__(self, memo: dict) -> "TemporalLayersWrapper":
+        """The wrapper itself. Other nodes deep-copy a MODEL's options.
+
+        A copy of the layers would be outside core's memory management, and would lack the motion LoRA.
+        """
         return self
 
-    def __call__(self, executor, x, timesteps=None, context=None, y=None, control=None, transformer_options={},
-                 **kwargs):
+    def __call__(self, executor: Executor, x: torch.Tensor, timesteps: torch.Tensor | None = None,
+                 context: torch.Tensor | None = None, y: torch.Tensor | None = None, control: Control | None = None,
+                 transformer_options: dict | None = None, **kwargs: Any) -> torch.Tensor:
+        transformer_options = transformer_options if transformer_options is not None else {}
         layers = transformer_options.get(self.key) or LayerSet(self.stack.params)
         clips = clips_in_call(len(x), transformer_options)
         settings = CallSettings(
@@ -60,54 +69,54 @@ class TemporalLayersWrapper:
             strength=layers.strength,
             text=temporal_text(context, clips, transformer_options),
             max_distance=layers.max_distance,
-            known=known_frames(self.stack, x, transformer_options),
+            known=context_input(self.stack, x, transformer_options),
             fps=clip_options(transformer_options).fps,
         )
         self.warn(settings)
         with open_call(executor.class_obj, [(self.stack, settings)], context) as calls:
-            note_running(executor, calls)
+            mark_running(executor, calls)
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
-    def warn(self, settings: CallSettings):
+    def warn(self, settings: CallSettings) -> None:
         warning = self.stack.check_frames(settings.frames) if settings.strength != 0 else None
         if warning and settings.frames not in self.warned:
             self.warned.add(settings.frames)
             logging.warning("[Video LDM] %s", warning)
 
 
-def note_running(executor, calls):
-    """Let calls know whether the network runs: a wrapper further in, core's EasyCache for one, may answer for it."""
+def mark_running(executor: Executor, calls: list) -> None:
+    """Set `running` on the calls when the network runs. A wrapper inside this one may skip it: EasyCache does."""
     network = executor.original
     for call in calls:
         call.running = False
 
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         for call in calls:
             call.running = True
         return network(*args, **kwargs)
     executor.original = run
 
 
-def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.Tensor | None:
-    """c_S `(b t) c+1 h w` of layers that take context frames, else None; the same for every condition.
+def context_input(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.Tensor | None:
+    """c_S `(b t) c+1 h w` for layers that take context frames, else None. It is the same for every condition.
 
-    An upscaler's layers see the small frames, which stand at the end of its input x.
+    An upscaler's layers take the small frames: the last channels of its input x.
     """
     takes, clip = stack.params.context, clip_options(options)
     if takes is None:
         return None
-    if stack.params.takes_small_frames:
+    if isinstance(takes, SmallFramesParams):
         return x[:, -takes.in_channels:]
     known = clip.context
     if known is None or clip.hide_context:
         if not takes.from_noise and not clip.hide_context:
-            raise VideoLDMError("These temporal layers make the frames between known ones, and no context frames are "
-                                "connected. Sample with Latent Interpolate x4, or connect Context Frames.")
+            raise VideoLDMError("These temporal layers make the frames between context frames, and no context frames "
+                                "are connected. Sample with Latent Interpolate x4, or connect Context Frames.")
         return None
     if known.scaled.shape[2:] != x.shape[2:]:
-        raise VideoLDMError("A part of the picture is sampled by itself, and the temporal layers see known frames of "
-                            "the whole picture. Remove the area from the conditioning, or the node that works on tiles "
-                            "of the picture.")
+        raise VideoLDMError("A part of the picture is sampled by itself, and the temporal layers take context frames "
+                            "of the whole picture. Remove the area from the conditioning, or the node that works on "
+                            "tiles of the picture.")
     call, window = clips_in_call(len(x), options), options.get("context_window")
     if window is None:
         in_call = list(range(known.frames or call.frames))
@@ -122,35 +131,34 @@ def known_frames(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.
 
 
 def temporal_text(context: torch.Tensor | None, call: CallClips, options: dict) -> torch.Tensor | None:
-    """The text of the temporal layers, `(b t) l d`, where it is not the spatial one (docs/papers.md#two-texts), else
-    None."""
+    """The temporal layers' own text `(b t) l d` (docs/papers.md#two-texts). None if they take the spatial text."""
     texts = clip_options(options).texts
     if not texts or context is None:
         return None
     spatial = context.chunk(len(call.parts))
     own = [texts[index].to(part).expand(len(part), -1, -1) if index in texts else part
            for index, part in zip(call.parts, spatial)]
-    length = math.lcm(*(part.shape[1] for part in own))     # repeated tokens leave attention as it is
+    length = math.lcm(*(part.shape[1] for part in own))     # attention over repeated tokens gives the same result
     return torch.cat([part.repeat(1, length // part.shape[1], 1) for part in own])
 
 
-def reserve_memory(executor, model, noise_shape, *args, **kwargs):
-    """Tell core what a clip with temporal layers takes, or a window of it, before it decides what stays in memory."""
+def reserve_memory(executor: Executor, model: Model, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+    """Wraps core's preparation of a sampling. Core then reserves memory for one window with its temporal layers."""
     images, options = noise_shape[0], kwargs.get("model_options") or {}
     handler = options.get("context_handler")
-    if hasattr(handler, "images_per_call"):
+    if handler is not None and hasattr(handler, "images_per_call"):
         images = handler.images_per_call(images, options.get("transformer_options", {}))
     return executor(model, [math.ceil(images * ACTIVATIONS), *noise_shape[1:]], *args, **kwargs)
 
 
-def start_sampling(executor, noise, *args, **kwargs):
-    """Around a sampling: the length of its clips is known from here on. Core's own context windows must not be wrong in
-    silence."""
+def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Wraps a sampling: checks what the guider brings, and fixes the number of frames of its clips."""
     guider = executor.class_obj
-    options = guider.model_options.setdefault("transformer_options", {})    # its own, for this sampling
+    check_conditions(guider.model_patcher, guider.conds)
+    options = guider.model_options.setdefault("transformer_options", {})    # the guider's own, for this sampling
     clip = clip_options(options)
     refuse_core_windows(guider.model_options, guider.conds, len(noise), clip.frames)
-    if not core_windows_act(guider.model_options, len(noise)):      # each of theirs is a clip
+    if not core_windows_act(guider.model_options, len(noise)):      # each of core's windows is a clip
         options[CLIP] = replace(clip, frames=frames_per_clip(len(noise), options))
     for name, role in ROLES.items():
         for cond in guider.conds.get(name) or ():
@@ -158,30 +166,32 @@ def start_sampling(executor, noise, *args, **kwargs):
     return executor(noise, *args, **kwargs)
 
 
-def tell_batch(executor, model, conds, x_in, timestep, model_options):
-    """Around the evaluation of conditions: the layers are told the batch as core has it, and which text is whose."""
+def pass_batch_on(executor: Executor, model: Model, conds: list, x_in: torch.Tensor, timestep: torch.Tensor,
+                  model_options: dict) -> list[torch.Tensor]:
+    """Wraps core's calc_cond_batch. Calls inside it get the size of core's batch and the text of each condition."""
     options = model_options.get("transformer_options", {})
     clip = clip_options(options)
     clip = replace(clip, frames=clip.frames or len(x_in), images=len(x_in), texts=texts_by_index(conds, clip.texts))
     return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": {**options, CLIP: clip}})
 
 
-def texts_by_index(conds, texts):
-    """{role: text} -> {index in `conds`: text}: guidance nodes evaluate the negative alone, or other conditions."""
-    roles = [next((cond[ROLE] for cond in batch or () if ROLE in cond), None) for batch in conds]
-    if not texts or all(role is None for role in roles):
+def texts_by_index(conds: list, texts: Mapping[int, torch.Tensor] | None) -> Mapping[int, torch.Tensor] | None:
+    """{role: text} -> {index in `conds`: text}. Guidance nodes may evaluate the negative alone, or other conditions."""
+    roles = {index: cond[ROLE] for index, batch in enumerate(conds) for cond in reversed(batch or ()) if ROLE in cond}
+    if not texts or not roles:
         return texts
-    return {index: texts[role] for index, role in enumerate(roles) if role in texts}
+    return {index: texts[role] for index, role in roles.items() if role in texts}
 
 
-def attach_layers(model, stack: TemporalStack, layers: LayerSet, loras=(), frames: int = 0):
+def attach_layers(model: Model, stack: TemporalStack, layers: LayerSet, loras: Any = (), frames: int = 0) -> Model:
     """A clone of MODEL on which temporal layers act.
 
     Args:
+        model: the MODEL.
         stack: the layers with their weights.
-        layers: what travels with the MODEL about them.
+        layers: the settings of these layers, which travel with the MODEL.
         loras: (patches, strength) of each motion LoRA.
-        frames: of one clip; 0: whoever samples says it, else the whole batch is one clip.
+        frames: frames of one clip. 0: the sampler node sets it; without one, the whole batch is one clip.
     """
     refuse_compiled(model)
     m = model.clone()
@@ -192,8 +202,8 @@ def attach_layers(model, stack: TemporalStack, layers: LayerSet, loras=(), frame
     m.set_additional_models(key, [patcher])
     m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, TemporalLayersWrapper(key, stack))
     for kind, wrapper in ((WrappersMP.PREPARE_SAMPLING, reserve_memory), (WrappersMP.OUTER_SAMPLE, start_sampling),
-                          (WrappersMP.CALC_COND_BATCH, tell_batch)):
-        m.remove_wrappers_with_key(kind, PREFIX)        # once, however many sets are chained
+                          (WrappersMP.CALC_COND_BATCH, pass_batch_on)):
+        m.remove_wrappers_with_key(kind, PREFIX)        # one wrapper of each kind serves all sets of layers
         m.add_wrapper_with_key(kind, PREFIX, wrapper)
     m.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, PREFIX)
     m.add_callback_with_key(CallbacksMP.ON_PRE_RUN, PREFIX, refuse_compiled)

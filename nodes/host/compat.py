@@ -1,9 +1,11 @@
-"""What differs between ComfyUI versions, decided in one place."""
+"""Differences between versions of ComfyUI. They are decided in this file alone."""
 
 import contextlib
 import copy
 import inspect
 import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import comfy.context_windows
 import comfy.model_management
@@ -11,20 +13,23 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, pytorch_attention
+from torch import nn
 
 from ...temporal.errors import VideoLDMError
+from ...temporal.stack import TemporalStack
+from .sockets import Control, Patcher
 
 
-def layer_operations():
-    """Layers that cast their weights to the input's dtype and device, so that fp16, bf16, fp8 and low VRAM work."""
+def layer_operations() -> Any:
+    """Classes of layers that cast their weights to the input's dtype and device. fp16, fp8 and low VRAM need this."""
     return comfy.ops.manual_cast
 
 
-def layer_patcher(stack):
+def layer_patcher(stack: TemporalStack) -> Patcher:
     """Temporal layers as a model under ComfyUI's memory management.
 
-    Always the plain patcher: hosts with paged weights (0.16 and later) run it beside a paged UNet, and the weights are
-    then what the module says they are. Such hosts rebuild patchers for other devices, hence `cached_patcher_init`.
+    It is always the plain patcher. ComfyUI 0.16 and later page a UNet's weights, and run a plain patcher beside it.
+    They also rebuild patchers for other devices, by `cached_patcher_init`.
     """
     patcher = comfy.model_patcher.ModelPatcher(
         stack, load_device=comfy.model_management.get_torch_device(),
@@ -33,16 +38,16 @@ def layer_patcher(stack):
     return patcher
 
 
-def copied_patcher(stack, disable_dynamic=False):
+def copied_patcher(stack: TemporalStack, disable_dynamic: bool = False) -> Patcher:
     return layer_patcher(copy.deepcopy(stack))
 
 
-def decoder_operations():
-    """Layers of a VAE: unlike others they run as they are, the VAE's weights and input being of one type and place."""
+def decoder_operations() -> Any:
+    """Classes of layers for a VAE. They cast nothing: a VAE's weights and input have one dtype and device."""
     return comfy.ops.disable_weight_init
 
 
-# What the hosts leave on the modules of a loaded model; the paged ones (0.16 and later) tie a module to their memory.
+# Attributes that ComfyUI leaves on the modules of a loaded model. Those of 0.16 and later tie a module to paged memory.
 MARKS = ("_v", "_v_signature", "_v_weight", "_v_bias", "_pin_state", "seed_key", "comfy_cast_weights",
          "prev_comfy_cast_weights", "comfy_force_cast_weights", "comfy_patched_weights", "weight_function",
          "bias_function", "dynamic_vbars", "dynamic_pins", "dynamic_patchers", "model_lowvram", "lowvram_patch_counter",
@@ -50,44 +55,46 @@ MARKS = ("_v", "_v_signature", "_v_weight", "_v_bias", "_pin_state", "seed_key",
 MARK_ENDINGS = ("_lowvram_function", "_comfy_model_dtype")
 
 
-def own_copy(module, dtype):
-    """A module of the same classes with weights of its own on the CPU, as if it had never been loaded anywhere.
+def own_copy(module: Any, dtype: torch.dtype) -> Any:
+    """A copy of a module with its own weights, on the CPU, without the attributes that ComfyUI left on it.
 
-    Not deepcopy: it would follow what a host that pages weights keeps on a module into that host's memory.
+    deepcopy would also copy those attributes, and through them ComfyUI's paged memory.
     """
     copied = module.__new__(type(module))
     copied.__dict__ = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()
                        if name not in MARKS and not name.endswith(MARK_ENDINGS)}
     for name, weight in module._parameters.items():
         if weight is not None:
-            copied._parameters[name] = torch.nn.Parameter(own_tensor(weight, dtype), requires_grad=False)
+            copied._parameters[name] = torch.nn.Parameter(copied_tensor(weight, dtype), requires_grad=False)
     for name, buffer in module._buffers.items():
         if buffer is not None:
-            copied._buffers[name] = own_tensor(buffer, dtype)
+            copied._buffers[name] = copied_tensor(buffer, dtype)
     for name, child in module._modules.items():
         if child is not None:
             copied._modules[name] = own_copy(child, dtype)
     return copied
 
 
-def own_tensor(tensor, dtype):
+def copied_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def vae_patcher(first_stage, like):
-    """A VAE's network under ComfyUI's memory management, on the devices of the patcher `like`; plain as
-    layer_patcher."""
+def vae_patcher(first_stage: nn.Module, like: Patcher) -> Patcher:
+    """A VAE's network under ComfyUI's memory management, on the devices of the patcher `like`.
+
+    It is the plain patcher, for the reasons that layer_patcher gives.
+    """
     patcher = comfy.model_patcher.ModelPatcher(first_stage, load_device=like.load_device,
                                                offload_device=like.offload_device)
     patcher.cached_patcher_init = (copied_vae_patcher, (first_stage, like))
     return patcher
 
 
-def copied_vae_patcher(first_stage, like, disable_dynamic=False):
+def copied_vae_patcher(first_stage: nn.Module, like: Patcher, disable_dynamic: bool = False) -> Patcher:
     return vae_patcher(copy.deepcopy(first_stage), like)
 
 
-def is_out_of_memory(error) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory has run out, on a GPU or in main memory."""
     asked = getattr(comfy.model_management, "is_oom", None)
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (asked is not None and asked(error)):
@@ -95,19 +102,21 @@ def is_out_of_memory(error) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
 
 
-def on_device(device):
-    """The context in which the host runs a network that lives on one of several GPUs."""
+def on_device(device: Any) -> contextlib.AbstractContextManager:
+    """A context in which one of several GPUs is the current one, where ComfyUI has such a context."""
     context = getattr(comfy.model_management, "cuda_device_context", None)
     return contextlib.nullcontext() if context is None else context(device)
 
 
-MOST_SCORES = 2 ** 28       # bytes of attention's scores that a decode on a CPU may hold
+MOST_SCORES = 2 ** 28       # largest matrix of attention scores, in bytes, in a decode on a CPU
 
 
 @contextlib.contextmanager
-def frugal_attention(network, device):
-    """While open, a VAE's attention over large pictures on a CPU keeps no matrix of scores. Core's takes as much memory
-    as happens to be free for it: 1 GB and more for each frame of 1024x1024."""
+def frugal_attention(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """While open, a VAE's attention over large pictures on a CPU keeps no matrix of scores.
+
+    Core's attention there takes as much memory as is free: 1 GB and more for each frame of 1024x1024.
+    """
     blocks = [part for part in network.modules() if device.type == "cpu" and isinstance(part, AttnBlock)]
     chosen = [block.optimized_attention for block in blocks]
     for block in blocks:
@@ -119,8 +128,8 @@ def frugal_attention(network, device):
             block.optimized_attention = attention
 
 
-def frugal(chosen):
-    def attention(q, k, v):
+def frugal(chosen: Callable) -> Callable:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         scores = len(q) * q[0, 0].numel() ** 2 * q.element_size()
         return (chosen if scores <= MOST_SCORES else pytorch_attention)(q, k, v)
     return attention
@@ -128,19 +137,19 @@ def frugal(chosen):
 
 # Context windows
 
-SLICING_WINDOWS = hasattr(comfy.context_windows, "slice_cond")      # 0.18: conditioning goes with a window at dim 0
+SLICING_WINDOWS = hasattr(comfy.context_windows, "slice_cond")      # since 0.18 core cuts conditioning for a window
 
 
 def window_size(images: int) -> dict:
-    """What a window is told about the whole batch."""
+    """Arguments of core's window about the whole batch. Older versions have none."""
     known = inspect.signature(comfy.context_windows.IndexListContextWindow).parameters
     return {"total_frames": images} if "total_frames" in known else {}
 
 
-def apart(cond: dict, name: str) -> dict:
-    """A copy of a conditioning under an id of its own, which is the same in every step.
+def with_own_id(cond: dict, name: str) -> dict:
+    """A copy of a conditioning with an id of its own, the same in every step.
 
-    Nodes that keep something between steps keep it by this id.
+    Some nodes keep a state between steps under this id. The id is made from `name`.
     """
     own = cond.get("uuid")
     return {**cond, "uuid": uuid.uuid5(own, name)} if isinstance(own, uuid.UUID) else dict(cond)
@@ -149,15 +158,20 @@ def apart(cond: dict, name: str) -> dict:
 def core_windows_act(model_options: dict, images: int) -> bool:
     """Whether core's own context windows divide a batch of `images` over frames (dim 0)."""
     handler = model_options.get("context_handler")
-    if getattr(handler, "dim", None) != 0 or hasattr(handler, "images_per_call"):      # this pack's own has that
+    # Only the pack's own handler has `images_per_call`.
+    if handler is None or getattr(handler, "dim", None) != 0 or hasattr(handler, "images_per_call"):
         return False
     return images > handler.context_length
 
 
-def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: int | None):
-    """Refuse core's own context windows over frames (dim 0) where they would fail, or be wrong in silence.
+def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: int | None) -> None:
+    """Refuse core's own context windows over frames (dim 0) where they would fail or give a wrong result.
 
-    conds: as core prepares them; images: of the batch; frames: per clip, None where the whole batch is one clip.
+    Args:
+        model_options: of the sampling.
+        conds: {name: conditions as core prepares them}.
+        images: images of the batch.
+        frames: frames of a clip; None if the whole batch is one clip.
     """
     if not core_windows_act(model_options, images):
         return
@@ -172,8 +186,8 @@ def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: i
     raise VideoLDMError(f"ComfyUI's own Context Windows over frames (dim 0) {reason}. Use Frame Windows instead.")
 
 
-def follows_frames(control) -> bool:
-    """Whether a ControlNet, or one before it, has a picture for each frame."""
+def follows_frames(control: Control) -> bool:
+    """Whether a ControlNet, or one it is chained to, has a picture for each frame."""
     while control is not None:
         hint = control.cond_hint_original
         if hint is not None and len(hint) > 1:

@@ -1,6 +1,6 @@
-"""What other nodes put on a MODEL that is wrong where a step calls the network several times: it is refused by name.
+"""Refuses what other nodes put on a MODEL and what fails when a step calls the network several times.
 
-A node may keep something between the calls of a step. It counts on one call that has all frames.
+Some nodes keep a state between the calls of the network. They expect one call in a step, with all frames.
 """
 
 import dis
@@ -11,11 +11,11 @@ from comfy.patcher_extension import WrappersMP, get_all_wrappers, get_wrappers_w
 from ...temporal.errors import VideoLDMError
 
 GUIDANCE = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function",
-            "sampler_calc_cond_batch_function")      # core's keys for what runs outside the network in a step
+            "sampler_calc_cond_batch_function")      # core's keys for functions that run in a step, outside the network
 
 
-def refuse_in_pieces(model_options: dict, node: str):
-    """Refuse what cannot be right while `node` of this pack samples a video in pieces."""
+def refuse_in_pieces(model_options: dict, node: str) -> None:
+    """Refuse nodes that would give a wrong result while `node` of this pack samples a video in pieces."""
     if get_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", model_options, is_model_options=True):
         raise VideoLDMError(f"EasyCache keeps one state for all the pieces in which {node} samples a video, so it "
                             "would add the changes of one piece to the frames of another. Use LazyCache instead: it "
@@ -27,10 +27,11 @@ def refuse_in_pieces(model_options: dict, node: str):
 
 
 def recording_node(model_options: dict) -> str | None:
-    """The node that keeps something from one call of the network for the next, None where there is none.
+    """The name of a node that keeps something from one call of the network for the next. None if there is none.
 
-    Its guidance reads a variable that its patch inside the network writes: Self-Attention Guidance keeps the attention
-    of one block so, for its blur after the call. Or its wrapper around the network writes a variable: caches do so.
+    Two patterns are found. A guidance function reads a variable that the node's patch inside the network writes:
+    Self-Attention Guidance keeps the attention of a block this way. Or a wrapper around the network writes a variable
+    of its own: caches do.
     """
     written = [cell for patch in patches_in(model_options.get("transformer_options", {}))
                for cell in written_by(patch)]
@@ -66,14 +67,14 @@ def wrappers_in(model_options: dict) -> Iterator[Callable]:
 
 
 def variables(function: Callable) -> dict[str, object]:
-    """{name: cell} of the variables that a function shares with the one it was made in."""
+    """{name: cell} of a function's closure."""
     function = getattr(function, "__func__", function)
     names = getattr(getattr(function, "__code__", None), "co_freevars", ())
     return dict(zip(names, getattr(function, "__closure__", None) or ()))
 
 
 def written_by(function: Callable) -> list:
-    """The cells of such variables that a function sets."""
+    """The cells of its closure that a function writes."""
     shared = variables(function)
     steps = dis.get_instructions(function) if shared else ()
     return [shared[step.argval] for step in steps if step.opname == "STORE_DEREF" and step.argval in shared]

@@ -1,10 +1,13 @@
-"""Known frames on a MODEL: through the layers' own input where they have one, else through ComfyUI's noise mask.
+"""Context frames on a MODEL: frames of the clip that are given.
 
-Everything rides on the clone: which frames are known in its transformer_options, writing them back around the sampling,
-context guidance around the evaluation of the conditions. So core's samplers and guiders drive it as well as ours.
+Layers that were trained with context frames take them as an input. For other layers ComfyUI's noise mask holds them in
+place. All of it is on the clone, so core's samplers work as well as the pack's: the frames are in its
+transformer_options, one wrapper stands around the sampling, and context guidance around calc_cond_batch.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -13,20 +16,21 @@ from torch import Tensor
 
 from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
-from .compat import apart
+from .compat import with_own_id
 from .latents import check_channels, check_frames
 from .options import CLIP, ContextFrames, clip_options, frames_per_clip, layer_sets, set_clip_options
+from .sockets import Executor, Model
 
-KEY = "video_ldm_context"       # of the wrappers
+KEY = "video_ldm_context"       # key of the wrappers
 
 
-def takes_context(model) -> bool:
-    """Whether temporal layers on the MODEL have an input for known frames."""
+def takes_context(model: Model) -> bool:
+    """Whether temporal layers on the MODEL have an input for context frames."""
     return any(layers.params.known_positions for layers in layer_sets(model))
 
 
-def check_trained(model, positions: tuple[int, ...]):
-    """Refuse positions that none of the layers with an input for known frames was trained for."""
+def check_trained(model: Model, positions: tuple[int, ...]) -> None:
+    """Refuse positions for which a set of layers with an input for context frames was not trained."""
     for layers in layer_sets(model):
         trained, frames = layers.params.known_positions, layers.params.frames
         if not trained:
@@ -39,8 +43,15 @@ def check_trained(model, positions: tuple[int, ...]):
                                 "where negative. Choose one of these sets.")
 
 
-def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0):
-    """A clone that samples clips in which the frames at `positions` are the given latents `(k n) c h w`."""
+def with_context_frames(model: Model, latents: Tensor, positions: Iterable[int], guidance: float = 1.0) -> Model:
+    """A clone that samples clips with these context frames.
+
+    Args:
+        model: the MODEL.
+        latents: the context frames `(k n) c h w`, for k clips or for all.
+        positions: n frame numbers, from the clip's end if negative.
+        guidance: the scale of context guidance; 1 is off.
+    """
     positions = tuple(positions)
     check_frames(latents, "The context frames")
     if not positions or len(latents) % len(positions):
@@ -61,11 +72,12 @@ def with_context_frames(model, latents: Tensor, positions, guidance: float = 1.0
     return m
 
 
-def fitted(guider, noise: Tensor) -> ContextFrames:
-    """The known frames of this sampling, their positions within its clips; refused where they do not fit."""
+def fit_to_sampling(guider: Any, noise: Tensor) -> ContextFrames:
+    """The context frames with their positions in the clips of this sampling. Raises if they do not fit its clips."""
     options = guider.model_options["transformer_options"]
     clip, frames = clip_options(options), frames_per_clip(len(noise), options)
     known = clip.context
+    assert known is not None        # with_context_frames sets it together with this wrapper
     if known.latents.shape[2:] != noise.shape[2:]:
         given, wanted = (f"{shape[-1] * 8}x{shape[-2] * 8}" for shape in (known.latents.shape, noise.shape))
         raise VideoLDMError(f"The context frames are {given} pixels and the clip is {wanted}. Resize one of them: "
@@ -81,47 +93,54 @@ def fitted(guider, noise: Tensor) -> ContextFrames:
     return known
 
 
-def write(samples: Tensor, known: ContextFrames) -> Tensor:
-    """A copy of frames `(b t) ...` in which the known ones stand in their places."""
+def write_context(samples: Tensor, known: ContextFrames) -> Tensor:
+    """A copy of frames `(b t) ...` with the context frames at their positions."""
     clips = samples.clone().unflatten(0, (-1, known.frames))
     given = known.latents.to(samples).unflatten(0, (-1, len(known.positions)))
     clips[:, list(known.positions)] = given.expand(len(clips), *given.shape[1:])
     return clips.flatten(0, 1)
 
 
-def sample_with_context(executor, noise, *args, **kwargs):
-    """The layers see the known frames; the samples get them back exactly."""
-    known = fitted(executor.class_obj, noise)
-    return write(executor(noise, *args, **kwargs), known)
+def sample_with_context(executor: Executor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Wraps a sampling. The layers take the context frames as an input, and the result has them unchanged."""
+    known = fit_to_sampling(executor.class_obj, noise)
+    return write_context(executor(noise, *args, **kwargs), known)
 
 
-def sample_with_noise_mask(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
-    """For layers that take no known frames: they are the latent to start from, and are masked from denoising."""
-    known = fitted(executor.class_obj, noise)
+def sample_with_noise_mask(executor: Executor, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,
+                           denoise_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    """Wraps a sampling, for layers without such an input. The frames are the latent to start from, behind a mask."""
+    known = fit_to_sampling(executor.class_obj, noise)
     mask = torch.ones(len(noise), 1, *noise.shape[2:], device=noise.device)
     if denoise_mask is not None:
-        # Newer versions have it in the shape of the noise already, which theirs would take for many masks.
+        # Newer versions pass a mask of the noise's shape. prepare_mask would take its channels for further masks.
         ready = denoise_mask.shape == noise.shape
         mask = (denoise_mask if ready else prepare_mask(denoise_mask, noise.shape, noise.device))[:, :1].clone()
     mask.unflatten(0, (-1, known.frames))[:, list(known.positions)] = 0
-    return write(executor(noise, write(latent_image, known), sampler, sigmas, mask, *args, **kwargs), known)
+    samples = executor(noise, write_context(latent_image, known), sampler, sigmas, mask, *args, **kwargs)
+    return write_context(samples, known)
 
 
 class ContextGuidance:
-    """`e = e(c, neg) + s_t (e(c, pos) - e(c, neg)) + (s_c - 1)(e(c, pos) - e(0, pos))`: Video LDM's context guidance
-    (docs/papers.md#prediction) beside that of the text. Linear in the denoised prediction as in the noise, so that
-    adding the last term to every condition's prediction adds it to what the guider makes of them."""
+    """Video LDM's context guidance (docs/papers.md#prediction), together with text guidance:
 
-    def __init__(self, scale: float):
+    `e = e(c, neg) + s_t (e(c, pos) - e(c, neg)) + (s_c - 1)(e(c, pos) - e(0, pos))`
+
+    The same holds for the denoised prediction, which is linear in e. The last term is added to the prediction of every
+    condition, and so to the guider's result: the weights of the conditions add up to 1.
+    """
+
+    def __init__(self, scale: float) -> None:
         self.scale = scale
 
-    def __call__(self, executor, model, conds, x_in, timestep, model_options):
+    def __call__(self, executor: Executor, model: Model, conds: list, x_in: Tensor, timestep: Tensor,
+                 model_options: dict) -> list[Tensor]:
         predictions = executor(model, conds, x_in, timestep, model_options)
         if not conds or conds[0] is None:
             return predictions
         options = {**model_options["transformer_options"]}
         options[CLIP] = replace(clip_options(options), hide_context=True)
-        hidden = [apart(cond, KEY) for cond in conds[0]]
+        hidden = [with_own_id(cond, KEY) for cond in conds[0]]
         without, = executor(model, [hidden], x_in, timestep, {**model_options, "transformer_options": options})
         term = (self.scale - 1) * (predictions[0] - without)
         return [p if cond is None else p + term for p, cond in zip(predictions, conds)]

@@ -1,7 +1,8 @@
-"""Files, folders, progress and cancelling as ComfyUI does them: thin wrappers that the pack's nodes share."""
+"""Files, folders, progress and Cancel: thin wrappers around ComfyUI's own, shared by the pack's nodes."""
 
 import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -17,22 +18,25 @@ from ...temporal.errors import VideoLDMError
 from ...temporal.families import taken_by
 from ...temporal.formats.files import check_regular
 from .api import io, ui
+from .sockets import Hidden
 
-LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, and ComfyUI's names of them
-DECODER_KINDS = (LAYERS, "vae", "checkpoints")                  # where a decoder may lie, in this order
+LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, by folder_paths' names
+DECODER_KINDS = (LAYERS, "vae", "checkpoints")                  # kinds among which a decoder is looked for, in order
 DEMO_FOLDER = Path(__file__).resolve().parents[2] / "models" / "demo"
 DEMO_DECODER = "video_ldm_driving_decoder.safetensors"
-DEMO_LAYERS = "video_ldm_"      # how the demo's temporal files begin; its other files are loaded by Load Demo Models
+DEMO_LAYERS = "video_ldm_"      # the demo's temporal files begin so; Load Demo Models loads its other files
 # Folders of other packs in which an artist may already have files of a kind.
+NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora"}
 DATE = re.compile(r"%date:([^%]+)%")
 DATE_MARKS = re.compile("yyy?y?|MM?|dd?|HH?|hh?|mm?|ss?")
-LONGEST_NAME = 220              # bytes of 255, for a number, an ending and a mark of unfinished files follow
-NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora"}
+LONGEST_NAME = 220              # bytes of the 255 that disks allow; the rest is for a number and an ending
 
 
-def register_folders(kind=LAYERS):
-    """Make models/video_ldm, the demo's folder and existing folders of other packs one list. Safe to call again:
-    other packs register theirs before or after this one, so every listing calls it."""
+def register_folders(kind: str = LAYERS) -> None:
+    """Register models/video_ldm, the demo's folder and existing folders of other packs as one list.
+
+    Every listing calls it again, for other packs may register their folders later. Calling it twice changes nothing.
+    """
     own = os.path.join(folder_paths.models_dir, "video_ldm")
     folder_paths.add_model_folder_path(kind, own, is_default=True)
     neighbour = NEIGHBOURS[kind]
@@ -45,45 +49,53 @@ def register_folders(kind=LAYERS):
     folder_paths.folder_names_and_paths[kind][1].update(folder_paths.supported_pt_extensions)
 
 
-def list_files(kind=LAYERS):
+def list_files(kind: str = LAYERS) -> list[str]:
     """Names for a loader's list, sorted."""
     register_folders(kind)
     return [name for name in folder_paths.get_filename_list(kind) if not _is_other_demo_file(kind, name)]
 
 
-def offer(takes, demo=None, kind=LAYERS):
-    """`options` and `default` of a loader's list. takes: what it loads, in the words of `Identified.takes`; demo: the
-    bundled file that it begins with."""
-    return _offered(list_files(kind), lambda name: folder_paths.get_full_path(kind, name), takes, demo)
+def loader_list(takes: str, demo: str | None = None, kind: str = LAYERS) -> dict:
+    """`options` and `default` of a loader's list.
+
+    Args:
+        takes: what the loader loads, in the words of `Identified.takes`.
+        demo: the bundled file that is the default.
+        kind: the kind of files to list.
+    """
+    return _ordered_list(list_files(kind), lambda name: folder_paths.get_full_path(kind, name), takes, demo)
 
 
-def _offered(names, path_of, takes, demo):
-    """What the loader takes stands first, then what only reading the whole file would tell, then the rest. All are in
-    the list: ComfyUI refuses a saved workflow that names a file outside it, with words that help nobody."""
-    def order(name):
+def _ordered_list(names: Iterable[str], path_of: Callable, takes: str, demo: str | None) -> dict:
+    """Files that the loader takes come first, then files that could be, then the others.
+
+    All are in the list. ComfyUI refuses a saved workflow that names a file outside it, and does not say why; the loader
+    does.
+    """
+    def order(name: str) -> int:
         found = _glance(path_of(name))
         return 1 if found is None else 0 if takes in found else 2
     names = sorted(names, key=order)
     return {"options": names, "default": demo if demo in names else next(iter(names), None)}
 
 
-def _glance(path):
-    """`taken_by` of a file, nothing for what is no plain file: a pipe would never answer."""
+def _glance(path: str | None) -> frozenset | None:
+    """`taken_by` of a file, empty for anything but a plain file: reading a pipe would wait for ever."""
     if path is None or not os.path.isfile(path):
         return frozenset()
     return _glance_once(path, *path_fingerprint(path))
 
 
 @lru_cache(maxsize=4096)
-def _glance_once(path, modified, size):
+def _glance_once(path: str, modified: int, size: int) -> frozenset | None:
     try:
         return taken_by(path)
-    except Exception:       # whatever is wrong with a file, the list is shown; its loader says what it is
+    except Exception:       # the list is shown whatever is wrong with a file; the file's loader reports it
         return frozenset()
 
 
-def resolve(name, kind=LAYERS):
-    """Full path of a name from `list_files`; a sentence if the file has gone."""
+def resolve(name: str, kind: str = LAYERS) -> str:
+    """Full path of a name from `list_files`. Raises if the file is gone."""
     register_folders(kind)
     path = folder_paths.get_full_path(kind, name)
     if path is None:
@@ -94,23 +106,21 @@ def resolve(name, kind=LAYERS):
     return path
 
 
-def _refuse_other_than_files(kind, name):
-    """A sentence for a folder, a named pipe or a device of that name, all of which ComfyUI passes over."""
+def _refuse_other_than_files(kind: str, name: str) -> None:
+    """Refuse a folder, a named pipe or a device of that name. ComfyUI would only say that there is no such file."""
     for folder in folder_paths.get_folder_paths(kind):
         path = Path(folder) / os.path.relpath(os.path.join("/", name), "/")
         if os.path.exists(path):
             check_regular(path)
 
 
-def fingerprint(name, kind=LAYERS):
-    """What changes when the file of that name does: (modification time in ns, size in bytes)."""
+def fingerprint(name: str, kind: str = LAYERS) -> tuple[int, int]:
+    """(modification time in ns, size in bytes) of the file of that name. It changes when the file does."""
     return path_fingerprint(resolve(name, kind))
 
 
-def path_fingerprint(path):
-    """The same of a full path."""
-    # By time and size: hashing a large file would cost more than reading it again. Nothing is opened, so that a pipe
-    # cannot make it wait.
+def path_fingerprint(path: str | Path) -> tuple[int, int]:
+    """The same for a full path. The file is not opened: hashing takes long, and opening a pipe would wait."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -119,30 +129,30 @@ def path_fingerprint(path):
     return status.st_mtime_ns, status.st_size
 
 
-def _is_other_demo_file(kind, name):
+def _is_other_demo_file(kind: str, name: str) -> bool:
     if name.startswith(DEMO_LAYERS) or not (DEMO_FOLDER / name).is_file():
         return False
     return folder_paths.get_full_path(kind, name) == str(DEMO_FOLDER / name)
 
 
-def list_decoders():
+def list_decoders() -> list[str]:
     """Files that may hold a temporal decoder: the pack's, VAEs, and checkpoints that call themselves SVD."""
     checkpoints = [name for name in folder_paths.get_filename_list("checkpoints") if "svd" in name.lower()]
     return sorted({*list_files(), *folder_paths.get_filename_list("vae"), *checkpoints})
 
 
-def offer_decoders():
-    """The same as `offer` for temporal decoders."""
-    return _offered(list_decoders(), _decoder_path, "decoder", DEMO_DECODER)
+def decoder_list() -> dict:
+    """`loader_list` for temporal decoders."""
+    return _ordered_list(list_decoders(), _decoder_path, "decoder", DEMO_DECODER)
 
 
-def _decoder_path(name):
-    paths = (folder_paths.get_full_path(kind, name) for kind in (LAYERS, "vae", "checkpoints"))
+def _decoder_path(name: str) -> str | None:
+    paths = (folder_paths.get_full_path(kind, name) for kind in DECODER_KINDS)
     return next((path for path in paths if path is not None), None)
 
 
-def resolve_decoder(name):
-    """Full path of a name from `list_decoders`; a sentence if the file has gone."""
+def resolve_decoder(name: str) -> str:
+    """Full path of a name from `list_decoders`. Raises if the file is gone."""
     register_folders()
     path = _decoder_path(name)
     if path is not None:
@@ -153,7 +163,7 @@ def resolve_decoder(name):
                         "the first of these and refresh the page (R), or choose another file.")
 
 
-def input_videos():
+def input_videos() -> list[str]:
     """Files in ComfyUI's input folder that may be read as a clip, sorted."""
     folder = folder_paths.get_input_directory()
     names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
@@ -175,8 +185,8 @@ def input_file(name: str) -> str:
     return path
 
 
-def input_fingerprint(name: str):
-    """Like `fingerprint`, of a file in ComfyUI's input folder; None if there is no such file."""
+def input_fingerprint(name: str) -> tuple[int, int] | None:
+    """`fingerprint` for a file in ComfyUI's input folder. None if there is no such file."""
     try:
         return path_fingerprint(input_file(name))
     except (OSError, VideoLDMError):
@@ -185,16 +195,16 @@ def input_fingerprint(name: str):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a save node writes: files of one run share a numbered stem."""
+    """Where a save node writes. All files of one run have the same numbered stem."""
 
-    folder: Path
-    subfolder: str
-    stem: str
+    folder: Path        # the full path
+    subfolder: str      # the same within the output folder
+    stem: str           # name of the files without their endings
 
-    def path(self, ending):
+    def path(self, ending: str) -> Path:
         return self.folder / (self.stem + ending)
 
-    def result(self, ending):
+    def result(self, ending: str) -> ui.SavedResult:
         """The entry by which ComfyUI's page finds the file."""
         return ui.SavedResult(self.stem + ending, self.subfolder, io.FolderType.output)
 
@@ -226,7 +236,7 @@ def with_dates(text: str, now: datetime) -> str:
     return DATE.sub(lambda mark: DATE_MARKS.sub(lambda part: _date_part(part[0], now), mark[1]), text)
 
 
-def _date_part(mark, now):
+def _date_part(mark: str, now: datetime) -> str:
     if mark == "yyyy":
         return str(now.year)
     if mark == "yy":
@@ -235,12 +245,12 @@ def _date_part(mark, now):
     return mark if value is None else str(value).zfill(len(mark))       # "yyy" means nothing in the page either
 
 
-def _shortened(text):
+def _shortened(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:60]}..."
 
 
-def workflow_metadata(hidden):
-    """What ComfyUI's own save nodes put into a file, by a node's `cls.hidden`; empty with --disable-metadata."""
+def workflow_metadata(hidden: Hidden) -> dict:
+    """The metadata that ComfyUI's own save nodes store, from a node's `cls.hidden`. Empty with --disable-metadata."""
     if args.disable_metadata or hidden is None:
         return {}
     metadata = dict(hidden.extra_pnginfo or {})
@@ -249,23 +259,29 @@ def workflow_metadata(hidden):
     return metadata
 
 
-def check_cancelled():
+def check_cancelled() -> None:
     """Raise ComfyUI's interruption if the artist pressed Cancel. Call it once per frame, window or step."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def progress(total):
+def progress(total: int) -> Callable[[int], None]:
     """A function step(done) that moves the running node's progress bar and notices Cancel."""
     bar = comfy.utils.ProgressBar(total)
 
-    def step(done):
+    def step(done: int) -> None:
         check_cancelled()
         bar.update_absolute(done, total)
     return step
 
 
-def refuse_beyond_memory(size, what, advice):
-    """Refuse work that needs `size` bytes of main memory if fewer are free, before it starts."""
+def refuse_beyond_memory(size: int, what: str, advice: str) -> None:
+    """Refuse work for which main memory is too small, before it starts.
+
+    Args:
+        size: bytes that it needs.
+        what: the subject of the sentence, in the plural.
+        advice: what the artist can do.
+    """
     free = comfy.model_management.get_free_memory(torch.device("cpu"))
     if size > free:
         raise VideoLDMError(f"{what} need {size / 2**30:.1f} GB of memory and {free / 2**30:.1f} GB are free. {advice}")

@@ -1,6 +1,6 @@
-"""What benchmarks need of ComfyUI and no node does: networks of any size, and a host that is the same everywhere."""
+"""For benchmarks alone: ComfyUI's networks of any size, and settings of ComfyUI that are the same on every machine."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -20,26 +20,28 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from .sockets import Model, Vae
+
 # Networks
 
-def unet_of(config: dict, dtype: torch.dtype, device) -> nn.Module:
-    """ComfyUI's UNet of any size. Its weights are whatever was in memory."""
+def unet_of(config: dict, dtype: torch.dtype, device: Any) -> nn.Module:
+    """ComfyUI's UNet of any size. Its weights are not initialised."""
     return UNetModel(**config, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
 
 
-def decoder_of(config: dict, dtype: torch.dtype, device) -> nn.Module:
+def decoder_of(config: dict, dtype: torch.dtype, device: Any) -> nn.Module:
     """ComfyUI's decoder of an image VAE, of any size."""
     with torch.device(device):
         return Decoder(**config).to(dtype)
 
 
 def with_fused_attention(decoder: Any) -> nn.Module:
-    """A decoder whose attention is PyTorch's own, in one operation, whatever this machine would choose."""
+    """The decoder with PyTorch's own attention, whatever attention ComfyUI chose on this machine."""
     decoder.mid.attn_1.optimized_attention = pytorch_attention
     return decoder
 
 
-def x4_upscaler(config: dict, dtype: torch.dtype, device):
+def x4_upscaler(config: dict, dtype: torch.dtype, device: Any) -> Model:
     """A MODEL of core's class for the x4 upscaler, of any size."""
     about = comfy.supported_models.SD_X4Upscaler(dict(config))
     about.set_inference_dtype(dtype, None)
@@ -52,8 +54,15 @@ def image_autoencoder(config: dict) -> nn.Module:
     return AutoencoderKL(ddconfig=config, embed_dim=4)
 
 
-def vae_of(autoencoder: nn.Module, config: dict, factor: int, dtype: torch.dtype | None):
-    """A VAE of core's class. factor: pixels per latent; dtype: one that core might not choose, or None."""
+def vae_of(autoencoder: nn.Module, config: dict, factor: int, dtype: torch.dtype | None) -> Vae:
+    """A VAE of core's class.
+
+    Args:
+        autoencoder: its network.
+        config: the network's sizes.
+        factor: pixels along a side of a latent.
+        dtype: of the weights; None: core's choice.
+    """
     vae = comfy.sd.VAE(sd=autoencoder.state_dict(), config={"params": {"ddconfig": config, "embed_dim": 4}},
                        dtype=dtype)
     vae.latent_channels, vae.upscale_ratio, vae.downscale_ratio = 4, factor, factor
@@ -62,14 +71,14 @@ def vae_of(autoencoder: nn.Module, config: dict, factor: int, dtype: torch.dtype
 
 # Runs
 
-def sample(model, latent: Tensor, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, positive: list,
-           negative: list) -> Tensor:
-    """What core's KSampler makes of an empty latent, without its progress bar.
+def sample(model: Model, latent: Tensor, seed: int, steps: int, cfg: float, sampler: str, scheduler: str,
+           positive: list, negative: list) -> Tensor:
+    """Sample as core's KSampler does, without its progress bar.
 
     Args:
         model: the MODEL.
-        latent: zeros of the size that is wanted.
-        seed, steps, cfg, sampler, scheduler: as the node's widgets.
+        latent: an empty latent of the size to make.
+        seed, steps, cfg, sampler, scheduler: KSampler's widgets.
         positive, negative: CONDITIONING.
     """
     noise = comfy.sample.prepare_noise(latent, seed)
@@ -77,20 +86,20 @@ def sample(model, latent: Tensor, seed: int, steps: int, cfg: float, sampler: st
                                disable_pbar=True, seed=seed)
 
 
-def wrap_network(model, key: str, wrapper) -> None:
-    """Let `wrapper(executor, x, timesteps, context, ...)` stand around every call of the network."""
+def wrap_network(model: Model, key: str, wrapper: Callable) -> None:
+    """Put `wrapper(executor, x, timesteps, context, ...)` around every call of the network."""
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, wrapper)
 
 
-def wrap_conditions(model, key: str, wrapper) -> None:
-    """Let `wrapper(executor, ...)` stand around what predicts all conditions of a step."""
+def wrap_conditions(model: Model, key: str, wrapper: Callable) -> None:
+    """Put `wrapper(executor, ...)` around core's calc_cond_batch."""
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, wrapper)
 
 
-# The host itself
+# ComfyUI itself
 
 def hide_progress_bars() -> None:
-    """For the rest of this process, which is a benchmark's own."""
+    """Hide core's progress bars for the rest of this process."""
     comfy.utils.PROGRESS_BAR_ENABLED = False
 
 
@@ -104,15 +113,15 @@ def empty_cache() -> None:
 
 @contextmanager
 def ample_memory_and_plain_attention() -> Iterator[None]:
-    """While open, core decides as on a machine with any amount of memory, and attention is PyTorch's.
+    """While open, core sees unlimited memory, and attention is PyTorch's.
 
-    Core runs both conditions of guidance in one batch only where memory allows. A count has to be the same everywhere.
+    Core runs both conditions in one batch only if memory allows. Counts of memory must not depend on the machine.
     """
     with patch.object(comfy.model_management, "get_free_memory", ample_memory), \
             patch.object(core_attention, "optimized_attention", core_attention.attention_pytorch):
         yield
 
 
-def ample_memory(device=None, torch_free_too=False):
-    """In place of core's function of this form."""
+def ample_memory(device: Any = None, torch_free_too: bool = False) -> Any:
+    """Replaces core's get_free_memory."""
     return (10 ** 12, 10 ** 12) if torch_free_too else 10 ** 12

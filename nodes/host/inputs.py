@@ -1,35 +1,37 @@
-"""What a node accepts. ComfyUI checks a widget's own value; what comes through a link it hands over as it is.
+"""Checks of a node's inputs. ComfyUI checks a widget's value, but not a value that comes through a link.
 
-Every node of the pack has `@checked` above its `execute`. It compares each value with the node's own schema and refuses
-what is outside it with one sentence, before the node begins to work.
+Every node of the pack has `@checked` above its `execute`. It compares each value with the node's schema. A wrong value
+is refused with one sentence before the node begins to work.
 """
 
 import functools
 import inspect
 import numbers
 from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import torch
 
 from ...temporal.errors import VideoLDMError
 from .api import io
 from .latents import CLIP_FRAMES, RATE
+from .sockets import Model, Vae, Video
 
-FILE = "file"       # inputs of this name take files that are not in their list too; the node looks for them
-SHOWN = 40          # characters of a wrong text that a sentence repeats
+FILE = "file"           # an input of this name may name a file outside its list: the node reports a missing file
+LONGEST_QUOTE = 40      # characters of a wrong text that a sentence quotes
 LINKED = "Correct what is linked there."
 
 
 class Wrong(Exception):
-    """What is wrong with a value: the end of a sentence that begins with the input's name."""
+    """A value is wrong. Its text is the end of a sentence that begins with the input's name."""
 
 
 def checked(execute: Callable) -> Callable:
-    """Above a node's `execute`, below @classmethod: the values are checked against the node's schema first."""
+    """A decorator for a node's `execute`, below @classmethod. It checks the inputs against the node's schema."""
     signature = inspect.signature(execute)
 
     @functools.wraps(execute)
-    def run(cls, *args, **kwargs):
+    def run(cls: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(cls, *args, **kwargs)
         schema = cls.define_schema()
         for declared in schema.inputs:
@@ -37,12 +39,13 @@ def checked(execute: Callable) -> Callable:
                 value = given.arguments[declared.id]
                 given.arguments[declared.id] = accepted(schema.display_name, declared, value)
         return execute(*given.args, **given.kwargs)
-    run.checks_inputs = True
-    return run
+    marked: Any = run
+    marked.checks_inputs = True
+    return marked
 
 
-def accepted(node: str, declared: io.Input, value):
-    """The value for an input, a whole number as int; a sentence for one that the input does not take."""
+def accepted(node: str, declared: io.Input, value: Any) -> Any:
+    """The value for an input, with a whole number as int. Raises if the input does not take the value."""
     if value is None and declared.optional:
         return None
     try:
@@ -51,43 +54,48 @@ def accepted(node: str, declared: io.Input, value):
         raise VideoLDMError(f"{node}: {declared.id} {wrong}") from None
 
 
-def anything(declared, value):
+def anything(declared: io.Input, value: Any) -> Any:
     if value is None:
         raise Wrong(f"was given nothing, and it takes {declared.get_io_type()}. {LINKED}")
     return value
 
 
+def is_real(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number. Python counts True and False as numbers, and no input takes them for one."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 # Widgets
 
-def whole_number(declared, value) -> int:
+def whole_number(declared: io.Input, value: Any) -> int:
     takes = f"whole numbers from {declared.min} to {declared.max}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
+    if not is_real(value) or not declared.min <= value <= declared.max:
         raise Wrong(f"is {shown(value)}, and it takes {takes}. {LINKED}")
     if value != int(value):
         raise Wrong(f"is {shown(value)}, a fraction, and it takes {takes}. {LINKED}")
     return int(value)
 
 
-def number(declared, value) -> float:
-    # Written so that NaN, which is neither above nor below anything, is refused.
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not declared.min <= value <= declared.max:
+def number(declared: io.Input, value: Any) -> float:
+    # `not min <= value <= max` also refuses NaN, for which every comparison is false.
+    if not is_real(value) or not declared.min <= value <= declared.max:
         raise Wrong(f"is {shown(value)}, and it takes numbers from {declared.min:g} to {declared.max:g}. {LINKED}")
     return float(value)
 
 
-def switch(declared, value) -> bool:
+def boolean(declared: io.Input, value: Any) -> bool:
     if not isinstance(value, bool):
         raise Wrong(f"is {shown(value)}, and it takes true or false. {LINKED}")
     return value
 
 
-def text(declared, value) -> str:
+def text(declared: io.Input, value: Any) -> str:
     if not isinstance(value, str):
         raise Wrong(f"is {shown(value)}, and it takes text. {LINKED}")
     return value
 
 
-def choice(declared, value) -> str:
+def choice(declared: io.Input, value: Any) -> str:
     if declared.id == FILE:
         if not isinstance(value, str) or not value:
             raise Wrong(f"is {shown(value)}, and it takes the name of a file. Choose one from its list.")
@@ -99,12 +107,12 @@ def choice(declared, value) -> str:
     return value
 
 
-def shown(value) -> str:
-    """A wrong value, short enough for a sentence."""
+def shown(value: Any) -> str:
+    """A wrong value as text, short enough for a sentence."""
     if value is None:
         return "nothing"
     if isinstance(value, str):
-        return f"'{value[:SHOWN]}'" + ("..." if len(value) > SHOWN else "")
+        return f"'{value[:LONGEST_QUOTE]}'" + ("..." if len(value) > LONGEST_QUOTE else "")
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, bool | numbers.Number):
@@ -114,19 +122,19 @@ def shown(value) -> str:
 
 # What is connected
 
-def model(declared, value):
+def model(declared: io.Input, value: Any) -> Model:
     if not all(hasattr(value, part) for part in ("clone", "model_options", "get_model_object")):
         raise Wrong(f"was given {what(value)}, and it takes a MODEL. Connect one, such as that of Load Checkpoint.")
     return value
 
 
-def vae(declared, value):
+def vae(declared: io.Input, value: Any) -> Vae:
     if not all(hasattr(value, part) for part in ("encode", "decode", "first_stage_model")):
         raise Wrong(f"was given {what(value)}, and it takes a VAE. Connect one, such as that of Load Checkpoint.")
     return value
 
 
-def conditioning(declared, value) -> list:
+def conditioning(declared: io.Input, value: Any) -> list | tuple:
     if not isinstance(value, list | tuple):
         raise Wrong(f"was given {what(value)}, and it takes a CONDITIONING. Connect that of CLIP Text Encode.")
     if not value:
@@ -142,7 +150,7 @@ def conditioning(declared, value) -> list:
     return value
 
 
-def latent(declared, value) -> dict:
+def latent(declared: io.Input, value: Any) -> dict:
     samples = value.get("samples") if isinstance(value, dict) else None
     if samples is None:
         raise Wrong(f"was given {what(value)}, and it takes a LATENT with samples. Connect that of a sampler or of VAE "
@@ -158,20 +166,20 @@ def latent(declared, value) -> dict:
     if not torch.isfinite(samples).all():
         raise Wrong("is a LATENT with values that are no numbers (NaN or infinity). Whatever made it has failed: "
                     "sample it again, with a lower cfg or in float32.")
-    check_said(value)
+    check_entries(value)
     return value
 
 
-def check_said(value: dict):
-    """The frame rate and the length of a clip that a LATENT may say."""
+def check_entries(value: dict) -> None:
+    """Check the frame rate and the clip length that a LATENT may carry."""
     rate, frames = value.get(RATE), value.get(CLIP_FRAMES)
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate <= 1e6):
+    if rate is not None and (not is_real(rate) or not 0 <= rate <= 1e6):
         raise Wrong(f"is a LATENT whose frame rate is {shown(rate)}. Sample it again, or set fps where there is one.")
     if frames is not None and (isinstance(frames, bool) or not isinstance(frames, numbers.Integral) or frames < 1):
         raise Wrong(f"is a LATENT that says its clips have {shown(frames)} frames. Sample it again.")
 
 
-def image(declared, value) -> torch.Tensor:
+def image(declared: io.Input, value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise Wrong(f"was given {what(value)}, and it takes an IMAGE. Connect one.")
     if value.ndim != 4:
@@ -184,13 +192,13 @@ def image(declared, value) -> torch.Tensor:
     return value
 
 
-def video(declared, value):
+def video(declared: io.Input, value: Any) -> Video:
     if not hasattr(value, "get_components"):
         raise Wrong(f"was given {what(value)}, and it takes a VIDEO. Connect that of Load Video or Load Video Frames.")
     return value
 
 
-def what(value) -> str:
+def what(value: Any) -> str:
     return "nothing" if value is None else f"something of the type {type(value).__name__}"
 
 
@@ -198,5 +206,6 @@ def size(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "1"
 
 
-CHECKS = {"INT": whole_number, "FLOAT": number, "BOOLEAN": switch, "STRING": text, "COMBO": choice, "MODEL": model, "VAE": vae,
-          "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video}
+CHECKS: dict[str, Callable] = {
+    "INT": whole_number, "FLOAT": number, "BOOLEAN": boolean, "STRING": text, "COMBO": choice, "MODEL": model,
+    "VAE": vae, "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video}

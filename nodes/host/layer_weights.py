@@ -1,6 +1,7 @@
 """Weights of temporal layers under ComfyUI's memory management."""
 
 import weakref
+from typing import Any
 
 import comfy.lora
 import torch
@@ -10,39 +11,50 @@ from ...temporal.layers import Factory, attend
 from ...temporal.params import StackParams
 from ...temporal.stack import TemporalStack
 from .compat import layer_operations, layer_patcher
+from .sockets import Model, Patcher
 
 
-def layer_dtype(model, stored: torch.dtype) -> torch.dtype:
-    """Temporal weights take the UNet's dtype; beside an fp8 one they keep the precision of their file."""
+def layer_dtype(model: Model, stored: torch.dtype) -> torch.dtype:
+    """The dtype of temporal weights: the UNet's, or the file's own if the UNet is in fp8."""
     dtype = model.model.get_dtype()
     return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else stored
 
 
-def host_attention(q, k, v, heads: int, mask=None):
-    """The attention that the user chose for ComfyUI; on a CPU torch's own, since core's choice there saves memory that
-    attention over the frames of a clip does not take, and costs time."""
+def host_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int,
+                   mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The attention that the user chose for ComfyUI, and on a CPU PyTorch's own.
+
+    Core's attention for CPUs saves memory at the cost of time. Attention over the frames of a clip needs little memory.
+    """
     if q.device.type == "cpu":
         return attend(q, k, v, heads, mask)
     if mask is not None and mask.dtype == torch.bool:
         mask = as_numbers(mask, q.dtype)
-    return attention.optimized_attention(q, k, v, heads, mask=mask)     # looked up per call: chosen at start
+    return attention.optimized_attention(q, k, v, heads, mask=mask)     # looked up at every call: other packs set it
 
 
 def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask of true and false as what is added to the scores: core's attentions do not agree on the former."""
+    """A boolean mask as numbers to add to the scores. Core's attention functions do not agree on boolean masks."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
 _stacks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_key=None) -> TemporalStack:
-    """The layers with their weights, shared by every MODEL that uses the same unchanged file in the same dtype."""
+def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_key: Any = None) -> TemporalStack:
+    """The layers with their weights.
+
+    Args:
+        params: the layers.
+        tensors: the file's weights.
+        dtype: of the weights to make.
+        cache_key: MODELs with the same key and dtype share one stack, while any of them is alive. None: no sharing.
+    """
     key = (cache_key, dtype)
     stack = _stacks.get(key) if cache_key is not None else None
     if stack is None:
         stack = TemporalStack(params, Factory(layer_operations(), dtype, "meta", host_attention))
-        # Copies: safetensors' own are views of the file, which then can be neither replaced (Windows) nor rewritten.
+        # Copies: the tensors of safetensors are views of the file, and Windows cannot replace a file with views.
         stack.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
         stack.requires_grad_(False).eval()
         if cache_key is not None:
@@ -54,17 +66,20 @@ def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_ke
 _patchers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def patcher_of(stack: TemporalStack):
-    """A patcher on a stack that other MODELs may use too: a clone, since core tells by `clone()` which patchers have
-    their weights, and the backup of unpatched weights, in common."""
+def patcher_of(stack: TemporalStack) -> Patcher:
+    """A patcher for a stack that other MODELs may use too.
+
+    It is a clone of the stack's first patcher: core knows from `clone()` that patchers have the weights and their
+    backup in common.
+    """
     first = _patchers.get(id(stack))
     if first is None:
         first = _patchers[id(stack)] = layer_patcher(stack)
     return first.clone()
 
 
-def lora_patches(patcher, pairs: dict, strength: float):
-    """Motion LoRA as ComfyUI's own LoRA patches: W += strength * up @ down, without alpha
+def lora_patches(patcher: Patcher, pairs: dict, strength: float) -> None:
+    """Add a motion LoRA as ComfyUI's own LoRA patches: W += strength * up @ down, without alpha
     (docs/formats.md#motion-lora)."""
     names = {name: name for name in pairs}
     files = {}

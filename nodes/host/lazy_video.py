@@ -1,6 +1,7 @@
-"""A VIDEO whose frames are made while they are written: core's Save Video and the pack's own hold one window of it.
+"""A VIDEO whose frames are made while it is written, so that one window of it is in memory.
 
-Core's interface of VIDEO, plus `iterate_frames()` for nodes that know it. Whoever asks for components gets them all.
+It has core's interface of a VIDEO, so core's Save Video streams it too. `iterate_frames()` is the pack's own addition.
+A node that calls `get_components()` gets all frames at once.
 """
 
 import logging
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +23,25 @@ from .api import Input, Types
 from .pixels import broken_frames, frame_bytes
 from .video_sources import sound_of
 
-CRF = 18                # of H.264, where the saving node has no such widget
+CRF = 18                # constant rate factor, for saving nodes without a widget for it
 ENDINGS = {".mp4": "mp4", ".webm": "webm"}
 CODECS = {"mp4": ("auto", "h264"), "webm": ("auto", "vp9")}
 
 
 class LazyVideo(Input.Video):
-    """make(first, last): the frames of that range in order, some at a time, each IMAGE-like (n h w 3) in 0..1. It may
-    be called more than once and gives the same frames each time."""
+    """A VIDEO that makes its frames when they are asked for."""
 
-    def __init__(self, make: Callable[[int, int], Iterator[torch.Tensor]], count: int, width: int, height: int, rate,
-                 first: int = 0):
+    def __init__(self, make: Callable[[int, int], Iterator[torch.Tensor]], count: int, width: int, height: int,
+                 rate: Any, first: int = 0) -> None:
+        """
+        Args:
+            make: make(first, last) gives the frames of that range in order, some at a time, as IMAGE (n h w 3) in
+                0..1. It may be called more than once, and gives the same frames each time.
+            count: frames.
+            width, height: pixels.
+            rate: frames per second.
+            first: number of the first frame, as `make` counts.
+        """
         self._make, self._count, self._size = make, count, (width, height)
         self._rate, self._first = as_rate(rate), first
 
@@ -39,8 +49,10 @@ class LazyVideo(Input.Video):
         return self._make(self._first, self._first + self._count)
 
     def iterate_frames(self, broken: list[int] | None = None) -> Iterator[np.ndarray]:
-        """Frames as uint8 (h w 3), rounded as a file's own frames come back. The numbers of frames that hold NaN, and
-        so became black in places, are added to `broken`."""
+        """Frames as uint8 (h w 3), rounded to the nearest value.
+
+        broken: a list to which the numbers of frames with NaN are added. NaN becomes black.
+        """
         number = 0
         for piece in self.pieces():
             for frame in piece:
@@ -48,7 +60,7 @@ class LazyVideo(Input.Video):
                 number += 1
 
     def get_audio(self) -> dict | None:
-        """ComfyUI's AUDIO, or None. Frames that models make have none."""
+        """ComfyUI's AUDIO. None here, for frames that a model makes have no sound."""
         return None
 
     def get_dimensions(self) -> tuple[int, int]:
@@ -66,8 +78,8 @@ class LazyVideo(Input.Video):
     def get_container_format(self) -> str:
         return "mp4"
 
-    def get_components(self):
-        """All frames in memory, for nodes that want them so."""
+    def get_components(self) -> Any:
+        """All frames at once, in memory."""
         width, height = self._size
         files.refuse_beyond_memory(self._count * width * height * 12,
                                    f"{self._count} frames of {width}x{height} at once",
@@ -80,29 +92,44 @@ class LazyVideo(Input.Video):
             step(done)
         return Types.VideoComponents(images=images, audio=None, frame_rate=self._rate)
 
-    def as_trimmed(self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False):
-        """The same video from start_time (seconds, from the end where negative), for `duration` (0: to the end).
+    def as_trimmed(self, start_time: float | None = None, duration: float | None = None,
+                   strict_duration: bool = False) -> "LazyVideo | None":
+        """A part of this video, None if no frame is in it.
 
-        None if nothing of it is left.
+        Args:
+            start_time: seconds from the start, or from the end if negative.
+            duration: seconds; 0 goes to the end.
+            strict_duration: None also if the part is shorter than `duration`.
         """
         part = self._trim(start_time, duration, strict_duration)
         return part and LazyVideo(self._make, part[1], *self._size, self._rate, self._first + part[0])
 
-    def _trim(self, start_time, duration, strict_duration):
-        """(first frame, count) of a part, or None if nothing of it is left."""
-        start, duration = _seconds("start_time", start_time), _seconds("duration", duration)
-        if duration < 0:
-            raise VideoLDMError(f"duration is {duration:g} seconds; it must be 0 (to the end) or more.")
+    def _trim(self, start_time: float | None, duration: float | None,
+              strict_duration: bool) -> tuple[int, int] | None:
+        """(first frame, count) of a part. None if no frame is in it."""
+        start, length = as_seconds("start_time", start_time), as_seconds("duration", duration)
+        if length < 0:
+            raise VideoLDMError(f"duration is {length:g} seconds; it must be 0 (to the end) or more.")
         start = max(start + self.get_duration(), 0.0) if start < 0 else start
         first = math.floor(start * self._rate + 1e-6)
         left = self._count - first
-        asked = round(duration * self._rate) if duration else left
+        asked = round(length * self._rate) if length else left
         count = min(left, asked)
         return None if count < 1 or (strict_duration and count < asked) else (first, count)
 
-    def save_to(self, path, format="auto", codec="auto", metadata=None, bit_depth=None, crf=None, color_space=None,
-                **options):
-        """Write to a file or a binary stream, whole or not at all, with progress and cancel of the running node."""
+    def save_to(self, path: Any, format: Any = "auto", codec: Any = "auto", metadata: dict | None = None,
+                bit_depth: int | None = None, crf: Any = None, color_space: Any = None, **options: Any) -> None:
+        """Write to a file or a binary stream: all of the video or nothing. Progress and Cancel are the running node's.
+
+        Args:
+            path: a file's path or a binary stream.
+            format, codec: core's choices; "auto" goes by the file's name.
+            metadata: the workflow, to store in the file.
+            bit_depth: 8 or None; the pack writes nothing else.
+            crf: constant rate factor; None takes the default.
+            color_space: sRGB, "auto" or None; the pack writes nothing else.
+            options: what newer versions of ComfyUI pass, unused.
+        """
         kind = file_kind(path, plain(format), plain(codec))
         if color_space not in (None, "auto", "sRGB") or (bit_depth or 8) != 8:
             raise VideoLDMError("This video has 8 bits per colour in sRGB and nothing else. Set the colour space of "
@@ -115,8 +142,8 @@ class LazyVideo(Input.Video):
             with open(file, "rb") as source:
                 shutil.copyfileobj(source, path)
 
-    def _write(self, path: Path, kind: str, crf, metadata):
-        broken = []
+    def _write(self, path: Path, kind: str, crf: Any, metadata: dict | None) -> None:
+        broken: list[int] = []
         write_video(path, self.iterate_frames(broken), self._rate, kind, _quality(crf, kind), metadata,
                     sound_of(self.get_audio()), files.progress(self._count))
         if broken:
@@ -126,11 +153,11 @@ class LazyVideo(Input.Video):
 class HeldVideo(LazyVideo):
     """A VIDEO of frames that are in memory, with their sound.
 
-    Core's own class of that kind drops all but two channels of sound, and darkens the frames by rounding them down.
+    Core's VideoFromComponents keeps two channels of sound, and darkens the frames because it rounds them down.
     """
 
-    def __init__(self, images: torch.Tensor, rate, audio: dict | None = None):
-        """images: IMAGE (t h w c). audio: AUDIO, that of these frames."""
+    def __init__(self, images: torch.Tensor, rate: Any, audio: dict | None = None) -> None:
+        """images: IMAGE (t h w c). audio: the AUDIO that belongs to these frames."""
         self.images, self.audio = images, audio
         super().__init__(lambda first, last: iter([images[first:last]]), len(images), images.shape[2], images.shape[1],
                          rate)
@@ -138,10 +165,11 @@ class HeldVideo(LazyVideo):
     def get_audio(self) -> dict | None:
         return self.audio
 
-    def get_components(self):
+    def get_components(self) -> Any:
         return Types.VideoComponents(images=self.images, audio=self.audio, frame_rate=self._rate)
 
-    def as_trimmed(self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False):
+    def as_trimmed(self, start_time: float | None = None, duration: float | None = None,
+                   strict_duration: bool = False) -> "LazyVideo | None":
         part = self._trim(start_time, duration, strict_duration)
         if part is None:
             return None
@@ -154,8 +182,8 @@ class HeldVideo(LazyVideo):
         return HeldVideo(self.images[first:last], self._rate, audio)
 
 
-def _seconds(name, value):
-    """A time in seconds from whoever asks; None is 0."""
+def as_seconds(name: str, value: Any) -> float:
+    """A time in seconds that another node asks for. None is 0."""
     if value is None:
         return 0.0
     if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -163,8 +191,8 @@ def _seconds(name, value):
     return float(value)
 
 
-def _quality(crf, kind):
-    """A constant rate factor that the codec has."""
+def _quality(crf: Any, kind: str) -> int:
+    """The constant rate factor to encode with. Raises if the codec has no such factor."""
     if crf is None:
         return CRF
     highest = 51 if kind == "mp4" else 63
@@ -173,13 +201,13 @@ def _quality(crf, kind):
     return round(crf)
 
 
-def plain(choice) -> str:
-    """Core's choices are enums in one host and text in another."""
+def plain(choice: Any) -> str:
+    """The text of a choice. Core passes an enum in some versions of ComfyUI and text in others."""
     return str(getattr(choice, "value", choice)).lower()
 
 
-def file_kind(path, format: str, codec: str) -> str:
-    """mp4 or webm, or a sentence about what this pack does not write."""
+def file_kind(path: Any, format: str, codec: str) -> str:
+    """The kind of file to write, mp4 or webm. Raises for formats and codecs that the pack does not write."""
     ending = ENDINGS.get(Path(path).suffix.lower(), "mp4") if isinstance(path, (str, Path)) else "mp4"
     kind = ending if format == "auto" else format
     if kind not in CODECS or codec not in CODECS[kind]:

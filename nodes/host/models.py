@@ -1,13 +1,15 @@
-"""ComfyUI's own network classes for given params, and the bundled demo cascade as MODEL, CLIP and VAE.
+"""Builds ComfyUI's own networks from params, and loads the bundled demo cascade as MODEL, CLIP and VAE.
 
-Training builds its networks here too, so that what is trained is what ComfyUI runs. A file of the cascade is
-safetensors whose metadata carries everything that rebuilds its network: `format` and `params` (JSON).
+Training builds its networks here too, so the trained network is the one that ComfyUI runs. A file of the cascade is
+safetensors. Its metadata has all that is needed to build its network: `format` and `params` (JSON).
 """
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -28,9 +30,20 @@ from ...temporal.formats.contents import fault_of, first_line
 from ...temporal.formats.files import open_contents
 from ...temporal.formats.metadata import parsed_json
 from ...temporal.formats.temporal_file import require_one_dtype
-from .network_params import (  # noqa: F401  whoever builds a network finds its params beside it
-    END, START, VOCABULARY, AutoencoderParams, ImageParams, LatentParams, TextParams, UNetParams,
-    read_autoencoder_params, read_image_params, read_text_params)
+from .network_params import (  # noqa: F401  re-exported: a caller builds a network from its params
+    END,
+    START,
+    VOCABULARY,
+    AutoencoderParams,
+    ImageParams,
+    LatentParams,
+    TextParams,
+    UNetParams,
+    read_autoencoder_params,
+    read_image_params,
+    read_text_params,
+)
+from .sockets import Clip, Model, Vae
 
 FORMATS = {"image": "video_ldm_demo_image", "text": "video_ldm_demo_text", "autoencoder": "video_ldm_demo_autoencoder"}
 UNET_PREFIX = "model.diffusion_model."
@@ -53,7 +66,7 @@ def build_unet(params: UNetParams) -> nn.Module:
 
 
 def shapes_of_unet(params: UNetParams) -> dict[str, tuple]:
-    """Names and shapes of its tensors, none of which is made."""
+    """Names and shapes of the UNet's tensors. No tensor is made."""
     with torch.device("meta"):
         return {key: tuple(tensor.shape) for key, tensor in build_unet(params).state_dict().items()}
 
@@ -64,7 +77,7 @@ def build_autoencoder(params: AutoencoderParams) -> nn.Module:
 
 
 def build_text(params: TextParams) -> nn.Module:
-    """ComfyUI's CLIP text model, wrapped as its CLIP wraps it, with fresh weights."""
+    """ComfyUI's CLIP text model, in the wrapper that its CLIP uses, with fresh weights."""
     model = initialised(text_class(params)(device="cpu", dtype=torch.float32).clip_l)
     for table, spread in ((model.transformer.text_model.embeddings.token_embedding, 0.05),
                           (model.transformer.text_model.embeddings.position_embedding, 0.05)):
@@ -72,13 +85,13 @@ def build_text(params: TextParams) -> nn.Module:
     return model
 
 
-def tokenizer(width: int):
+def tokenizer(width: int) -> Any:
     """ComfyUI's CLIP tokenizer, for embeddings of this width."""
     return tokenizer_class(width)()
 
 
 def initialised(module: nn.Module) -> nn.Module:
-    """Give every layer torch's own initial weights, which ComfyUI's classes leave out; all parameters trainable."""
+    """The module with PyTorch's initial weights, all trainable. ComfyUI's classes leave their weights uninitialised."""
     for layer in module.modules():
         for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.LayerNorm, nn.Embedding):
             if isinstance(layer, kind):
@@ -88,38 +101,40 @@ def initialised(module: nn.Module) -> nn.Module:
 
 # Text: ComfyUI's SD1 classes at another width
 
-def text_class(params: TextParams):
+def text_class(params: TextParams) -> type:
     class DemoText(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options={}):
+        def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None,
+                     model_options: dict | None = None) -> None:
             super().__init__(device=device, dtype=dtype, textmodel_json_config=params.config(),
-                             model_options=model_options)
+                             model_options=model_options or {})
 
     class DemoClip(comfy.sd1_clip.SD1ClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options={}):
-            super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=DemoText)
+        def __init__(self, device: Any = "cpu", dtype: torch.dtype | None = None,
+                     model_options: dict | None = None) -> None:
+            super().__init__(device=device, dtype=dtype, model_options=model_options or {}, clip_model=DemoText)
     return DemoClip
 
 
-def tokenizer_class(width: int):
+def tokenizer_class(width: int) -> type:
     class Words(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, **settings):
+        def __init__(self, **settings: Any) -> None:
             super().__init__(**{**settings, "embedding_size": width})
 
     class DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):
-        def __init__(self, embedding_directory=None, tokenizer_data={}):
-            super().__init__(embedding_directory, tokenizer_data, tokenizer=Words)
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
+            super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Words)
     return DemoTokenizer
 
 
 def gather_tokens(tensors: dict, params: TextParams) -> dict:
-    """Of the token table (49408, d), keep the unknown row and the rows of `params.tokens`, in that order."""
+    """Cut the token table (49408, d) to the unknown row and the rows of `params.tokens`, in that order."""
     table = tensors[TOKEN_ROWS]
     rows = torch.cat([table[unknown_token(params)][None], table[list(params.tokens)]])
     return {**tensors, TOKEN_ROWS: rows}
 
 
 def scatter_tokens(tensors: dict, params: TextParams) -> dict:
-    """The inverse: a whole table, in which every id without a row of its own has the unknown one."""
+    """The inverse of gather_tokens: a whole table. Every id without a row of its own gets the unknown row."""
     rows = tensors[TOKEN_ROWS]
     table = rows[:1].repeat(VOCABULARY, 1)
     table[list(params.tokens)] = rows[1:]
@@ -127,21 +142,21 @@ def scatter_tokens(tensors: dict, params: TextParams) -> dict:
 
 
 def unknown_token(params: TextParams) -> int:
-    """The id whose embedding stands for all words without a row: the first that is not in use."""
+    """The id whose embedding stands for all unknown words: the first id that is not in `params.tokens`."""
     return next(i for i in range(VOCABULARY) if i not in params.tokens)
 
 
 # The bundled cascade
 
-def load_demo(folder):
-    """(MODEL, CLIP, VAE) of the cascade in a folder: objects of ComfyUI's own classes."""
+def load_demo(folder: str | Path) -> tuple[Model, Clip, Vae]:
+    """(MODEL, CLIP, VAE) of the cascade in a folder. They are objects of ComfyUI's own classes."""
     folder = Path(folder)
     return (load_image_model(folder / "image.safetensors"), load_text(folder / "text.safetensors"),
             load_autoencoder(folder / "autoencoder.safetensors"))
 
 
-def load_image_model(path):
-    """A MODEL: ComfyUI's BaseModel and ModelPatcher, with the file's schedule and latent format."""
+def load_image_model(path: str | Path) -> Model:
+    """The MODEL of a file: ComfyUI's BaseModel and ModelPatcher, with the file's schedule and latent format."""
     tensors, stored = read_part(path, "image")
     with sizes_of(path):
         params = read_image_params(stored, len(tensors))
@@ -150,8 +165,8 @@ def load_image_model(path):
     return patcher_of_model(model_config(params), tensors, UNET_PREFIX)
 
 
-def patcher_of_model(config, tensors: dict, prefix: str):
-    """A MODEL with these weights, in the type that ComfyUI would run them in. config: what its detection would give."""
+def patcher_of_model(config: Any, tensors: dict, prefix: str) -> Model:
+    """A MODEL with these weights, in the dtype that ComfyUI would choose. config: as its model detection makes it."""
     weight_dtype = comfy.utils.weight_dtype(tensors, prefix)
     count = comfy.utils.calculate_parameters(tensors, prefix)
     device = comfy.model_management.get_torch_device()
@@ -164,10 +179,10 @@ def patcher_of_model(config, tensors: dict, prefix: str):
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
 
-def model_config(params: ImageParams):
-    """What ComfyUI's model detection would give for this network."""
+def model_config(params: ImageParams) -> Any:
+    """The config object that ComfyUI's model detection would make for this network."""
     class DemoLatent(comfy.latent_formats.LatentFormat):
-        def __init__(self):
+        def __init__(self) -> None:
             self.scale_factor = params.latent.scale_factor
             self.latent_channels = params.unet.latent_channels
             self.latent_rgb_factors = [list(row) for row in params.latent.rgb_factors]
@@ -175,18 +190,18 @@ def model_config(params: ImageParams):
 
     class DemoModel(comfy.supported_models_base.BASE):
         latent_format = DemoLatent
-        unet_extra_config = {}
+        unet_extra_config: dict = {}
         sampling_settings = {"beta_schedule": "linear", "linear_start": params.linear_start,
                              "linear_end": params.linear_end}
 
-        def model_type(self, state_dict, prefix=""):
+        def model_type(self, state_dict: dict, prefix: str = "") -> Any:
             kind = comfy.model_base.ModelType
             return kind.V_PREDICTION if params.prediction == "v" else kind.EPS
     return DemoModel(params.unet.config())
 
 
-def load_text(path):
-    """A CLIP for the stock CLIP Text Encode."""
+def load_text(path: str | Path) -> Clip:
+    """The CLIP of a file, for core's CLIP Text Encode."""
     tensors, stored = read_part(path, "text")
     with sizes_of(path):
         params = read_text_params(stored, len(tensors))
@@ -200,13 +215,13 @@ def load_text(path):
     return clip
 
 
-def embedding_folders():
-    import folder_paths  # only inside a running ComfyUI is there anything to know here
+def embedding_folders() -> list[str]:
+    import folder_paths  # here, because benchmarks import this file outside of ComfyUI
     return folder_paths.get_folder_paths("embeddings")
 
 
-def load_autoencoder(path):
-    """A VAE."""
+def load_autoencoder(path: str | Path) -> Vae:
+    """The VAE of a file."""
     tensors, stored = read_part(path, "autoencoder")
     with sizes_of(path):
         params = read_autoencoder_params(stored)
@@ -217,18 +232,18 @@ def load_autoencoder(path):
     return vae_of(tensors, params)
 
 
-def vae_of(tensors: dict, params: AutoencoderParams):
+def vae_of(tensors: dict, params: AutoencoderParams) -> Vae:
     """A VAE of ComfyUI's with these weights."""
     return comfy.sd.VAE(sd=tensors, config={"params": params.config()})
 
 
-def part_metadata(part: str, params, notes: dict) -> dict:
-    """The metadata of a file of the cascade; `notes` are further entries, text to text."""
+def part_metadata(part: str, params: Any, notes: dict) -> dict:
+    """The metadata of a file of the cascade. notes: further entries."""
     return {"format": FORMATS[part], "params": json.dumps(asdict(params)), **{k: str(v) for k, v in notes.items()}}
 
 
-def read_part(path, part: str):
-    """(tensors, params as a dict) of a file of the cascade, or a sentence about what is wrong with it."""
+def read_part(path: str | Path, part: str) -> tuple[dict, Any]:
+    """(tensors, params as a dict) of a file of the cascade. Raises if the file is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise VideoLDMError(f"The demo file {path.name} is missing in '{path.parent}'. Install the pack again, or "
@@ -246,21 +261,21 @@ def read_part(path, part: str):
     return tensors, stored
 
 
-def damaged(path, fault: str) -> VideoLDMError:
+def damaged(path: str | Path, fault: str) -> VideoLDMError:
     return VideoLDMError(f"The demo file '{path}' is damaged ({fault}). Install the pack again.")
 
 
 @contextmanager
-def sizes_of(path):
-    """A sentence for a file whose metadata make no network."""
+def sizes_of(path: str | Path) -> Iterator[None]:
+    """While open, errors about impossible sizes become one sentence about the file."""
     try:
         yield
     except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
         raise damaged(path, f"no network has its sizes: {first_line(error)}") from None
 
 
-def check_tensors(path, wanted: dict[str, tuple], tensors: dict):
-    """Refuse a file that does not hold exactly the network its metadata tells."""
+def check_tensors(path: str | Path, wanted: dict[str, tuple], tensors: dict) -> None:
+    """Refuse a file that does not hold exactly the tensors of the network in its metadata."""
     for key in sorted(wanted.keys() ^ tensors.keys()):
         fault = "lacks" if key in wanted else "has the unknown tensor"
         raise VideoLDMError(f"The demo file '{path}' {fault} '{key}'. Install the pack again.")

@@ -1,14 +1,17 @@
 """The noise schedule that a MODEL is sampled with.
 
-Two things meet in ComfyUI's `model_sampling`. The betas are those that the temporal layers were trained on. What the
-network predicts and how a step is made of it (eps, v, LCM, zero terminal SNR) belong to the image model and its LoRA.
-Load Temporal Layers puts the trained betas into the object that the MODEL has. A ModelSamplingDiscrete node behind it
-makes a new object with the image model's betas: the trained ones are then put into that one for each sampling.
+ComfyUI's `model_sampling` object holds two things. The betas should be those that the temporal layers were trained on.
+The prediction and its step rule (eps, v, LCM, zero terminal SNR) belong to the image model and its LoRA.
+
+Load Temporal Layers replaces the MODEL's object by one with the trained betas and the same prediction. A
+ModelSamplingDiscrete node after it makes a new object with the image model's betas. Each sampling then replaces that
+object by one with the trained betas.
 """
 
 import logging
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.model_sampling
 import torch
@@ -16,23 +19,25 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
+from .sockets import Executor, Model, ModelSampling
 
 KEY = "video_ldm_schedule"          # of the wrapper that keeps the trained betas
 OBJECT = "model_sampling"           # core's name of the object
 PREDICTIONS = {"eps": comfy.model_sampling.EPS, "v": comfy.model_sampling.V_PREDICTION, "x0": comfy.model_sampling.X0}
-RULES = {"EPS": "eps", "V_PREDICTION": "v", "X0": "x0", "IMG_TO_IMG": "image to image"}      # of core's classes, in words
-SAME = 1e-5                         # relative difference of noise levels that are the same but for rounding
+# Names of core's prediction classes, for reports.
+RULES = {"EPS": "eps", "V_PREDICTION": "v", "X0": "x0", "IMG_TO_IMG": "image to image"}
+SAME = 1e-5                         # relative difference of two noise levels that counts as rounding
 
 
 @dataclass(frozen=True)
 class TrainedBetas:
     """The noise schedule of temporal layers' training, in ComfyUI's names."""
 
-    beta_schedule: str
-    linear_start: float
-    linear_end: float
-    prediction: str | None      # what the network predicts with these layers; None: what the image model does
-    title: str                  # of the layers, for reports
+    beta_schedule: str          # "linear", "sqrt_linear", ...
+    linear_start: float         # the first beta
+    linear_end: float           # the last beta
+    prediction: str | None      # "eps", "v" or "x0" with these layers; None: the image model's own
+    title: str                  # the layers' name, for reports
 
     def words(self) -> str:
         return f"{self.beta_schedule} {self.linear_start:g} to {self.linear_end:g}"
@@ -40,45 +45,47 @@ class TrainedBetas:
 
 @dataclass(frozen=True, eq=False)
 class KeepTrainedBetas:
-    """A wrapper around a sampling that notices lost betas and puts them back, for this sampling alone."""
+    """A wrapper around a sampling. If a node replaced the trained betas, it restores them for this sampling alone."""
 
     trained: TrainedBetas
-    made: object                # the model_sampling with these betas that Load Temporal Layers put on the MODEL
-    of_model: bool              # whether its prediction is that of a node before Load Temporal Layers
+    made: ModelSampling         # the object with these betas that Load Temporal Layers put on the MODEL
+    of_model: bool              # whether its prediction comes from a node before Load Temporal Layers
 
-    def restored(self, model):
-        """The model_sampling to sample with in place of the MODEL's; None where the trained betas are in force."""
+    def restored(self, model: Model) -> ModelSampling | None:
+        """The object to sample with in place of the MODEL's. None if the MODEL has the trained betas."""
         current = model.get_model_object(OBJECT)
         if current is self.made:
             return None
         right = with_betas(current, self.trained)
         return None if torch.equal(right.sigmas, current.sigmas) else right
 
-    def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def __call__(self, executor: Executor, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,
+                 *args: Any, **kwargs: Any) -> Tensor:
         guider = executor.class_obj
         given, right = guider.model_patcher, self.restored(guider.model_patcher)
         if right is None:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         sigmas = same_steps(sigmas, given.get_model_object(OBJECT), right)
-        guider.model_patcher = sampled_with(given, right)
+        guider.model_patcher = with_sampling(given, right)
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             guider.model_patcher = given
 
 
-def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: float, prediction: str | None,
-                  title: str = "the temporal layers"):
-    """A clone sampled with the noise schedule of temporal layers' training.
+def with_schedule(model: Model, beta_schedule: str, linear_start: float, linear_end: float, prediction: str | None,
+                  title: str = "the temporal layers") -> Model:
+    """A clone that is sampled with the noise schedule of temporal layers' training.
 
     Args:
+        model: the MODEL.
         beta_schedule, linear_start, linear_end: the betas, in ComfyUI's names.
-        prediction: what the network predicts with these layers; None: what the image model does. A node such as
-            ModelSamplingDiscrete on the MODEL decides in either case.
-        title: of the layers, for reports.
+        prediction: "eps", "v" or "x0" with these layers; None: the image model's own. A node such as
+            ModelSamplingDiscrete overrides it.
+        title: the layers' name, for reports.
     """
     trained = TrainedBetas(beta_schedule, linear_start, linear_end, prediction, title)
-    base, before = model.get_model_object(OBJECT), kept(model)
+    base, before = model.get_model_object(OBJECT), schedule_wrapper(model)
     of_model = OBJECT in model.object_patches
     if before is not None and base is before.made:
         of_model = before.of_model
@@ -94,37 +101,37 @@ def with_schedule(model, beta_schedule: str, linear_start: float, linear_end: fl
     return m
 
 
-def kept(model) -> KeepTrainedBetas | None:
-    """What a MODEL carries about trained betas; None where no layers on it brought any."""
+def schedule_wrapper(model: Model) -> KeepTrainedBetas | None:
+    """The wrapper with the trained betas on a MODEL. None if no layers on it brought any."""
     return next(iter(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)), None)
 
 
-def with_trained_betas(model):
-    """The MODEL, or where a node behind Load Temporal Layers replaced the trained betas a clone that has them again."""
-    keep = kept(model)
-    right = keep and keep.restored(model)
-    return model if right is None else sampled_with(model, right)
+def with_trained_betas(model: Model) -> Model:
+    """The MODEL, or a clone with the trained betas if a node after Load Temporal Layers replaced them."""
+    wrapper = schedule_wrapper(model)
+    right = wrapper and wrapper.restored(model)
+    return model if right is None else with_sampling(model, right)
 
 
-def sampled_with(model, sampling):
-    logging.info("[Video LDM] A node behind Load Temporal Layers brought betas of its own. The clip is sampled with "
-                 "those of the layers' training and with that node's prediction.")
+def with_sampling(model: Model, sampling: ModelSampling) -> Model:
+    """A clone with this model_sampling object. The log says why."""
+    logging.info("[Video LDM] A node after Load Temporal Layers brought betas of its own. The clip is sampled with "
+                 "the betas of the layers' training and with that node's prediction.")
     m = model.clone()
     m.add_object_patch(OBJECT, sampling)
     return m
 
 
-def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, prediction: str, zsnr: bool = False):
+def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, prediction: str,
+                zsnr: bool = False) -> ModelSampling:
     """ComfyUI's object for a noise schedule of 1000 steps and what the network predicts."""
-    class TrainedSchedule(comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[prediction]):
-        pass
-
-    return TrainedSchedule(SimpleNamespace(sampling_settings={
+    kind = type("TrainedSchedule", (comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[prediction]), {})
+    return kind(SimpleNamespace(sampling_settings={
         "beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end}), zsnr=zsnr)
 
 
-def with_betas(base, trained: TrainedBetas):
-    """An object of the same class as `base`, the same prediction and step rule, with the trained betas."""
+def with_betas(base: ModelSampling, trained: TrainedBetas) -> ModelSampling:
+    """An object of the class of `base`, so with its prediction and step rule, and with the trained betas."""
     check_discrete(base, trained)
     settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                 "linear_end": trained.linear_end, "timesteps": base.num_timesteps}
@@ -134,12 +141,14 @@ def with_betas(base, trained: TrainedBetas):
         raise no_place(base, trained) from None
 
 
-def check_discrete(base, trained: TrainedBetas):
+def check_discrete(base: ModelSampling, trained: TrainedBetas) -> None:
+    """Refuse a MODEL whose noise levels do not come from betas."""
     if not isinstance(base, comfy.model_sampling.ModelSamplingDiscrete):
         raise no_place(base, trained)
 
 
-def no_place(base, trained: TrainedBetas) -> VideoLDMError:
+def no_place(base: ModelSampling, trained: TrainedBetas) -> VideoLDMError:
+    """The error for a model_sampling object that cannot take betas."""
     kind = next(kind.__name__ for kind in type(base).__mro__ if kind.__module__.startswith("comfy.")
                 or kind is type(base))
     return VideoLDMError(f"The MODEL's noise schedule ({kind}) has no place for the betas that {trained.title} were "
@@ -147,30 +156,35 @@ def no_place(base, trained: TrainedBetas) -> VideoLDMError:
                          "model's own.")
 
 
-def same_steps(sigmas: Tensor, wrong, right) -> Tensor:
-    """Noise levels of the same timesteps in another schedule of the same class.
+def same_steps(sigmas: Tensor, wrong: ModelSampling, right: ModelSampling) -> Tensor:
+    """The noise levels of the same timesteps in the right schedule.
 
-    Core's samplers are given noise levels that were chosen with the MODEL's own schedule. Levels that were chosen with
-    the right one already, by a scheduler node on another MODEL, stay as they are.
+    Core's samplers chose `sigmas` from the MODEL's schedule, the wrong one. If a scheduler node chose them from the
+    right schedule already, on another MODEL, they are returned unchanged.
+
+    Args:
+        sigmas: noise levels of the steps.
+        wrong: the MODEL's object.
+        right: the object with the trained betas.
     """
     if chosen_with(sigmas, right) > chosen_with(sigmas, wrong) or sigmas.max() > wrong.sigma_max * (1 + SAME):
         return sigmas
-    levels, place = wrong.log_sigmas.double(), sigmas.double().clamp(min=1e-10).log().to(wrong.log_sigmas.device)
-    above = torch.searchsorted(levels, place).clamp(1, len(levels) - 1)
-    share = ((place - levels[above - 1]) / (levels[above] - levels[above - 1])).clamp(0, 1)
-    share = torch.where((share - share.round()).abs() < 1e-3, share.round(), share)     # rounding of a level itself
+    levels, log_sigmas = wrong.log_sigmas.double(), sigmas.double().clamp(min=1e-10).log().to(wrong.log_sigmas.device)
+    above = torch.searchsorted(levels, log_sigmas).clamp(1, len(levels) - 1)
+    share = ((log_sigmas - levels[above - 1]) / (levels[above] - levels[above - 1])).clamp(0, 1)
+    share = torch.where((share - share.round()).abs() < 1e-3, share.round(), share)     # exactly a level, but rounded
     found = torch.lerp(right.log_sigmas.double()[above - 1], right.log_sigmas.double()[above], share).exp()
     return torch.where(sigmas > 0, found.to(sigmas), sigmas)
 
 
-def chosen_with(sigmas: Tensor, sampling) -> int:
-    """How many noise levels are levels of a schedule."""
+def chosen_with(sigmas: Tensor, sampling: ModelSampling) -> int:
+    """How many of the noise levels are levels of this schedule."""
     levels = sampling.sigmas.to(sigmas)
     return int(torch.isclose(sigmas[:, None], levels, rtol=SAME, atol=0).any(dim=1).sum())
 
 
-def words(sampling) -> str:
-    """What the network predicts and how its steps are made, in words for a report."""
+def words(sampling: ModelSampling) -> str:
+    """The prediction and the step rule of a model_sampling object, in words for a report."""
     kinds = [kind for kind in type(sampling).__mro__ if issubclass(kind, comfy.model_sampling.EPS)
              and not issubclass(kind, torch.nn.Module)]
     name = kinds[0].__name__ if kinds else type(sampling).__name__
@@ -183,15 +197,14 @@ def words(sampling) -> str:
     return ", ".join(found)
 
 
-def report(model, as_trained: bool) -> list[str]:
-    """The lines of Load Temporal Layers' report about the schedule. model: the MODEL it made."""
-    keep = kept(model)
-    if as_trained:
-        betas = f"as trained ({keep.trained.words()})"
-        source = "that of the MODEL" if keep.of_model or keep.trained.prediction is None else "as trained"
+def report(model: Model, as_trained: bool) -> list[str]:
+    """The lines about the schedule in Load Temporal Layers' report. model: the MODEL that it made."""
+    wrapper = schedule_wrapper(model)
+    if as_trained and wrapper is not None:
+        betas = f"as trained ({wrapper.trained.words()})"
+        source = "that of the MODEL" if wrapper.of_model or wrapper.trained.prediction is None else "as trained"
     else:
-        in_force = keep is not None and model.get_model_object(OBJECT) is keep.made
-        betas = "the model's own" + (f", which is that of {keep.trained.title} ({keep.trained.words()})"
-                                     if in_force else "")
-        source = "that of the MODEL"
+        betas, source = "the model's own", "that of the MODEL"
+        if wrapper is not None and model.get_model_object(OBJECT) is wrapper.made:
+            betas += f", which is that of {wrapper.trained.title} ({wrapper.trained.words()})"
     return [f"Noise schedule: {betas}.", f"Prediction: {source} ({words(model.get_model_object(OBJECT))})."]

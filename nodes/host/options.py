@@ -1,19 +1,21 @@
-"""What a MODEL carries about its temporal layers and its clips, in ComfyUI's transformer_options.
+"""Settings of temporal layers and of clips, in a MODEL's transformer_options.
 
-Two frozen records travel there: a LayerSet for each set of layers, and one ClipOptions. They belong to a clone of a
-MODEL, so two clones never see each other's.
+There are two frozen records: a LayerSet for each set of layers, and one ClipOptions. Each clone of a MODEL has records
+of its own.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.temporal_file import NoiseLevels
 from ...temporal.params import StackParams
+from .sockets import Model
 
-PREFIX = "video_ldm/"       # each set of layers has a key of its own that begins so
+PREFIX = "video_ldm/"       # the key of each set of layers begins with it
 CLIP = "video_ldm_clip"     # the key of the ClipOptions
 
 
@@ -23,43 +25,43 @@ class LayerSet:
 
     params: StackParams
     title: str = ""                         # what the layers are, with an article
-    name: str = ""                          # of the file they came from, "" where there is none
-    fps: float | None = None                # frames per second of the clips they make
-    noise: NoiseLevels | None = None        # of an upscaler's layers: the noise on the small frames that they know
+    name: str = ""                          # the name of their file, "" if there is none
+    fps: float | None = None                # frame rate of the clips they make
+    noise: NoiseLevels | None = None        # for an upscaler's layers: noise levels of the small frames in training
     strength: float = 1.0                   # 0 is the image model, 1 is as trained
-    max_distance: int | None = None         # frames that attention over time reaches; None: all
+    max_distance: int | None = None         # how many frames away attention over time reaches; None: all frames
 
 
 @dataclass(frozen=True)
 class ContextFrames:
-    """Known frames of the clips that are sampled."""
+    """Frames of a clip that are given: the model makes the others to go with them."""
 
     latents: Tensor                 # `(k n) c h w`, as a LATENT has them; k is 1 or the number of clips
-    scaled: Tensor                  # the same as the model has them
-    positions: tuple[int, ...]      # n frame numbers, counted from the end where negative
-    frames: int | None = None       # of a clip, once it is being sampled; the positions then count from its start
+    scaled: Tensor                  # the same, scaled as the model has them
+    positions: tuple[int, ...]      # n frame numbers; negative ones count from the clip's end
+    frames: int | None = None       # frames of a clip; set when sampling starts, and positions then are not negative
 
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """What a sampling says about its clips."""
+    """Settings of the clips that are sampled."""
 
-    frames: int | None = None                       # of one clip; None: the whole batch, until a sampling starts
-    images: int | None = None                       # of one condition in the calls of the network that run now
-    texts: Mapping[int, Tensor] | None = None       # {0 positive, 1 negative: text of the temporal layers, `n l d`}
-    fps: float | None = None                        # the frame rate to make, for layers that are told it
+    frames: int | None = None                       # frames of one clip; None: the batch is one clip
+    images: int | None = None                       # images of one condition in core's present batch
+    texts: Mapping[int, Tensor] | None = None       # {0 positive, 1 negative: the temporal layers' own text `n l d`}
+    fps: float | None = None                        # the frame rate to make, for layers with a frame rate token
     context: ContextFrames | None = None
-    hide_context: bool = False                      # context guidance asks for the prediction without context frames
+    hide_context: bool = False                      # True while context guidance predicts without context frames
 
 
-def transformer_options(model) -> dict:
-    """A clone's own options. They are copied first, so that the MODEL it was cloned from never sees a change."""
+def transformer_options(model: Model) -> dict:
+    """A clone's own options, to be changed. They are a new copy: the MODEL that was cloned keeps its own."""
     options = model.model_options.get("transformer_options", {}).copy()
     model.model_options["transformer_options"] = options
     return options
 
 
-def layer_sets(model) -> list[LayerSet]:
+def layer_sets(model: Model) -> list[LayerSet]:
     """The sets of temporal layers on a MODEL, in the order they act."""
     return list(layer_sets_in(model.model_options.get("transformer_options", {})).values())
 
@@ -74,18 +76,21 @@ def clip_options(options: dict) -> ClipOptions:
     return options.get(CLIP) or ClipOptions()
 
 
-def set_clip_options(model, **changes):
+def set_clip_options(model: Model, **changes: Any) -> None:
     """Change some of a clone's ClipOptions."""
     options = transformer_options(model)
     options[CLIP] = replace(clip_options(options), **changes)
 
 
-def with_clip_options(model, frames: int, texts: Mapping[int, Tensor] | None = None, fps: float | None = None):
+def with_clip_options(model: Model, frames: int, texts: Mapping[int, Tensor] | None = None,
+                      fps: float | None = None) -> Model:
     """A clone of MODEL that runs clips of `frames` frames.
 
     Args:
-        texts: what its temporal layers hear, {0: positive, 1: negative}; None leaves it as it is.
-        fps: the frame rate to make, for layers that are told it; None leaves it as it is.
+        model: the MODEL.
+        frames: frames of one clip.
+        texts: the temporal layers' own text, {0: positive, 1: negative}; None changes nothing.
+        fps: the frame rate to make, for layers with a frame rate token; None changes nothing.
     """
     m = model.clone()
     changes = {"frames": frames, "texts": texts or None, "fps": fps}
@@ -94,7 +99,7 @@ def with_clip_options(model, frames: int, texts: Mapping[int, Tensor] | None = N
 
 
 def frames_per_clip(images: int, options: dict) -> int:
-    """Frames of one clip of a batch of `images`; without ClipOptions the whole batch is one clip."""
+    """Frames of one clip in a batch of `images`. If the options do not say, the whole batch is one clip."""
     frames = clip_options(options).frames or images
     if images % frames:
         raise VideoLDMError(f"The batch of {images} frames does not divide into clips of {frames} frames. Make the "
@@ -105,12 +110,12 @@ def frames_per_clip(images: int, options: dict) -> int:
 
 @dataclass(frozen=True)
 class CallClips:
-    """The images of one call of the network, in their order: repeats x conditions x clips x frames."""
+    """The images of one call of the network. Their order is repeats x conditions x clips x frames."""
 
-    repeats: int                    # of the batch: other nodes run several tiles of the picture in one call
-    conditions: tuple[int, ...]     # as core numbers them in this call
-    clips: int                      # of each condition
-    frames: int                     # of each clip
+    repeats: int                    # how often another node repeats the batch, as for tiles of the picture
+    conditions: tuple[int, ...]     # core's numbers of the conditions
+    clips: int                      # clips of each condition
+    frames: int                     # frames of each clip
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -119,7 +124,7 @@ class CallClips:
 
 
 def clips_in_call(batch: int, options: dict) -> CallClips:
-    """What a call of `batch` images holds. Its batch decides nothing: other nodes multiply it within a call."""
+    """What a call of `batch` images holds. The frames come from the options: other nodes may repeat the batch."""
     clip, conditions = clip_options(options), tuple(options.get("cond_or_uncond") or [0])
     if clip.frames is None:
         raise VideoLDMError("The model was called outside ComfyUI's own sampling, so the number of frames of a clip is "

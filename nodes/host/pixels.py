@@ -1,4 +1,4 @@
-"""IMAGE frames as the bytes that files hold."""
+"""Frames of an IMAGE as bytes, for files."""
 
 import numpy as np
 import torch
@@ -7,9 +7,14 @@ CHANNELS = (1, 3, 4)        # grey, colour, colour with transparency
 
 
 def frame_bytes(image: torch.Tensor, number: int = 0, broken: list[int] | None = None) -> np.ndarray:
-    """One frame (h, w, c) in 0..1 as uint8 RGB (h, w, 3), rounded as a file's own frames come back.
+    """One frame (h w c) in 0..1 as uint8 RGB (h w 3), rounded to the nearest value.
 
-    What is no number (NaN, infinite) becomes black; `number` is then added to `broken`.
+    NaN and infinity become black.
+
+    Args:
+        image: the frame.
+        number: its number in the video.
+        broken: a list to which `number` is added if the frame has NaN or infinity.
     """
     colour = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:2], 3)
     colour = colour.float()
@@ -22,7 +27,7 @@ def frame_bytes(image: torch.Tensor, number: int = 0, broken: list[int] | None =
 
 
 def broken_frames(numbers: list[int]) -> str:
-    """The remark about frames that hold no numbers, empty if there are none."""
+    """A remark about frames with NaN or infinity. Empty if there are none."""
     if not numbers:
         return ""
     places = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")

@@ -1,13 +1,14 @@
-"""The temporal layers that a sampler of the pack needs on its MODEL, and the frame rate that they make."""
+"""For the pack's samplers: the temporal layers on their MODEL, and the frame rate of what these make."""
 
 from ...temporal.errors import VideoLDMError
 from .options import LayerSet, layer_sets
+from .sockets import Model
 
-FALLBACK_FPS = 8.0      # where the layers' file names no frame rate
+FALLBACK_FPS = 8.0      # if no file of layers names a frame rate
 
 
-def require_layers(model) -> list[LayerSet]:
-    """The sets of temporal layers on a MODEL; refused where it has none."""
+def require_layers(model: Model) -> list[LayerSet]:
+    """The sets of temporal layers on a MODEL. Raises if there are none."""
     sets = layer_sets(model)
     if not sets:
         raise VideoLDMError("The connected MODEL has no temporal layers, so its frames would be unrelated images. "
@@ -16,5 +17,5 @@ def require_layers(model) -> list[LayerSet]:
 
 
 def fps_of(sets: list[LayerSet]) -> float:
-    """Frames per second that the layers make, from the last set that says."""
+    """The frame rate of what the layers make, by the last set that names one."""
     return next((layers.fps for layers in reversed(sets) if layers.fps), FALLBACK_FPS)

@@ -1,24 +1,24 @@
-"""The inputs that every sampler of the pack has."""
+"""The inputs that all samplers of the pack have in common."""
 
 from .api import io
 from .sampling import SAMPLERS, SCHEDULERS
 
 
-def sampler_inputs():
-    """The inputs that every sampler of the pack has, in this order; a function, for a schema owns its inputs."""
+def sampler_inputs() -> list:
+    """New objects of these inputs, in their order. Each schema needs objects of its own."""
     return [
         io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
         io.Conditioning.Input("positive", tooltip="What the video shows."),
         io.Conditioning.Input("negative", tooltip="What it should not show."),
         io.Int.Input("frames", default=16, min=1, max=4096,
-                     tooltip="Frames of one clip. Best is the number the temporal layers were trained on: the report "
-                             "of Load Temporal Layers says it."),
+                     tooltip="Frames of one clip. Best is the number that the temporal layers were trained on. The "
+                             "report of Load Temporal Layers says it."),
         io.Int.Input("width", default=512, min=16, max=8192, step=8,
                      tooltip="Width in pixels. Not used where a latent is connected."),
         io.Int.Input("height", default=512, min=16, max=8192, step=8,
                      tooltip="Height in pixels. Not used where a latent is connected."),
         io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                     tooltip="The random noise to begin with; the same seed gives the same video."),
+                     tooltip="The random noise to begin with. The same seed gives the same video."),
         io.Int.Input("steps", default=25, min=1, max=10000,
                      tooltip="Denoising steps. More is slower and finer; the paper used 250."),
         io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,

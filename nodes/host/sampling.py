@@ -1,5 +1,6 @@
 """ComfyUI's own sampling, as KSampler runs it: noise, preview, progress and cancel are core's."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -12,6 +13,7 @@ from PIL import Image
 
 from .attach import ACTIVATIONS
 from .noise_schedule import with_trained_betas
+from .sockets import Conditioning, Model
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -19,7 +21,7 @@ SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """What the pack's samplers hand around: KSampler's settings but for the MODEL, the latent and the seed."""
+    """KSampler's settings, without the MODEL, the latent and the seed."""
 
     steps: int
     cfg: float
@@ -29,21 +31,30 @@ class SamplerSettings:
     negative: list          # CONDITIONING
 
 
-def empty_latent(model, images: int, width: int, height: int) -> torch.Tensor:
+def empty_latent(model: Model, images: int, width: int, height: int) -> torch.Tensor:
     """Zeros in the shape of the model's latents, `images c h/8 w/8`."""
     latent = torch.zeros(images, 4, height // 8, width // 8)
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 
-def latent_channels(model) -> int:
+def latent_channels(model: Model) -> int:
     """Channels of the model's latents."""
     return model.get_model_object("latent_format").latent_channels
 
 
-def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent: dict, denoise: float,
-            noise=None, callback=None) -> torch.Tensor:
-    """KSampler: the same initial noise for the same seed, live preview, progress bar, cancel. noise, callback: others
-    than KSampler's."""
+def ksample(model: Model, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, positive: Conditioning,
+            negative: Conditioning, latent: dict, denoise: float, noise: torch.Tensor | None = None,
+            callback: Callable | None = None) -> torch.Tensor:
+    """Sample as core's KSampler does, with its preview, progress bar and Cancel.
+
+    Args:
+        model: the MODEL.
+        seed, steps, cfg, sampler, scheduler, denoise: KSampler's widgets.
+        positive, negative: CONDITIONING.
+        latent: the LATENT to start from.
+        noise: the initial noise; None: KSampler's own for this seed.
+        callback: called after each step; None: KSampler's own.
+    """
     model = with_trained_betas(model)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     if noise is None:
@@ -54,9 +65,9 @@ def ksample(model, seed, steps, cfg, sampler, scheduler, positive, negative, lat
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
 
 
-def sample(model, seed: int, settings: SamplerSettings, samples: torch.Tensor, noise: torch.Tensor | None = None,
-           callback=None) -> torch.Tensor:
-    """ksample from noise alone. samples: a latent of the size to make."""
+def sample(model: Model, seed: int, settings: SamplerSettings, samples: torch.Tensor, noise: torch.Tensor | None = None,
+           callback: Callable | None = None) -> torch.Tensor:
+    """`ksample` from noise alone. samples: an empty latent of the size to make."""
     return ksample(model, seed, settings.steps, settings.cfg, settings.sampler, settings.scheduler, settings.positive,
                    settings.negative, {"samples": samples}, 1.0, noise=noise, callback=callback)
 
@@ -67,34 +78,37 @@ def noise_like(latent: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 class RolloutProgress:
-    """Progress of a video that is sampled clip after clip: one bar over all clips, and as its preview the frames of the
-    last finished clip with the frame in progress behind them."""
+    """Progress of a video that is sampled clip after clip.
 
-    def __init__(self, model, clips: int, steps: int):
+    One bar counts the steps of all clips. The preview shows the frames of the last finished clip, then the first frame
+    of the clip in progress.
+    """
+
+    def __init__(self, model: Model, clips: int, steps: int) -> None:
         self.previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
         self.steps, self.done = steps, 0
         self.bar = comfy.utils.ProgressBar(clips * steps)
-        self.strip = []
+        self.strip: list = []       # pictures of the last finished clip
 
-    def callback(self, step, x0, x, total_steps):
-        """Of core's samplers, which may take other steps than they were asked for."""
+    def callback(self, step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
+        """Core's samplers call this after each step. Some take more steps than they were asked for."""
         value = self.done + min(step + 1, self.steps)
         live = self.pictures(x0[:1]) if self.previewer else []
         self.show(value, self.strip + live)
 
-    def finish(self, frames: torch.Tensor):
-        """frames `t c h w`, as the model has latents."""
+    def finish(self, frames: torch.Tensor) -> None:
+        """A clip is finished. frames: its latents `t c h w`, scaled as the model has them."""
         self.strip = self.pictures(frames) if self.previewer else []
         self.advance()
 
-    def advance(self, clips: int = 1):
+    def advance(self, clips: int = 1) -> None:
         self.done += clips * self.steps
         self.show(self.done, self.strip)
 
-    def pictures(self, frames):
+    def pictures(self, frames: Iterable[torch.Tensor]) -> list:
         return [self.previewer.decode_latent_to_preview(frame[None]) for frame in frames]
 
-    def show(self, value, pictures):
+    def show(self, value: int, pictures: list) -> None:
         preview = None
         if pictures:
             width, height = pictures[0].size
@@ -105,15 +119,15 @@ class RolloutProgress:
         self.bar.update_absolute(value, preview=preview)
 
 
-def process_latent_in(model, latents: torch.Tensor) -> torch.Tensor:
+def process_latent_in(model: Model, latents: torch.Tensor) -> torch.Tensor:
     return model.model.process_latent_in(latents)
 
 
 Cancelled = comfy.model_management.InterruptProcessingException
 
 
-def batch_that_fits(model, items: int, shape) -> int:
-    """How many items of latents `(n c h w)` one call takes by core's own estimate, both conditions together."""
+def batch_that_fits(model: Model, items: int, shape: Sequence[int]) -> int:
+    """How many items of latents `n c h w` fit into a call with both conditions, by core's estimate of memory."""
     device = model.load_device
     free = comfy.model_management.get_free_memory(device)
     needed = model.model.memory_required([2 * shape[0], *shape[1:]]) * ACTIVATIONS * 1.5

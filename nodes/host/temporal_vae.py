@@ -1,7 +1,8 @@
-"""A VAE with a temporal decoder: a new VAE object that shares nothing with the one it is made from."""
+"""A VAE with a temporal decoder. It is a new VAE object, and shares no weights with the one it is made from."""
 
 import copy
 import hashlib
+from typing import Any
 
 import torch
 from comfy.ldm.modules.diffusionmodules.model import Decoder
@@ -11,25 +12,26 @@ from ...temporal.decoder import DecoderParams, TemporalDecoder
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.decoder import DecoderFile
 from . import compat
+from .sockets import Vae
 
 PICTURE = 64            # pixels along each side of the test picture
-LOSS = 4.0              # dB by which a decoder for these latents may fall behind the VAE's own on it
-GOOD = 20.0             # dB at which it is right whatever the VAE's own gives
+LOSS = 4.0              # dB by which a fitting decoder may be worse than the VAE's own on the test picture
+GOOD = 20.0             # dB that are good enough, however good the VAE's own decoder is
 
 
-def build_decoder(params: DecoderParams, dtype=None, device=None) -> TemporalDecoder:
-    """ComfyUI's image decoder with temporal layers, uninitialised."""
+def build_decoder(params: DecoderParams, dtype: torch.dtype | None = None, device: Any = None) -> TemporalDecoder:
+    """ComfyUI's image decoder with temporal layers. Its weights are not initialised."""
     with torch.device(device or "cpu"):
         image = Decoder(**params.config()).to(dtype or torch.float32)
     return TemporalDecoder(image, params.kernel, compat.decoder_operations(), dtype, device)
 
 
-def with_temporal_decoder(vae, file: DecoderFile):
-    """A VAE that encodes as `vae` does, bit for bit, and decodes with the file's decoder."""
+def with_temporal_decoder(vae: Vae, file: DecoderFile) -> Vae:
+    """A VAE that encodes bit for bit as `vae` does, and decodes with the file's decoder."""
     check_vae(vae, file)
     first_stage = compat.own_copy(vae.first_stage_model, vae.vae_dtype)
     decoder = build_decoder(file.params, vae.vae_dtype, "meta")
-    # Copies: safetensors' own are views of the file, which then can be neither replaced (Windows) nor rewritten.
+    # Copies: the tensors of safetensors are views of the file, and Windows cannot replace a file with views.
     decoder.load_state_dict({name: own(tensor, vae.vae_dtype) for name, tensor in file.tensors.items()}, assign=True)
     first_stage.decoder = decoder.requires_grad_(False).eval()
     if hasattr(first_stage, "post_quant_conv"):
@@ -42,12 +44,12 @@ def with_temporal_decoder(vae, file: DecoderFile):
     return made
 
 
-def own(tensor, dtype):
+def own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to("cpu", dtype, copy=True)
 
 
-def post_quant_conv(file: DecoderFile, dtype):
-    """What stands between latents and decoder: nothing, unless the decoder was trained behind a convolution."""
+def post_quant_conv(file: DecoderFile, dtype: torch.dtype) -> nn.Module:
+    """The convolution before the decoder, as it was in training: Identity if there was none."""
     if not file.post_quant:
         return nn.Identity()
     channels = file.params.latent_channels
@@ -56,8 +58,8 @@ def post_quant_conv(file: DecoderFile, dtype):
     return conv.requires_grad_(False).eval()
 
 
-def check_vae(vae, file: DecoderFile):
-    """Refuse a VAE that has no image encoder of the Stable Diffusion kind, or other latents than the file's."""
+def check_vae(vae: Vae, file: DecoderFile) -> None:
+    """Refuse a VAE that is not built like Stable Diffusion's, or that has other latents than the file's."""
     network = getattr(vae, "first_stage_model", None)
     if network is None:
         raise VideoLDMError("The connected VAE is empty: its checkpoint holds none. Connect the VAE of Load VAE.")
@@ -74,24 +76,30 @@ def check_vae(vae, file: DecoderFile):
                             f"connected VAE ({title}) has none. Connect the VAE of a Stable Diffusion checkpoint.")
 
 
-def title_of(vae) -> str:
-    """What an artist may recognise a VAE by."""
+def title_of(vae: Vae) -> str:
+    """A VAE's class and latent channels, for messages."""
     return f"{type(vae.first_stage_model).__name__}, {vae.latent_channels} latent channels"
 
 
-def is_temporal(vae) -> bool:
-    """Whether a VAE decodes the frames of a batch together: one made here, or core's own of Stable Video Diffusion."""
+def is_temporal(vae: Vae) -> bool:
+    """Whether a VAE decodes the frames of a batch together: one made here, or core's for Stable Video Diffusion."""
     return any(name.endswith("time_mix_conv") for name, _ in vae.first_stage_model.named_modules())
 
 
-# Are these the latents that the decoder knows? Shapes cannot tell: SDXL's look like Stable Diffusion 1.x's.
+# Does the decoder fit the VAE's latents? Their shape does not say: SDXL's have the shape of Stable Diffusion 1.x's.
 
-_outcomes: dict[tuple, tuple[float, float]] = {}     # of round trips; a few numbers for each pair of VAE and file
+_outcomes: dict[tuple, tuple[float, float]] = {}     # results of round_trips, for each pair of VAE and file
 
 
-def round_trip_warning(vae, made, file: DecoderFile, stamp: tuple | None = None) -> str | None:
-    """A sentence where a test picture comes back from the new decoder much worse than from the VAE's own. stamp: what
-    changes when the file does; with one, a VAE of the same weights is asked once."""
+def round_trip_warning(vae: Vae, made: Vae, file: DecoderFile, stamp: tuple | None = None) -> str | None:
+    """A warning if the new decoder gives a test picture back much worse than the VAE's own. None if it does not.
+
+    Args:
+        vae: the VAE with its own decoder.
+        made: the VAE with the new decoder.
+        file: the new decoder.
+        stamp: a value that changes when the file does. With it, the result for a VAE of the same weights is kept.
+    """
     if stamp is None or vae.patcher.patches:
         before, after = round_trips(vae, made)
     else:
@@ -104,15 +112,15 @@ def round_trip_warning(vae, made, file: DecoderFile, stamp: tuple | None = None)
             "of SDXL, for one, have the same shape and another meaning.")
 
 
-def round_trips(vae, made) -> tuple[float, float]:
-    """dB at which the test picture comes back from the VAE's own decoder, and from the new one."""
+def round_trips(vae: Vae, made: Vae) -> tuple[float, float]:
+    """PSNR in dB of the test picture after encoding and decoding: with the VAE's own decoder, and with the new one."""
     picture = test_picture(PICTURE)
     latents = vae.encode(picture)
     return psnr(vae.decode(latents), picture), psnr(made.decode(latents), picture)
 
 
 def weights_digest(network: nn.Module) -> bytes:
-    """The same for networks of the same weights, also where a VAE was loaded again."""
+    """A hash of a network's weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -120,8 +128,8 @@ def weights_digest(network: nn.Module) -> bytes:
     return digest.digest()
 
 
-def test_picture(size: int):
-    """A picture (1 h w 3) in 0..1 with what a VAE must keep: a sky, a striped ground, two discs of strong colour."""
+def test_picture(size: int) -> torch.Tensor:
+    """A picture (1 h w 3) in 0..1: a sky, a striped ground, and two discs of strong colour."""
     down, across = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
     sky = torch.stack([0.45 + 0.3 * down, 0.6 + 0.2 * down, 0.9 - 0.1 * down], -1)
     stripes = 0.35 + 0.1 * torch.sign(torch.sin(40 * across / (down + 0.2)))
@@ -132,6 +140,6 @@ def test_picture(size: int):
     return picture[None]
 
 
-def psnr(pictures, reference) -> float:
+def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> float:
     error = (pictures.detach().float().cpu()[..., :3] - reference).square().mean().clamp_min(1e-10)
     return float(-10 * error.log10())

@@ -1,28 +1,31 @@
-"""Results that must not be taken from ComfyUI's cache as the result of their inputs: those that a cancel cut short.
+"""Unfinished results, which ComfyUI's cache must not give back.
 
-ComfyUI keeps a node's outputs under its inputs and its fingerprint. A node that hands on an unfinished result counts it
-here, and its fingerprint is that count: the next run of the same graph finds another fingerprint and makes the whole.
+ComfyUI caches a node's outputs by its inputs and its fingerprint. A node that returns an unfinished result counts it
+here, and uses the count as its fingerprint. So the next run of the same graph finds a new fingerprint, and runs the
+node again.
 """
 
 import json
 
-_counts: dict[str, int] = {}        # of this process, as the cache is: widgets of a node -> unfinished results
+from .sockets import Hidden
+
+_counts: dict[str, int] = {}        # {widgets of a node: its unfinished results}, for this process, as the cache is
 
 
-def count(widgets: dict) -> int:
-    """How many results of these widgets were unfinished. widgets: what `fingerprint_inputs` is given."""
-    return _counts.get(key(widgets), 0)
+def unfinished_results(widgets: dict) -> int:
+    """How many results of these widgets were unfinished. widgets: the arguments of `fingerprint_inputs`."""
+    return _counts.get(widgets_text(widgets), 0)
 
 
-def note(hidden):
+def count_unfinished(hidden: Hidden) -> None:
     """Count an unfinished result of the running node. hidden: its `cls.hidden` (dynprompt, unique_id)."""
     prompt = getattr(hidden, "dynprompt", None)
     if prompt is not None:
-        widgets = key(prompt.get_node(hidden.unique_id)["inputs"])
+        widgets = widgets_text(prompt.get_node(hidden.unique_id)["inputs"])
         _counts[widgets] = _counts.get(widgets, 0) + 1
 
 
-def key(inputs: dict) -> str:
-    """The widgets' values, links left out: their values are not known where the fingerprint is asked for."""
+def widgets_text(inputs: dict) -> str:
+    """The widgets' values as text. Links are left out: ComfyUI does not pass their values to `fingerprint_inputs`."""
     return json.dumps({name: value for name, value in sorted(inputs.items())
                        if value is not None and not isinstance(value, list)}, default=repr)

@@ -1,6 +1,10 @@
-"""Where Save Video File takes its frames and its sound from: an IMAGE batch, or one of the kinds of VIDEO."""
+"""The sources of frames and sound for Save Video File: an IMAGE batch, or one of the kinds of VIDEO.
+
+Every source has `count`, `width`, `height`, `rate`, `sound`, `broken` and `frames()`.
+"""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,18 +13,20 @@ from ...temporal.errors import VideoLDMError
 from ...temporal.video import LAYOUTS, LONGEST_SIDE, Sound, file_sound, held_sound, open_video
 from . import files
 from .api import InputImpl
+from .pictures import check_sides
 from .pixels import CHANNELS, frame_bytes
+from .sockets import Video
 
 
 class ImageSource:
-    """Frames from an IMAGE batch; the sources below answer the same questions about a VIDEO."""
+    """Frames from an IMAGE batch."""
 
-    def __init__(self, images: torch.Tensor, rate=None, audio: dict | None = None):
+    def __init__(self, images: torch.Tensor, rate: Any = None, audio: dict | None = None) -> None:
         """images: (t h w c) in 0..1. rate: frames per second, None if unknown. audio: ComfyUI's AUDIO."""
         _refuse_images(images)
         self.images, self.rate, self.sound = images, rate, sound_of(audio)
         self.count, self.height, self.width = images.shape[:3]
-        self.broken = []        # numbers of frames that hold NaN, known once they have been given
+        self.broken: list[int] = []     # numbers of frames with NaN; filled while `frames` runs
 
     def frames(self) -> Iterator[np.ndarray]:
         """uint8 (h w 3), one at a time."""
@@ -30,9 +36,10 @@ class ImageSource:
 class FileSource:
     """Frames and sound from a VIDEO that is a file, decoded piece by piece."""
 
-    def __init__(self, file):
+    def __init__(self, file: Any) -> None:
         self.file = open_video(file, files.check_cancelled)
-        self.count, self.rate, self.broken = self.file.frames, self.file.rate, []
+        self.count, self.rate = self.file.frames, self.file.rate
+        self.broken: list[int] = []
         self.width, self.height = self.file.width, self.file.height
         self.sound = file_sound(self.file) if self.file.has_audio else None
 
@@ -42,12 +49,13 @@ class FileSource:
 
 
 class StreamSource:
-    """Frames from a VIDEO that makes them as they are asked for: `iterate_frames()` gives uint8 (h, w, 3)."""
+    """Frames from a VIDEO with `iterate_frames()`, which gives uint8 (h w 3) one at a time."""
 
-    def __init__(self, video):
+    def __init__(self, video: Video) -> None:
         self.video, self.rate, self.count = video, video.get_frame_rate(), video.get_frame_count()
         self.width, self.height = video.get_dimensions()
-        self.sound, self.broken = None, []
+        self.sound: Sound | None = None
+        self.broken: list[int] = []
 
     def frames(self) -> Iterator[np.ndarray]:
         """uint8 (h w 3), one at a time."""
@@ -55,9 +63,9 @@ class StreamSource:
 
 
 class LazySource(StreamSource):
-    """The same of the pack's own videos, which may have sound and say which of their frames hold NaN."""
+    """The same for the pack's own videos. They may have sound, and they report frames with NaN."""
 
-    def __init__(self, video):
+    def __init__(self, video: Video) -> None:
         super().__init__(video)
         self.sound = sound_of(video.get_audio())
 
@@ -66,7 +74,7 @@ class LazySource(StreamSource):
         return self.video.iterate_frames(self.broken)
 
 
-def video_source(video):
+def video_source(video: Video) -> ImageSource | FileSource | StreamSource:
     """The source for a VIDEO."""
     if hasattr(video, "get_audio"):
         return LazySource(video)
@@ -80,7 +88,7 @@ def video_source(video):
 
 
 def sound_of(audio: dict | None) -> Sound | None:
-    """ComfyUI's AUDIO as sound to write; None if there is none."""
+    """ComfyUI's AUDIO as sound to write. None if there is none."""
     if audio is None:
         return None
     wave, rate = audio["waveform"], audio["sample_rate"]
@@ -90,13 +98,11 @@ def sound_of(audio: dict | None) -> Sound | None:
     return held_sound(wave[0].float().cpu().numpy(), int(rate)) if wave.shape[2] else None
 
 
-def _refuse_images(images):
+def _refuse_images(images: torch.Tensor) -> None:
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[-1] not in CHANNELS:
         raise VideoLDMError(f"The images are a tensor of shape {shape}; Save Video File takes (frames, height, width, "
                             "channels) with 1 (grey), 3 (colour) or 4 channels (the fourth, transparency, is dropped).")
     if not shape[0]:
         raise VideoLDMError("There are no frames to save. Connect at least one image.")
-    if not (1 <= shape[1] <= LONGEST_SIDE and 1 <= shape[2] <= LONGEST_SIDE):
-        raise VideoLDMError(f"The frames are {shape[2]}x{shape[1]} pixels; a side of a video has 1 to {LONGEST_SIDE}. "
-                            "Resize them before saving.")
+    check_sides(images, "The images", LONGEST_SIDE, 1)

@@ -1,30 +1,40 @@
-"""What of a node's outputs a workflow uses.
+"""Which outputs of a node are connected.
 
-ComfyUI runs a node without telling it which of its outputs are connected. For outputs that cost much and may not be
-wanted (every frame of a video in memory beside the video itself) the prompt is asked.
+ComfyUI does not tell a node which of its outputs are connected. Some outputs cost much: IMAGE holds every frame of a
+video in memory. For these the node looks into the prompt.
 """
 
 import sys
+from typing import Any
 
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from .sockets import Hidden
 
-def is_used(hidden, slot: int) -> bool:
-    """Whether the running node's output is connected, by its `cls.hidden` (prompt, unique_id). A node that is not in
-    the prompt as it was sent, such as one in an expanded group, counts as connected."""
+
+def is_used(hidden: Hidden, slot: int) -> bool:
+    """Whether an output of the running node is connected.
+
+    A node that is not in the prompt, such as one of an expanded group, counts as connected.
+
+    hidden: its `cls.hidden` (prompt, unique_id). slot: the output's number.
+    """
     prompt, node = getattr(hidden, "prompt", None) or {}, str(getattr(hidden, "unique_id", ""))
     return node not in prompt or node in users_of(prompt, slot)
 
 
 def users_of(prompt: dict, slot: int) -> set[str]:
-    """Ids of the nodes whose output number `slot` is an input of another."""
+    """Ids of the nodes whose output number `slot` is connected."""
     links = (value for node in prompt.values() for value in node.get("inputs", {}).values())
     return {str(link[0]) for link in links if isinstance(link, list) and len(link) == 2 and link[1] == slot}
 
 
 def used_in_running(kind: str, slot: int) -> list[str]:
-    """Ids of the nodes of a kind in the running prompt whose output is connected: part of the fingerprint of a node
-    that leaves unused outputs out, so that connecting one makes it run again."""
+    """Ids of the running prompt's nodes of a kind whose output is connected.
+
+    A node that makes only the connected outputs has this in its fingerprint. Connecting an output then makes it run
+    again.
+    """
     running = server()
     if running is None:
         return []
@@ -33,18 +43,18 @@ def used_in_running(kind: str, slot: int) -> list[str]:
                   if prompt.get(node, {}).get("class_type") == kind)
 
 
-def server():
-    """The running ComfyUI; in scripts and tests there is none."""
+def server() -> Any:
+    """The running ComfyUI server. None in scripts and tests."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
-def show_on_node(hidden, text: str):
-    """Write a text onto the running node in the page. hidden: its `cls.hidden` (unique_id)."""
+def show_on_node(hidden: Hidden, text: str) -> None:
+    """Show a text on the running node in the page. hidden: its `cls.hidden` (unique_id)."""
     running, node = server(), getattr(hidden, "unique_id", None)
     if running is not None and node is not None and hasattr(running, "send_progress_text"):
         running.send_progress_text(text, node)
 
 
-def left_out(message: str) -> ExecutionBlocker:
-    """Stands in an output that was not made; whoever gets it all the same is not run, and says why."""
+def blocked_output(message: str) -> ExecutionBlocker:
+    """The value of an output that was not made. A node that gets it does not run, and shows the message."""
     return ExecutionBlocker(message)

@@ -27,7 +27,7 @@ class FileFault(VideoLDMError):
         self.fault = fault
 
 
-def fault_of(error: Exception) -> str:
+def fault_of(error: ValueError) -> str:
     """What is wrong, without the file's name, for a loader's own message."""
     return getattr(error, "fault", str(error))
 

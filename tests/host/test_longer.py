@@ -77,7 +77,7 @@ def test_after_a_cancelled_video_the_same_graph_makes_the_whole_video(server, li
     short = server.latent(graph, video[0], on_event=cancel)
     assert pressed and 4 <= len(short) < 10
     assert told == [f"Cancelled: {len(short)} of 10 frames are finished and kept, and the video is short. Queue it "
-                    "again for the whole."]
+                    "again for all frames."]
     whole = server.latent(graph, video[0])
     assert len(whole) == 10 and torch.equal(whole[:len(short)], short)
 
@@ -92,7 +92,7 @@ def test_after_a_cancelled_video_the_same_graph_makes_the_whole_video(server, li
      "Set a length above 9"),
     (lambda g, s: g.interpolate(g.layers(g.image_model(), VIDEO), g.start(s, latents(3))), "make key frames"),
     (lambda g, s: g.interpolate(g.layers(g.image_model(), BETWEEN), g.start(s, latents(1))), "There is one key frame"),
-    (lambda g, s: g.clip(g.layers(g.image_model(), BETWEEN), frames=5), "make the frames between known ones")])
+    (lambda g, s: g.clip(g.layers(g.image_model(), BETWEEN), frames=5), "make the frames between context frames")])
 def test_what_cannot_work_is_refused_with_a_sentence_at_the_node(server, library, build, sentence):
     graph = Longer()
     node = build(graph, server)[0]
