@@ -80,7 +80,9 @@ class VideoFile:
         steps = self.select() if steps is None else steps
         shown = self.clock.shown[steps]
         pictures = _AnimationPictures(self) if self.animation else _FilePictures(self, int(shown[0]))
-        index, picture = -1, None
+        index: int = -1
+        frame: Any = None       # of PyAV or of an animation
+        picture: Any = None     # the frame as shown; frames before the wanted one are decoded and left out
         # Closed at once. Otherwise decoders and their threads live until the garbage is collected.
         with closing(pictures.decoded) as decoded:
             for done, wanted in enumerate(shown, 1):
