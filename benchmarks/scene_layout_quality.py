@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..demo import bundle, models, scene_layout_stage, world
 from ..nodes.host import for_benchmarks
-from ..nodes.host.scene_layout import layout_patcher, with_layout
+from ..nodes.host.layout_conditioning import layout_patcher, with_layout
 from ..temporal.families import load_layout
 from ..temporal.scene_layout import concatenate_layouts
 from .cascade import SAMPLER, SCHEDULER, Cascade

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ..nodes.host.scene_layout import call_unet
-from ..temporal.formats import scene_layout as layout_format
+from ..nodes.host.layout_conditioning import call_unet
+from ..temporal.formats import scene_layout_file as layout_format
 from ..temporal.formats.temporal_file import Base
 from ..temporal.scene_layout import Layout, LayoutParams, SceneLayout, concatenate_layouts
 from ..temporal.training.scene_layout_loss import LayoutLoss, Scenes

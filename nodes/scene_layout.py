@@ -10,9 +10,9 @@ from PIL import Image, ImageColor, ImageDraw
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.families import load_layout
-from ..temporal.formats.scene_layout import LayoutFile
+from ..temporal.formats.scene_layout_file import LayoutFile
 from ..temporal.scene_layout import NOT_SAID, Layout
-from .host import files, scene_layout
+from .host import files, layout_conditioning
 from .host.api import io
 from .host.inputs import checked
 from .host.sockets import Conditioning
@@ -80,11 +80,12 @@ class SceneLayout(io.ComfyNode):
         content = load_layout(path)
         found = parse_boxes(boxes, content, (width, height))
         scene = as_layout(found, {"light": light, "crowdedness": crowdedness}, content)
-        patcher = scene_layout.layout_patcher(content, (str(path), *files.fingerprint(file)))
+        patcher = layout_conditioning.layout_patcher(content, (str(path), *files.fingerprint(file)))
         text = [[content.null_text[None], {}]]
         sides = (check_width(side, content) if side is not None else text for side in (positive, negative))
-        said, unsaid = (scene_layout.with_layout(side, patcher, given) for side, given in zip(sides, (scene, None)))
-        return io.NodeOutput(said, unsaid, preview(found or [], light, width, height))
+        with_boxes, without = (layout_conditioning.with_layout(side, patcher, layout)
+                               for side, layout in zip(sides, (scene, None)))
+        return io.NodeOutput(with_boxes, without, preview(found or [], light, width, height))
 
 
 def parse_boxes(text: str, content: LayoutFile, size: tuple[int, int] | None = None) -> list[tuple] | None:

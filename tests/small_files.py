@@ -21,7 +21,7 @@ from video_ldm.temporal.families import (
 )
 from video_ldm.temporal.formats import decoder as decoder_format
 from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
-from video_ldm.temporal.formats import scene_layout as layout
+from video_ldm.temporal.formats import scene_layout_file as layout
 from video_ldm.temporal.formats.temporal_file import Base, Schedule
 from video_ldm.temporal.layers import ResBlockParams, TransformerParams
 from video_ldm.temporal.params import StackParams

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from video_ldm.nodes.host.scene_layout import call_unet
+from video_ldm.nodes.host.layout_conditioning import call_unet
 from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_layout, load_temporal
-from video_ldm.temporal.formats import scene_layout as layout_format
+from video_ldm.temporal.formats import scene_layout_file as layout_format
 from video_ldm.temporal.formats.temporal_file import Base
 from video_ldm.temporal.scene_layout import (
     NOT_SAID,

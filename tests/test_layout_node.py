@@ -10,7 +10,7 @@ import torch
 from video_ldm.nodes.scene_layout import EXAMPLE, SceneLayout, parse_boxes, preview
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_layout
-from video_ldm.temporal.formats import scene_layout as layout_format
+from video_ldm.temporal.formats import scene_layout_file as layout_format
 from video_ldm.temporal.formats.temporal_file import Base
 from video_ldm.temporal.scene_layout import LayoutParams
 from video_ldm.temporal.scene_layout import SceneLayout as Network

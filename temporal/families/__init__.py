@@ -15,13 +15,13 @@ from typing import Any
 
 from ..atomic import StrPath
 from ..errors import VideoLDMError
-from ..formats import decoder, motion_lora, pixel_upscaler, scene_layout
+from ..formats import decoder, motion_lora, pixel_upscaler, scene_layout_file
 from ..formats.decoder import DecoderFile
 from ..formats.files import TensorFile, open_file
 from ..formats.motion_lora import MotionLora
 from ..formats.pixel_upscaler import UpscalerFile
 from ..formats.safetensors_files import ENDINGS
-from ..formats.scene_layout import LayoutFile
+from ..formats.scene_layout_file import LayoutFile
 from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
 from ..params import StackParams
@@ -32,7 +32,8 @@ from .svd import Initialisation
 # In the order of detection: the first family that recognises a file loads it.
 FAMILIES: tuple[Family, ...] = (
     video_ldm.FAMILY,
-    Family("scene layout files written by this pack", "layout", scene_layout.detect, scene_layout.load),
+    Family("scene layout files written by this pack", "layout", scene_layout_file.detect,
+           scene_layout_file.load),
     Family("video upscalers in pixel space, written by this pack", "video_model", pixel_upscaler.detect,
            pixel_upscaler.load),
     Family("Motion LoRA for AnimateDiff, in AnimateDiff's names or diffusers'", "motion_lora", motion_lora.detect,
@@ -115,7 +116,7 @@ def load_motion_lora(path: StrPath) -> MotionLora:
 
 def load_layout(path: StrPath) -> LayoutFile:
     """Load the network of a scene layout."""
-    return load(path, "layout", scene_layout.TITLE)
+    return load(path, "layout", scene_layout_file.TITLE)
 
 
 def load_upscaler(path: StrPath) -> UpscalerFile:

@@ -3,7 +3,7 @@
     files               opens a file without running code from it
     tensor_names        searches the names and shapes of its tensors
     temporal_file       the content of a file of temporal layers
-    decoder, motion_lora, pixel_upscaler, scene_layout      one kind of file each
+    decoder, motion_lora, pixel_upscaler, scene_layout_file one kind of file each
 
 `temporal.families` identifies and loads files.
 """

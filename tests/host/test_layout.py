@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from video_ldm.temporal.formats import scene_layout as layout_format
+from video_ldm.temporal.formats import scene_layout_file as layout_format
 from video_ldm.temporal.formats.temporal_file import Base
 from video_ldm.temporal.scene_layout import LayoutParams, SceneLayout
 from video_ldm.tests.host.client import NodeError

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...temporal.formats.scene_layout import LayoutFile
+from ...temporal.formats.scene_layout_file import LayoutFile
 from ...temporal.layers import Factory
 from ...temporal.scene_layout import Layout, SceneLayout, unconditional_layout
 from .compat import layer_operations, layer_patcher
