@@ -327,3 +327,23 @@ def test_places_run_in_slices_as_they_run_together(monkeypatch):
         together = brick(x, GivenCall(T))
         monkeypatch.setattr(motion, "CACHED", 7 * T * 64)
         assert relative_error(brick(x, GivenCall(T)), together) < 1e-6
+
+
+@torch.no_grad()
+def test_norms_have_an_epsilon_of_1e_5_in_temporal_resblocks_and_of_1e_6_in_motion_modules():
+    # The variance of x is that of the epsilons, so that these decide what a norm makes of it.
+    x = 1e-3 * torch.randn(2, 64, 3, 4, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    groups = x.unflatten(1, (32, 2))
+    centred, variance = groups - groups.mean((2, 3, 4), True), groups.var((2, 3, 4), unbiased=False, keepdim=True)
+    block = TemporalResBlock(ResBlockParams(64, 32, 1)).time_stack
+    module = MotionModule(MotionParams(64, 8)).temporal_transformer
+    for norm, epsilon in ((block.in_layers[0], 1e-5), (block.out_layers[0], 1e-5), (module.norm, 1e-6)):
+        assert relative_error(norm.double()(x), (centred / (variance + epsilon).sqrt()).flatten(1, 2)) < 1e-6
+
+
+@torch.no_grad()
+def test_a_clip_that_is_shorter_than_a_learned_table_has_its_first_positions():
+    attention = MotionModule(MotionParams(64, 8, table_length=6)).temporal_transformer.transformer_blocks[0] \
+        .attention_blocks[0]
+    attention.pos_encoder.pe.copy_(torch.arange(6.0)[None, :, None].expand(1, 6, 64))
+    assert attention.positions(4, torch.zeros(1, 4, 64))[:, 0].tolist() == [0, 1, 2, 3]
