@@ -409,3 +409,9 @@ def test_a_node_runs_again_when_its_images_are_connected_or_disconnected(monkeyp
     monkeypatch.setattr(wiring, "server", lambda: SimpleNamespace(prompt_queue=queue))
     assert nodes.TemporalDecode.fingerprint_inputs() == decoded
     assert VideoUpscale.fingerprint_inputs() == upscaled
+
+
+def test_a_part_of_the_video_is_that_part_of_the_images_where_these_are_connected(made, monkeypatch):
+    images, video = run_node(monkeypatch, made, used=True)          # 6 frames at 4 a second
+    part = video.as_trimmed(0.25, 0.5)
+    assert part.get_frame_count() == 2 and torch.equal(part.get_components().images, images[1:3])

@@ -253,3 +253,10 @@ def test_the_cover_picture_of_a_song_is_no_video(tmp_path):
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     assert "has sound but no video in it" in refusal(tmp_path / "song.m4a")
+
+
+def test_gif_frames_of_a_hundredth_of_a_second_stay_for_a_tenth_as_in_browsers(tmp_path):
+    for length, rate in ((10, 10), (20, 50)):
+        pictures = [Image.fromarray(frame) for frame in numbered(4)]
+        pictures[0].save(tmp_path / "clip.gif", save_all=True, append_images=pictures[1:], duration=length)
+        assert open_video(tmp_path / "clip.gif").rate == rate
