@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import conv2d, silu
 
 from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.conditioning import (
@@ -18,6 +19,7 @@ from video_ldm.temporal.conditioning import (
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_temporal, video_ldm
 from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.layers import ContextDownsampler
 from video_ldm.temporal.layers.position import timestep_sinusoid
 from video_ldm.temporal.new_layers import video_ldm_params
 from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES
@@ -290,3 +292,15 @@ def test_a_damaged_file_of_context_layers_is_refused(tmp_path, unet, damage, sen
     save_file(tensors, bad, metadata=metadata)
     with pytest.raises(VideoLDMError, match=sentence):
         load_temporal(bad)
+
+
+@torch.no_grad()
+def test_the_downsampler_is_a_convolution_and_for_each_further_resolution_silu_and_one_of_stride_2():
+    known = torch.randn(3, 5, 9, 6, generator=torch.Generator().manual_seed(4))
+    downsampler = randomise(ContextDownsampler(5, 8, 3))
+    first, second, third = ((step.weight, step.bias) for step in downsampler.steps)
+    maps = [conv2d(known, *first, padding=1)]
+    for weights in (second, third):
+        maps.append(conv2d(silu(maps[-1]), *weights, stride=2, padding=1))
+    assert [tuple(level.shape) for level in maps] == [(3, 8, 9, 6), (3, 8, 5, 3), (3, 8, 3, 2)]
+    assert all(torch.equal(ours, level) for ours, level in zip(downsampler(known), maps, strict=True))

@@ -187,3 +187,10 @@ def test_an_incomplete_decoder_is_not_written(tmp_path, state):
     with pytest.raises(VideoLDMError, match="missing"):
         file_format.write(tmp_path / "x.safetensors", image_part(state), small_params(), latents="x", frames=6)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_stands_before_the_decoder_in_svds_checkpoint_is_left_there(tmp_path, state):
+    quant = {"weight": torch.ones(4, 4, 1, 1), "bias": torch.ones(4)}
+    named = {f"first_stage_model.post_quant_conv.{part}": value for part, value in quant.items()}
+    found = load_decoder(saved(tmp_path, "svd.safetensors", {**svd_checkpoint(state), **named}))
+    assert found.tensors.keys() == state.keys() and found.post_quant == {}

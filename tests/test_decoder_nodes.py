@@ -12,6 +12,7 @@ from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import decode as nodes
 from video_ldm.nodes.host import compat, decoding, temporal_vae, wiring
 from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
+from video_ldm.nodes.upscale import VideoUpscale
 from video_ldm.temporal.decoder import PAPER_KERNEL, TemporalDecoder
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_decoder
@@ -385,3 +386,36 @@ def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_decoded(
     monkeypatch.setattr(nodes.files, "refuse_beyond_memory", refuse)
     with pytest.raises(VideoLDMError, match="6 frames of 64x48. Connect only the VIDEO output"):
         run_node(monkeypatch, made, True)
+
+
+def test_the_report_of_the_loader_says_what_it_loaded_and_warns_where_it_does_not_fit(monkeypatch, caplog, tmp_path):
+    file, plain, trips = write_decoder(tmp_path / "mine.safetensors"), small_vae(), []
+    monkeypatch.setattr(nodes.files, "resolve_decoder", lambda name: file)
+    monkeypatch.setattr(temporal_vae, "_outcomes", {})
+    monkeypatch.setattr(temporal_vae, "round_trips", lambda own, new: trips.append((own, new)) or (30.0, 10.0))
+    made, report = nodes.LoadTemporalDecoder.execute(plain, "mine.safetensors").result
+    assert trips == [(plain, made)]                         # 30 dB are the VAE's own
+    lines = report.splitlines()
+    assert lines[0].endswith("for latents of the tests.") and lines[2] == "Licence: Apache-2.0."
+    assert lines[1] == "Trained on clips of 6 frames at 8 frames per second; kernel 3x1x1."
+    assert lines[3].startswith("Warning: mine.safetensors does not seem to fit the connected VAE: a test picture comes "
+                               "back at 10 dB from it, at 30 dB from the VAE's own decoder.")
+    assert lines[3].removeprefix("Warning: ") in caplog.text
+
+
+@pytest.mark.parametrize("output, decoded, upscaled", [(0, ["7"], ["8"]), (1, [], [])])
+def test_a_node_runs_again_when_its_images_are_connected_or_disconnected(monkeypatch, output, decoded, upscaled):
+    running = {"7": {"class_type": "VideoLDMTemporalDecode", "inputs": {"vae": ["1", 2]}},
+               "8": {"class_type": "VideoLDMUpscale", "inputs": {"video": ["7", 1]}},
+               "9": {"class_type": "Save", "inputs": {"a": ["7", output], "b": ["8", output], "c": ["1", 0]}}}
+    waiting = {**running, "9": {"class_type": "Save", "inputs": {"a": ["7", 0], "b": ["8", 0]}}}
+    queue = SimpleNamespace(get_current_queue=lambda: ([(0, "first", running)], [(1, "second", waiting)]))
+    monkeypatch.setattr(wiring, "server", lambda: SimpleNamespace(prompt_queue=queue))
+    assert nodes.TemporalDecode.fingerprint_inputs() == decoded
+    assert VideoUpscale.fingerprint_inputs() == upscaled
+
+
+def test_a_part_of_the_video_is_that_part_of_the_images_where_these_are_connected(made, monkeypatch):
+    images, video = run_node(monkeypatch, made, used=True)          # 6 frames at 4 a second
+    part = video.as_trimmed(0.25, 0.5)
+    assert part.get_frame_count() == 2 and torch.equal(part.get_components().images, images[1:3])

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_svd_initialisation, load_temporal, video_ldm
 from video_ldm.temporal.families.motion_modules import ANIMATEDIFF, ModuleKey
-from video_ldm.temporal.formats.temporal_file import Base, Schedule
+from video_ldm.temporal.formats.temporal_file import Base, Schedule, TemporalFile
 from video_ldm.temporal.layers import Factory
 from video_ldm.temporal.new_layers import video_ldm_params
+from video_ldm.temporal.params import StackParams
 from video_ldm.temporal.slots import Site, unet_sites
 from video_ldm.temporal.spatial_changes import POOLED_NORMS
 from video_ldm.temporal.stack import TemporalStack
@@ -351,3 +352,9 @@ def test_layers_without_their_metadata_are_refused(tmp_path):
     assert identify(tmp_path / "bare.safetensors").kind == "video_ldm_bare"
     with pytest.raises(VideoLDMError, match="without the metadata of this pack's format"):
         load_temporal(tmp_path / "bare.safetensors")
+
+
+def test_the_type_of_a_set_is_that_of_most_numbers_and_not_of_most_tensors():
+    tensors = {"large": torch.zeros(100, dtype=torch.float16), "a": torch.zeros(4), "b": torch.zeros(4)}
+    params = StackParams("Video LDM", (), 8, None)
+    assert TemporalFile("x", "video_ldm", "x", params, tensors, None, None).dtype == torch.float16

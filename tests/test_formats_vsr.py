@@ -14,8 +14,9 @@ from video_ldm.temporal.formats.temporal_file import Base, NoiseLevels, Schedule
 from video_ldm.temporal.formats.tensor_names import Keys
 from video_ldm.temporal.layers import Factory, LevelModule
 from video_ldm.temporal.layers.position import rotation_angles
-from video_ldm.temporal.slots import unet_sites
+from video_ldm.temporal.slots import Site, unet_sites
 from video_ldm.temporal.stack import TemporalStack
+from video_ldm.temporal.unet_names import UNetNames
 from video_ldm.tests import vsr_help
 from video_ldm.tests.formats_help import PUBLISHED, saved
 from video_ldm.tests.small import SD15_SIZE, unet_model
@@ -178,3 +179,10 @@ def test_the_video_vae_of_upscale_a_video_stays_refused():
     found = identify_keys(PUBLISHED["upscale_a_video_decoder_vae_video"])
     assert (found.kind, found.takes) == ("upscale_a_video_vae", None)
     assert vsr.detect(Keys(PUBLISHED["lavie_base"]), {}) is None
+
+
+def test_the_blocks_of_a_deeper_transformer_are_sites_of_their_own():
+    names = UNetNames(resblocks=2, levels=4)
+    keys = [f"down_blocks.1.attentions.0.transformer_blocks.{block}.attn_temporal.to_q.weight" for block in (0, 2)]
+    assert [vsr.parse(key)[0].site(names) for key in keys] == [Site("input", 4, "in_attn_pre_ff", 0),
+                                                                Site("input", 4, "in_attn_pre_ff", 2)]

@@ -234,3 +234,11 @@ def test_only_the_widgets_whose_result_was_cut_short_have_another_fingerprint():
     unfinished.count_unfinished(SimpleNamespace(dynprompt=prompt, unique_id="7"))
     assert longer.ExtendVideo.fingerprint_inputs(**seen) == before + 1
     assert longer.ExtendVideo.fingerprint_inputs(**{**other, "model": None}) == before
+
+
+def test_an_empty_latent_of_other_channels_is_left_to_core_which_fits_it_to_the_model():
+    model = SimpleNamespace(get_model_object=lambda name: SimpleNamespace(latent_channels=16))
+    empty, full = {"samples": torch.zeros(4, 4, 2, 2)}, {"samples": torch.ones(4, 4, 2, 2)}
+    assert sample.clip_latent(model, empty, 4, 1, 16, 16, 1.0) is empty
+    with pytest.raises(VideoLDMError, match="have 4 latent channels, and this model's have 16"):
+        sample.clip_latent(model, full, 4, 1, 16, 16, 1.0)

@@ -1,6 +1,7 @@
 """What must be true of temporal layers on a UNet: docs/papers.md#statements-on-video-ldm, V1 to V8, V16 and V17."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,17 @@ from video_ldm.temporal.params import StackParams
 from video_ldm.temporal.slots import Site, unet_sites
 from video_ldm.temporal.spatial_changes import POOLED_NORMS
 from video_ldm.temporal.stack import TemporalStack
-from video_ldm.tests.small import SD15_SIZE, batch, randomise, relative_error, small_stack, small_unet, unet_model
+from video_ldm.temporal.unet import is_resblock, spatial_norms, unet_blocks
+from video_ldm.tests.small import (
+    EMB_DIM,
+    SD15_SIZE,
+    batch,
+    randomise,
+    relative_error,
+    small_stack,
+    small_unet,
+    unet_model,
+)
 
 T = 4
 TRANSFORMER = TransformerParams(64, 4, 96, 1)
@@ -329,3 +340,52 @@ def test_places_run_in_slices_as_they_run_together(monkeypatch):
         together = brick(x, GivenCall(T))
         monkeypatch.setattr(motion, "CACHED", 7 * T * 64)
         assert relative_error(brick(x, GivenCall(T)), together) < 1e-6
+
+
+@torch.no_grad()
+def test_norms_have_an_epsilon_of_1e_5_in_temporal_resblocks_and_of_1e_6_in_motion_modules():
+    # The variance of x is that of the epsilons, so that these decide what a norm makes of it.
+    x = 1e-3 * torch.randn(2, 64, 3, 4, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    groups = x.unflatten(1, (32, 2))
+    centred, variance = groups - groups.mean((2, 3, 4), True), groups.var((2, 3, 4), unbiased=False, keepdim=True)
+    block = TemporalResBlock(ResBlockParams(64, 32, 1)).time_stack
+    module = MotionModule(MotionParams(64, 8)).temporal_transformer
+    for norm, epsilon in ((block.in_layers[0], 1e-5), (block.out_layers[0], 1e-5), (module.norm, 1e-6)):
+        assert relative_error(norm.double()(x), (centred / (variance + epsilon).sqrt()).flatten(1, 2)) < 1e-6
+
+
+@torch.no_grad()
+def test_a_clip_that_is_shorter_than_a_learned_table_has_its_first_positions():
+    attention = MotionModule(MotionParams(64, 8, table_length=6)).temporal_transformer.transformer_blocks[0] \
+        .attention_blocks[0]
+    attention.pos_encoder.pe.copy_(torch.arange(6.0)[None, :, None].expand(1, 6, 64))
+    assert attention.positions(4, torch.zeros(1, 4, 64))[:, 0].tolist() == [0, 1, 2, 3]
+
+
+@torch.no_grad()
+def test_a_pooled_norm_takes_mean_and_variance_over_the_frames_of_a_clip_while_its_call_acts(unet):
+    norms = list(spatial_norms(unet))
+    resblocks = [layer for _, _, layers in unet_blocks(unet) for layer in layers if is_resblock(layer)]
+    assert len(norms) == 2 * len(resblocks) + 1 and norms[-1] is unet.out[0]
+    call = SimpleNamespace(acting=True, frames=3)
+    handles = POOLED_NORMS.attach(call, unet, None)
+    try:
+        for norm in (norms[0], norms[-1]):
+            x = torch.randn(6, norm.num_channels, 4, 5)
+            groups = x.unflatten(0, (2, 3)).unflatten(2, (norm.num_groups, -1))
+            centred = groups - groups.mean((1, 3, 4, 5), True)
+            variance = groups.var((1, 3, 4, 5), unbiased=False, keepdim=True)
+            normal = (centred / (variance + norm.eps).sqrt()).flatten(2, 3).flatten(0, 1)
+            weight, bias = (part[:, None, None] for part in (norm.weight, norm.bias))
+            call.acting = True
+            assert relative_error(norm(x), normal * weight + bias) < 1e-5
+            call.acting = False
+            assert torch.equal(norm(x), nn.functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_new_layers_all_have_the_length_of_the_mix_that_is_asked_for(unet):
+    bricks = [brick for _, brick in video_ldm_params(unet, EMB_DIM, 768, lambda channels: 8, 5, mix_length=5).bricks]
+    assert {(type(brick), brick.mix_length) for brick in bricks} == {(ResBlockParams, 5), (TransformerParams, 5)}

@@ -263,3 +263,46 @@ def test_deep_shrink_takes_known_frames_at_the_size_that_the_network_runs_at(mod
     seen = prediction(shrink(known(models["prediction"])), noise)
     assert relative_error(seen[1:], prediction(shrink(models["prediction"]), noise)[1:]) > 1e-3
     assert relative_error(seen, prediction(known(models["prediction"]), noise)) > 1e-3
+
+
+class KeepsAlso:
+    """A patch that keeps something, and guidance or a wrapper that reads or keeps it, wherever core has a place."""
+
+    @staticmethod
+    def guided(model, key):
+        kept = None
+
+        def inside(q, k, v, extra_options):
+            nonlocal kept
+            kept = q
+            return q, k, v
+
+        def outside(args):
+            return args["denoised"] * kept.mean()
+        m = model.clone()
+        m.set_model_attn2_patch(inside)
+        m.model_options[key] = [outside] if key.endswith(("pre_cfg_function", "post_cfg_function")) else outside
+        return m
+
+    @staticmethod
+    def wrapped(model, kind):
+        kept = None
+
+        def around(executor, *args, **kwargs):
+            nonlocal kept
+            kept = executor(*args, **kwargs)
+            return kept
+        m = model.clone()
+        m.add_wrapper(kind, around)
+        return m
+
+
+@pytest.mark.parametrize("key", ["sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function",
+                                 "sampler_calc_cond_batch_function"])
+def test_guidance_that_reads_what_a_patch_keeps_is_found_in_every_place_that_core_has(models, key):
+    assert recording_node(KeepsAlso.guided(models["image"], key).model_options) == "KeepsAlso"
+
+
+@pytest.mark.parametrize("kind", [WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL])
+def test_a_wrapper_that_keeps_something_is_found_on_either_side_of_the_model(models, kind):
+    assert recording_node(KeepsAlso.wrapped(models["image"], kind).model_options) == "KeepsAlso"

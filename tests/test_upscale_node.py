@@ -383,3 +383,12 @@ def test_the_widgets_show_the_papers_settings_at_first():
     """docs/papers.md#v14: noise augmentation 30 and windows of 8 frames (Appendix H). Levels were trained up to 250."""
     defaults = {entry.id: getattr(entry, "default", None) for entry in nodes.VideoUpscale.GET_SCHEMA().inputs}
     assert (defaults["noise_level"], defaults["window"]) == (30, 8) and TRAINED_LEVEL == 250
+
+
+@pytest.mark.parametrize("temporal, window, overlap", [(True, 2, 1), (False, 1, 0)])
+def test_a_temporal_vae_decodes_in_windows_that_advance_and_a_plain_one_frame_by_frame(monkeypatch, temporal, window,
+                                                                                       overlap):
+    """Without temporal layers the network's windows share nothing, so an overlap beyond the window is no mistake."""
+    monkeypatch.setattr(nodes.temporal_vae, "is_temporal", lambda vae: temporal)
+    settings = nodes.decode_settings(None, 2, 5, 64)
+    assert (settings.window, settings.overlap, settings.tile, settings.clips) == (window, overlap, 64, 1)

@@ -18,7 +18,13 @@ from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_temporal, load_upscaler
 from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
-from video_ldm.temporal.upscaler import augment_small_frames, match_colours, plan_pieces, unfold_pixels
+from video_ldm.temporal.formats.files import open_file
+from video_ldm.temporal.upscaler import (
+    augment_small_frames,
+    match_colours,
+    plan_pieces,
+    unfold_pixels,
+)
 from video_ldm.tests import pixel_help
 from video_ldm.tests.attach_help import load_model
 from video_ldm.tests.host import checkpoints
@@ -300,3 +306,9 @@ def test_entries_of_the_formats_own_names_are_refused_when_written(tmp_path):
     with pytest.raises(ValueError, match="unet belongs to the format"):
         upscaler_format.write(tmp_path / "x.safetensors", {}, pixel_help.PARAMS, {"unet": "1"})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_schedules_of_pixels_and_of_the_small_frames_are_told_apart(tmp_path):
+    params = upscaler_format.UpscalerParams({}, 0.001, 0.02, "v", 0.0003, 0.004, 300, 20, 1.5, "ours")
+    upscaler_format.write(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, params)
+    assert upscaler_format.load(open_file(tmp_path / "x.safetensors")).params == params

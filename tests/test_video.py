@@ -281,3 +281,11 @@ def test_sheets_are_roughly_square_and_large_frames_are_reduced():
     assert columns(8, 256, 128) == 2 and columns(16, 512, 512) == 4 and columns(1, 10, 10) == 1
     assert thumbnail(np.zeros((1280, 2048, 3), np.uint8)).shape == (320, 512, 3)
     assert thumbnail(np.zeros((100, 200, 3), np.uint8)).shape == (100, 200, 3)
+
+
+def test_an_animation_keeps_the_workflow_with_more_beside_it(tmp_path):
+    said = {**WORKFLOW, "first": {"a": 1}, "second": {"b": 2}}
+    write_video(tmp_path / "clip.webp", clip(), 8, "webp", metadata=said)
+    assert stored(tmp_path / "clip.webp") == WORKFLOW
+    texts = [text for text in Image.open(tmp_path / "clip.webp").getexif().values() if isinstance(text, str)]
+    assert sorted(text.split(":", 1)[0] for text in texts) == ["first", "prompt", "second", "workflow"]

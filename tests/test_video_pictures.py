@@ -229,3 +229,18 @@ def test_a_frame_rate_that_is_no_number_above_0_is_refused(tmp_path, rate):
     with pytest.raises(VideoLDMError, match=r"The frame rate is .* it must be a number above 0"):
         write_video(tmp_path / "clip.mp4", clip(), rate)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("declared, shown", [(1, 255), (2, 235)])
+def test_numbers_of_full_range_are_the_pictures_own_and_others_are_stretched(tmp_path, declared, shown):
+    with av.open(str(tmp_path / "clip.mp4"), "w", options={}) as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.color_range = declared
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(np.concatenate([np.full((48, 64), 235, np.uint8),
+                                                               np.full((24, 64), 128, np.uint8)]), format="yuv420p")
+            frame.color_range = declared
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert np.abs(open_video(tmp_path / "clip.mp4").read() * 255 - shown).max() <= 1.5

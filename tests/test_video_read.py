@@ -238,3 +238,24 @@ def test_a_cut_off_file_is_not_taken_for_a_shorter_one(tmp_path, format):
     if format in ("mp4", "webm"):
         video = open_video(path)
         assert np.array_equal(video.read(video.select(count=4)), open_video(whole).read()[:4])
+
+
+def test_the_cover_picture_of_a_song_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "song.m4a"), "w", format="mp4") as container:
+        cover, sound = container.add_stream("mjpeg", rate=1), container.add_stream("aac", rate=8000, layout="mono")
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 8000
+        for stream, frame in ((cover, picture.reformat(format="yuvj420p")), (sound, samples)):
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    assert "has sound but no video in it" in refusal(tmp_path / "song.m4a")
+
+
+def test_gif_frames_of_a_hundredth_of_a_second_stay_for_a_tenth_as_in_browsers(tmp_path):
+    for length, rate in ((10, 10), (20, 50)):
+        pictures = [Image.fromarray(frame) for frame in numbered(4)]
+        pictures[0].save(tmp_path / "clip.gif", save_all=True, append_images=pictures[1:], duration=length)
+        assert open_video(tmp_path / "clip.gif").rate == rate

@@ -183,3 +183,15 @@ def test_names_of_any_length_and_kind_are_read_or_refused(tmp_path):
 def test_a_name_that_is_too_long_for_the_disk_is_refused_on_saving(tmp_path):
     with pytest.raises(VideoLDMError, match="name is too long"):
         write_video(tmp_path / ("a" * 251 + ".mp4"), clip(), 8)
+
+
+def test_frames_before_the_start_of_a_trimmed_mp4_are_neither_shown_nor_missed(tmp_path):
+    write_video(tmp_path / "clip.mp4", numbered(12), 8)
+    data = bytearray((tmp_path / "clip.mp4").read_bytes())
+    edit, timescale = data.index(b"elst") + 12, struct.unpack(">I", data[(at := data.index(b"mdhd")) + 16:at + 20])[0]
+    length, start = struct.unpack(">II", data[edit:edit + 8])
+    data[edit:edit + 8] = struct.pack(">II", length * 9 // 12, start + 3 * timescale // 8)      # without 3 frames
+    (tmp_path / "clip.mp4").write_bytes(data)
+    video = open_video(tmp_path / "clip.mp4")
+    assert (video.frames, video.rate, video.cut_off) == (9, 8, False)
+    assert numbers(video.read()) == list(range(3, 12))

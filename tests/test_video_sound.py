@@ -2,6 +2,7 @@
 
 import tracemalloc
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import held_sound, open_video, read_audio, write_video
+from video_ldm.temporal.video.containers import sound_stream
 from video_ldm.tests.video_help import clip, numbered, numbers
 
 RATE, FPS, FRAMES = 48000, 25, 50
@@ -277,3 +279,13 @@ def test_sound_is_read_in_pieces_that_can_be_stopped(tmp_path):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         read_audio(open_video(path), on_samples=stop)
+
+
+@pytest.mark.parametrize("channels, name, taken", [
+    (8, "7.1", True), (8, "8 channels", True), (9, "9 channels", False), (16, "9.1.6", True),
+    (9, "ambisonic 2", False)])
+def test_sound_is_taken_of_up_to_eight_channels_and_of_more_whose_loudspeakers_are_known(channels, name, taken):
+    layout = SimpleNamespace(nb_channels=channels, name=name)
+    stream = SimpleNamespace(codec_context=SimpleNamespace(layout=layout), rate=48000)
+    found = sound_stream(SimpleNamespace(streams=SimpleNamespace(audio=[stream])))
+    assert found is (stream if taken else None)
