@@ -36,7 +36,8 @@ run.import_pack(HOST.folder)
 
 def pytest_configure(config):
     import torch
-    torch.set_num_threads(min(torch.get_num_threads(), os.cpu_count() or 1, 4))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() or 1, 4) // processes))
 
 
 def pytest_collection_modifyitems(items):

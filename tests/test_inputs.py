@@ -192,6 +192,13 @@ def test_a_text_of_another_models_encoder_is_refused_with_both_widths(models, no
         sampled(models, node, **{name: other})
 
 
+@pytest.mark.parametrize("node", [sample.VideoLDMSampler, longer.ExtendVideo])
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_size_that_is_no_whole_number_of_latents_is_refused(models, node, side):
+    with pytest.raises(VideoLDMError, match=f"{side} is 20 pixels, .* Set {side} to 16 or 24"):
+        sampled(models, node, **{side: 20})
+
+
 def test_frames_of_another_models_vae_are_refused(models):
     with pytest.raises(VideoLDMError, match="connected frames have 16 latent channels, and this model's have 4"):
         sampled(models, sample.VideoLDMSampler, latent={"samples": torch.ones(4, 16, 2, 2)})
@@ -200,7 +207,7 @@ def test_frames_of_another_models_vae_are_refused(models):
 @pytest.mark.parametrize("picture, sentence", [
     (torch.zeros(1, 16, 20000, 3), "have 20000x16 pixels, and a side may have up to 8192"),
     (torch.zeros(1, 4, 16, 3), "have 16x4 pixels, and a side must have at least 8"),
-    (torch.zeros(1, 16, 16, 1), "have 1 channels, and colour pictures have 3"),
+    (torch.zeros(1, 16, 16, 1), "have 1 channel, and colour pictures have 3"),
     (torch.full((1, 16, 16, 3), NAN), "hold values that are no numbers"),
     (torch.zeros(0, 16, 16, 3), "image is an empty batch")])
 def test_pictures_that_make_no_frames_are_refused_before_they_are_encoded(models, picture, sentence):

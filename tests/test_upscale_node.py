@@ -334,7 +334,7 @@ VIDEO = LazyVideo(lambda first, last: iter(()), 3, 24, 20, 12)
     ({"noise_level": 351}, "noise_level is 351, and it takes whole numbers from 0 to 350"),
     ({"images": None}, "has nothing to upscale. Connect images or a video"),
     ({"images": small_frames(1), "video": VIDEO}, "images or a video, and both are connected"),
-    ({"images": torch.rand(2, 8, 8, 1)}, "The small frames have 1 channels"),
+    ({"images": torch.rand(2, 8, 8, 1)}, "The small frames have 1 channel, and"),
     ({"images": small_frames(0)}, "an empty batch"),
     ({"tile": 32}, "tile is 32 pixels; 64 is the least"),
     ({"vae": None}, "No VAE is connected, and this upscaler makes latents"),

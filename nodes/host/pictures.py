@@ -19,7 +19,8 @@ def check_pictures(images: Tensor, what: str, largest: int, smallest: int = SMAL
     """
     channels = images.shape[3]
     if channels not in (3, 4):
-        raise VideoLDMError(f"{what} have {channels} channels, and colour pictures have 3. Convert them to RGB.")
+        plural = "s" * (channels != 1)
+        raise VideoLDMError(f"{what} have {channels} channel{plural}, and colour pictures have 3. Convert them to RGB.")
     check_sides(images, what, largest, smallest)
     if not all(torch.isfinite(frame).all() for frame in images):
         raise VideoLDMError(f"{what} hold values that are no numbers (NaN or infinity). Whatever made them has failed: "

@@ -11,12 +11,14 @@ import latent_preview
 import torch
 from PIL import Image
 
+from ...temporal.errors import VideoLDMError
 from .attach import ACTIVATIONS
 from .noise_schedule import with_trained_betas
 from .sockets import Conditioning, Model
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
+LATENT_PIXELS = 8       # along each side of a latent
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ class SamplerSettings:
 
 
 def empty_latent(model: Model, images: int, width: int, height: int) -> torch.Tensor:
-    """Zeros in the shape of the model's latents, `images c h/8 w/8`."""
-    latent = torch.zeros(images, 4, height // 8, width // 8)
+    """Zeros in the shape of the model's latents, `images c h/8 w/8`. Refuses sizes that are no whole latents."""
+    for name, pixels in (("width", width), ("height", height)):
+        if pixels % LATENT_PIXELS:
+            lower = pixels - pixels % LATENT_PIXELS
+            raise VideoLDMError(f"{name} is {pixels} pixels, and a latent is {LATENT_PIXELS} pixels wide and high. Set "
+                                f"{name} to {lower} or {lower + LATENT_PIXELS}.")
+    latent = torch.zeros(images, 4, height // LATENT_PIXELS, width // LATENT_PIXELS)
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 
