@@ -285,16 +285,14 @@ class KeepsAlso:
         return m
 
     @staticmethod
-    def wrapped(model, kind):
+    def wrapper():
         kept = None
 
         def around(executor, *args, **kwargs):
             nonlocal kept
             kept = executor(*args, **kwargs)
             return kept
-        m = model.clone()
-        m.add_wrapper(kind, around)
-        return m
+        return around
 
 
 @pytest.mark.parametrize("key", ["sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function",
@@ -304,5 +302,6 @@ def test_guidance_that_reads_what_a_patch_keeps_is_found_in_every_place_that_cor
 
 
 @pytest.mark.parametrize("kind", [WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL])
-def test_a_wrapper_that_keeps_something_is_found_on_either_side_of_the_model(models, kind):
-    assert recording_node(KeepsAlso.wrapped(models["image"], kind).model_options) == "KeepsAlso"
+def test_a_wrapper_that_keeps_something_is_found_on_either_side_of_the_model(kind):
+    while_sampling = {"transformer_options": {"wrappers": {kind: {"key": [KeepsAlso.wrapper()]}}}}
+    assert recording_node(while_sampling) == "KeepsAlso"
