@@ -124,16 +124,6 @@ def test_a_choice_is_one_of_the_list_and_text_is_text(node, declared):
             run(node, **{declared.id: value})
 
 
-@inputs_of("BOOLEAN")
-def test_a_switch_is_on_or_off(node, declared):
-    for value in (3, 1.0, "true", []):
-        with pytest.raises(VideoLDMError, match=f": {declared.id} is .* takes true or false"):
-            run(node, **{declared.id: value})
-    for value in (True, False):
-        with pytest.raises(Reached):
-            run(node, **{declared.id: value})
-
-
 WRONG = {
     "MODEL": [None, 3, {"samples": torch.zeros(1, 4, 2, 2)}],
     "VAE": [None, 3, SOCKETS["MODEL"]],

@@ -162,9 +162,11 @@ class SharesSettings:
         return m
 
 
-class KeepsTheLast:
+class KeepsAlso:
+    """A patch that keeps something, and guidance or a wrapper that reads or keeps it, wherever core has a place."""
+
     @staticmethod
-    def patch(model):
+    def guided(model, key):
         kept = None
 
         def inside(q, k, v, extra_options):
@@ -176,8 +178,18 @@ class KeepsTheLast:
             return args["denoised"] * kept.mean()
         m = model.clone()
         m.set_model_attn2_patch(inside)
-        m.set_model_sampler_post_cfg_function(outside)
+        m.model_options[key] = [outside] if key.endswith(("pre_cfg_function", "post_cfg_function")) else outside
         return m
+
+    @staticmethod
+    def wrapper():
+        kept = None
+
+        def around(executor, *args, **kwargs):
+            nonlocal kept
+            kept = executor(*args, **kwargs)
+            return kept
+        return around
 
 
 class Caches:
@@ -198,7 +210,7 @@ class Caches:
 def test_a_node_is_known_by_the_variable_that_its_patch_writes_and_its_guidance_reads(models):
     shares = SharesSettings.patch(models["image"], 0.9)
     assert recording_node(shares.model_options) is None
-    assert recording_node(KeepsTheLast.patch(shares).model_options) == "KeepsTheLast"
+    assert recording_node(KeepsAlso.guided(shares, "sampler_post_cfg_function").model_options) == "KeepsAlso"
     assert recording_node(INSIDE["PAG"](shares).model_options) is None
     assert recording_node(Caches.patch(shares).model_options) == "Caches"
     for name, patched in INSIDE.items():
@@ -263,36 +275,6 @@ def test_deep_shrink_takes_known_frames_at_the_size_that_the_network_runs_at(mod
     seen = prediction(shrink(known(models["prediction"])), noise)
     assert relative_error(seen[1:], prediction(shrink(models["prediction"]), noise)[1:]) > 1e-3
     assert relative_error(seen, prediction(known(models["prediction"]), noise)) > 1e-3
-
-
-class KeepsAlso:
-    """A patch that keeps something, and guidance or a wrapper that reads or keeps it, wherever core has a place."""
-
-    @staticmethod
-    def guided(model, key):
-        kept = None
-
-        def inside(q, k, v, extra_options):
-            nonlocal kept
-            kept = q
-            return q, k, v
-
-        def outside(args):
-            return args["denoised"] * kept.mean()
-        m = model.clone()
-        m.set_model_attn2_patch(inside)
-        m.model_options[key] = [outside] if key.endswith(("pre_cfg_function", "post_cfg_function")) else outside
-        return m
-
-    @staticmethod
-    def wrapper():
-        kept = None
-
-        def around(executor, *args, **kwargs):
-            nonlocal kept
-            kept = executor(*args, **kwargs)
-            return kept
-        return around
 
 
 @pytest.mark.parametrize("key", ["sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function",
