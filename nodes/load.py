@@ -3,10 +3,11 @@
 from typing import Any
 
 from ..temporal.clip_length import check_clip_length
-from ..temporal.families import listing, load_motion_lora, load_temporal, load_upscaler
+from ..temporal.families import listing, load_motion_lora, load_temporal, load_video_model
+from ..temporal.formats.pixel_upscaler import UpscalerFile
 from ..temporal.formats.temporal_file import TemporalFile
 from ..temporal.slots import unet_sites
-from .host import files, models, noise_schedule, upscaler_model, upscaling
+from .host import files, models, noise_schedule, upscaler_model, upscaling, video_network
 from .host.api import io
 from .host.attach import attach_layers
 from .host.image_model import context_dim, model_title, spatial_unet
@@ -189,36 +190,49 @@ class LoadVideoModel(io.ComfyNode):
             node_id="VideoLDMLoadVideoModel",
             display_name="Load Video Model",
             category="video ldm/load",
-            description=f"Loads a whole network that is made for video, as a MODEL. Takes {listing('video_model')}. "
-                        "Connect it to Video Upscale. The bundled one makes the demo's frames four times as large; "
-                        "others are trained with this pack.",
+            description="Loads a whole network that is made for video, as a MODEL with its temporal layers. It needs "
+                        f"no image checkpoint, only a CLIP and a VAE. Takes {listing('video_model')}. LoRA, ControlNet "
+                        "and all samplers take its MODEL as any other. An upscaler's MODEL goes into Video Upscale.",
             inputs=[
                 io.Combo.Input("file", **files.loader_list("video_model", DEMO_UPSCALER),
                                tooltip="A file in models/video_ldm, or a bundled demo file. Files of temporal layers "
                                        "belong into Load Temporal Layers."),
+                io.Float.Input("fps", default=0.0, min=0.0, max=1000.0, step=0.01, optional=True,
+                               tooltip="The frame rate of the clips. VideoCrafter is told it as a condition. 0: the "
+                                       "one that the authors use. The report names it."),
             ],
             outputs=[
-                io.Model.Output("model", display_name="MODEL", tooltip="The network, without temporal layers."),
+                io.Model.Output("model", display_name="MODEL", tooltip="The network. A video network's temporal layers "
+                                                                       "act on it already."),
                 io.String.Output("report", display_name="report", tooltip="What was loaded and how to use it."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> tuple[int, int]:
+    def fingerprint_inputs(cls, file: str, **kwargs: Any) -> tuple[int, int]:
         return files.fingerprint(file)
 
     @classmethod
     @checked
-    def execute(cls, file: str) -> io.NodeOutput:
-        loaded = load_upscaler(files.resolve(file))
-        params = loaded.params
-        lines = [f"{loaded.name}: {params.title}, a video upscaler in pixel space. It needs no VAE.",
-                 f"Noise levels up to {params.most_noise}; {params.usual_noise} is what it was made to be run with.",
-                 "Without temporal layers every frame is upscaled by itself. Load Temporal Layers takes layers made "
-                 "for it."]
-        if params.licence:
-            lines.append(f"Licence: {params.licence}.")
-        return io.NodeOutput(upscaler_model.load_upscaler(loaded), "\n".join(lines))
+    def execute(cls, file: str, fps: float = 0.0) -> io.NodeOutput:
+        path = files.resolve(file)
+        loaded = load_video_model(path)
+        if isinstance(loaded, UpscalerFile):
+            return io.NodeOutput(upscaler_model.load_upscaler(loaded), report_of_upscaler(loaded))
+        model = video_network.load_video_network(loaded, fps, (path, *files.fingerprint(file)))
+        return io.NodeOutput(model, video_network.report_of(loaded, fps))
+
+
+def report_of_upscaler(loaded: UpscalerFile) -> str:
+    """What the artist should know about an upscaler, one fact a line."""
+    params = loaded.params
+    lines = [f"{loaded.name}: {params.title}, a video upscaler in pixel space. It needs no VAE.",
+             f"Noise levels up to {params.most_noise}; {params.usual_noise} is what it was made to be run with.",
+             "Without temporal layers every frame is upscaled by itself. Load Temporal Layers takes layers made "
+             "for it."]
+    if params.licence:
+        lines.append(f"Licence: {params.licence}.")
+    return "\n".join(lines)
 
 
 NODES = [LoadTemporalLayers, MotionLoRA, LoadDemo, LoadVideoModel]

@@ -45,6 +45,31 @@ class SmallFramesParams:
     in_channels: int = 3    # channels of the small frames
 
 
+MASK_FIRST, MASK_LAST, COPIES = "mask, latents", "latents, mask", "copies"     # forms of InputFramesParams
+GREY, ZEROS = "grey", "zeros"                                                   # fillers of InputFramesParams
+
+
+@dataclass(frozen=True)
+class InputFramesParams:
+    """Known frames through further channels of the network's own input. They follow the noisy latents.
+
+    In the forms with a mask, the known frames stand at their places and the other frames hold a filler. In the form
+    COPIES every frame has the latents of a key frame, and there is no mask.
+    """
+
+    form: str                   # MASK_FIRST (SEINE), MASK_LAST (Video LDM, appendix H.2) or COPIES (LaVie)
+    given: float = 1.0          # the mask's value at a known frame. The other frames have 1 - given
+    filler: str = ZEROS         # GREY: unknown frames hold the encoding of mid-grey. ZEROS: they hold zeros
+    latent_channels: int = 4    # channels of the latents
+    # The sets of known frames that the network was trained for, as in ContextParams. None: any set.
+    positions: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def channels(self) -> int:
+        """The further channels of the network's input."""
+        return self.latent_channels + (self.form != COPIES)
+
+
 @dataclass(frozen=True)
 class StackParams:
     """The params of a set of temporal layers."""
@@ -57,6 +82,7 @@ class StackParams:
     context: ContextParams | SmallFramesParams | None = None    # its input for context frames or small frames
     fps_width: int = 0                                          # width of its frame-rate token. 0: it has none
     shared_noise: bool = False                                  # True: an upscaler that uses one noise for all frames
+    input_frames: InputFramesParams | None = None               # further channels of the network's own input
 
     @property
     def known_positions(self) -> tuple[tuple[int, ...], ...] | None:

@@ -1,5 +1,6 @@
 """Checks that a text fits the model that attends to it."""
 
+import inspect
 from collections.abc import Iterable
 
 from torch import Tensor
@@ -28,9 +29,11 @@ def check_width(model: Model, name: str, texts: list[Tensor]) -> None:
     wanted = context_dim(model)
     width = other_width(texts, wanted)
     if width is not None:
+        source = inspect.getattr_static(model.model.model_config, "text_source",
+                                        "the CLIP of the MODEL's own checkpoint")
         raise VideoLDMError(f"The text of {name} has a width of {width}, and the connected MODEL "
                             f"({model_title(model)}) takes {wanted}: it was encoded with the CLIP of another "
-                            "model. Connect a CLIP Text Encode with the CLIP of the MODEL's own checkpoint.")
+                            f"model. Connect a CLIP Text Encode with {source}.")
 
 
 def other_width(texts: Iterable[Tensor], wanted: int | None) -> int | None:

@@ -3,7 +3,7 @@
     identify(path) -> Identified            load_temporal(path) -> TemporalFile
     load_motion_lora(path) -> MotionLora    load_svd_initialisation(path, params) -> Initialisation
     load_decoder(path) -> DecoderFile       load_layout(path) -> LayoutFile
-    load_upscaler(path) -> UpscalerFile
+    load_video_model(path) -> UpscalerFile | VideoNetwork
 
 To add a family of temporal layers, write one file here and add one entry to FAMILIES. Node texts, refusals and the
 sentence for unknown files are made from that list. refused.py names all other files.
@@ -24,8 +24,9 @@ from ..formats.safetensors_files import ENDINGS
 from ..formats.scene_layout_file import LayoutFile
 from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
+from ..formats.video_network import VideoNetwork
 from ..params import StackParams
-from . import animatediff, hotshot_xl, refused, svd, video_ldm, video_super_resolution
+from . import animatediff, hotshot_xl, lavie, refused, svd, video_ldm, video_super_resolution
 from .family import LOADERS, Family
 from .svd import Initialisation
 
@@ -40,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
            motion_lora.load),
     hotshot_xl.FAMILY,
     animatediff.FAMILY,
+    lavie.FAMILY,
     video_super_resolution.FAMILY,
     svd.FAMILY,
     Family("temporal decoders: Stable Video Diffusion's (svd.safetensors, svd_xt.safetensors, or their VAE) and those "
@@ -74,7 +76,7 @@ def taken_by(path: StrPath) -> frozenset[str] | None:
     keys = Keys(file.raw_shapes)
     # A checkpoint of one family can hold a temporal decoder as well.
     found = [find(keys, file.metadata)[1], decoder.detect(keys, file.metadata)]
-    return frozenset(one.takes for one in found if one and one.takes)
+    return frozenset(node for one in found if one for node in (one.takes, one.also) if node)
 
 
 def find(keys: Keys, metadata: Mapping[str, str]) -> tuple[Family | None, Identified]:
@@ -93,7 +95,7 @@ def load(path: StrPath, takes: str, wanted: str) -> Any:
     """
     file = open_file(path)
     family, found = find(Keys(file.raw_shapes), file.metadata)
-    if family is None or family.load is None or found.takes != takes:
+    if family is None or family.load is None or takes not in (found.takes, found.also):
         raise refusal(file, found, takes, wanted)
     return family.load(file, found)
 
@@ -105,8 +107,9 @@ def refusal(file: TensorFile, found: Identified, takes: str, wanted: str) -> Vid
 
 
 def load_temporal(path: StrPath) -> TemporalFile:
-    """Load temporal layers for an image model."""
-    return load(path, "temporal", "a file of temporal layers that this pack takes")
+    """Load temporal layers for an image model. Of a whole video network, only its temporal layers are read."""
+    loaded = load(path, "temporal", "a file of temporal layers that this pack takes")
+    return loaded.layers_alone() if isinstance(loaded, VideoNetwork) else loaded
 
 
 def load_motion_lora(path: StrPath) -> MotionLora:
@@ -119,9 +122,18 @@ def load_layout(path: StrPath) -> LayoutFile:
     return load(path, "layout", scene_layout_file.TITLE)
 
 
-def load_upscaler(path: StrPath) -> UpscalerFile:
-    """Load an upscaler in pixel space."""
+def load_video_model(path: StrPath) -> UpscalerFile | VideoNetwork:
+    """Load a whole network: an upscaler in pixel space, or a video network in the latent space of an image model."""
     return load(path, "video_model", "a whole video model that this pack takes")
+
+
+def load_upscaler(path: StrPath) -> UpscalerFile:
+    """Load an upscaler in pixel space. Raises VideoLDMError for another network."""
+    found = load_video_model(path)
+    if isinstance(found, VideoNetwork):
+        raise VideoLDMError(f"{found.layers.name} is {found.layers.title}, not an upscaler. Load it with Load Video "
+                            "Model.")
+    return found
 
 
 def load_decoder(path: StrPath) -> DecoderFile:

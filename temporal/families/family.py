@@ -1,11 +1,12 @@
 """A family of files: how it is recognised, how it is loaded, and facts from its authors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ..errors import VideoLDMError
 from ..formats.files import TensorFile
 from ..formats.temporal_file import (
     Base,
@@ -18,6 +19,7 @@ from ..formats.temporal_file import (
     require_one_dtype,
 )
 from ..formats.tensor_names import Keys
+from ..formats.video_network import Heads, TextEncoder, VideoNetwork
 from ..layers import BrickParams
 from ..params import StackParams
 from ..slots import Site
@@ -38,7 +40,6 @@ class Family:
     detect: Callable[[Keys, Mapping[str, str]], Identified | None]
     # Raises VideoLDMError for a damaged file. None: the files are only recognised.
     load: Callable[[TensorFile, Identified], Any] | None
-    spatial_weights: bool = False   # True: a whole video network, whose own spatial weights are used
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Facts:
     hint: SamplerHint | None = None             # sampling settings that it needs
     noise: NoiseLevels | None = None            # for layers of an upscaler
 
-    def identified(self, kind: str) -> Identified:
-        """The result of detection."""
-        return Identified(kind, self.title, f"Load it with {LOADERS['temporal']}.", takes="temporal")
+    def identified(self, kind: str, takes: str = "temporal", also: str | None = None) -> Identified:
+        """The result of detection. takes, also: as in Identified."""
+        return Identified(kind, self.title, f"Load it with {LOADERS[takes]}.", takes, also)
 
     def stack_params(self, bricks: tuple[tuple[Site, BrickParams], ...], positions: int | None) -> StackParams:
         """Params of the layers. positions: the length of the position table. None: no limit."""
@@ -83,3 +84,43 @@ class Facts:
         require_one_dtype(file.name, tensors)
         return TemporalFile(file.name, kind, self.title, params, tensors, self.schedule, self.base, self.fps,
                             self.licence, dict(file.metadata), [*self.notes, *notes], self.hint, self.noise)
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Facts about a published video network that its file does not hold."""
+
+    facts: Facts                # about its temporal layers
+    text: TextEncoder
+    heads: Heads                # of the spatial transformers
+    # Why its temporal layers do not work on an image model, as a sentence. "": they do
+    not_alone: str = ""
+
+    def identified(self, kind: str) -> Identified:
+        """The result of detection."""
+        return self.facts.identified(kind, "video_model", None if self.not_alone else "temporal")
+
+    def network(self, file: TensorFile, kind: str, params: StackParams, layer_names: Mapping[str, str],
+                spatial_names: Mapping[str, str], unused: Iterable[str] = (),
+                notes: tuple[str, ...] = ()) -> VideoNetwork:
+        """The content of a file.
+
+        Args:
+            file: the open file.
+            kind: as in Identified.
+            params: of its temporal layers.
+            layer_names: {file key: stack key} of the temporal layers' tensors.
+            spatial_names: {name in LDM's UNet: file key} of the spatial weights.
+            unused: file keys that are known and not needed.
+            notes: further sentences for the report.
+
+        Raises VideoLDMError for tensors that belong to neither part, and for incomplete temporal layers.
+        """
+        surplus = set(file.shapes) - set(layer_names) - set(spatial_names.values()) - set(unused)
+        if surplus:
+            raise VideoLDMError(f"{file.name} looks like {self.facts.title}, but holds {len(surplus)} tensors that it "
+                                f"does not have (the first: {min(surplus)}). It comes from a variant that this pack "
+                                "does not know.")
+        tensors = {layer_names[key]: tensor for key, tensor in file.read(layer_names).items()}
+        layers = self.facts.temporal_file(file, kind, params, tensors, notes)
+        return VideoNetwork(layers, file, dict(spatial_names), self.heads, self.text, self.not_alone)

@@ -16,6 +16,7 @@ from ..formats.temporal_file import Identified, require_one_dtype
 from ..formats.tensor_names import Keys
 from ..layers import Factory, TransformerParams
 from ..params import StackParams
+from ..spatial_names import RESBLOCK
 from ..stack import TemporalStack
 from ..unet_names import BLOCK, UNetNames
 from . import video_ldm
@@ -55,8 +56,6 @@ def identified(kind: str, whole: bool, naming: str) -> Identified:
 
 # Diffusers' names
 
-RESBLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-            "conv2": "out_layers.3"}
 WHERE = re.compile(BLOCK + r"(?P<kind>resnets|attentions)\.(?P<number>\d+)\.(?P<rest>.+)")
 NAMES = UNetNames(resblocks=2)
 

@@ -179,12 +179,12 @@ def brick_of(name: str, title: str, site: Site, shapes: dict[str, tuple]) -> Bri
                         size("attn_temporal.time_rel_pos_bias.relative_attention_bias.weight", 1))
 
 
-def check_rotation(file: TensorFile, title: str) -> None:
+def check_rotation(file: TensorFile, title: str, pattern: re.Pattern = ROTATION) -> None:
     """Raise VideoLDMError for rotation frequencies that differ from those computed here.
 
     Some files hold the frequencies and some do not, depending on the library that wrote them.
     """
-    stored = file.read(key for key in file.shapes if (match := ROTATION.fullmatch(key)) and match[1] == "freqs")
+    stored = file.read(key for key in file.shapes if pattern.match(key) and key.endswith(".freqs"))
     computed = rotation_angles(torch.ones(1))[0]
     for key, frequencies in stored.items():
         if not same(frequencies, computed):

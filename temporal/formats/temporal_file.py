@@ -25,6 +25,7 @@ class Identified:
     title: str                  # with an article, as in "an AnimateDiff v2 motion module"
     advice: str                 # a sentence that says where it belongs; "" for an unknown file
     takes: str | None = None    # the node that loads it, a key of LOADERS (families/family.py). None: no node does
+    also: str | None = None     # a second node that loads a part of it, a key of LOADERS
 
 
 PREDICTIONS = ("eps", "v", "x0")

@@ -1,0 +1,102 @@
+"""Whole video networks as MODEL: ComfyUI's own UNet with the file's spatial weights, and the temporal layers on it.
+
+LoRA loaders, ControlNets, samplers and memory management of ComfyUI take it as they take a checkpoint's MODEL.
+"""
+
+from typing import Any
+
+import comfy.model_base
+import comfy.model_detection
+import comfy.supported_models
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+from ...temporal.errors import VideoLDMError
+from ...temporal.formats.contents import first_line
+from ...temporal.formats.video_network import VideoNetwork
+from . import compat
+from .attach import attach_layers
+from .layer_weights import build_stack, layer_dtype
+from .models import UNET_PREFIX, patcher_of_model
+from .options import LayerSet
+from .sockets import Model
+
+
+def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = None) -> Model:
+    """The MODEL of a video network.
+
+    Args:
+        network: the open file.
+        fps: the frame rate to tell a network that is told one. 0: its authors'.
+        shared: as `cache_key` of build_stack.
+
+    Raises VideoLDMError for a file that does not hold exactly the tensors of its network.
+    """
+    config = model_config(network)
+    model = patcher_of_model(config, {UNET_PREFIX + name: tensor for name, tensor in network.read_spatial().items()},
+                             UNET_PREFIX)
+    layers = network.layers
+    stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
+    return attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, fps or layers.fps))
+
+
+def model_config(network: VideoNetwork) -> Any:
+    """The config object that ComfyUI's model detection would make for a checkpoint with these spatial weights."""
+    layers = network.layers
+    trained = layers.schedule
+
+    class VideoUNet(comfy.supported_models.SD15):
+        title = layers.params.family
+        text_source = network.text.source       # texts.py names it where a text does not fit
+        sampling_settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
+                             "linear_end": trained.linear_end}
+
+        def model_type(self, state_dict: dict, prefix: str = "") -> Any:
+            kind = comfy.model_base.ModelType
+            return kind.V_PREDICTION if trained.prediction == "v" else kind.EPS
+
+        def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> Any:
+            # The class of Stable Diffusion 1.x would take 8 or 9 input channels for instructpix2pix or inpainting.
+            return comfy.model_base.BaseModel(self, model_type=self.model_type(state_dict, prefix), device=device)
+    return VideoUNet(unet_config(network))
+
+
+def unet_config(network: VideoNetwork) -> dict:
+    """The arguments of ComfyUI's UNet, as its model detection reads them from the weights."""
+    shapes = network.spatial_shapes
+    name, title = network.layers.name, network.layers.title
+    try:
+        weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        found = comfy.model_detection.detect_unet_config(weights, "") or {}
+        heads = network.heads
+        config = {**found, "num_heads": heads.count or -1, "num_head_channels": heads.width or -1}
+        with torch.device("meta"):
+            unet = UNetModel(**config, dtype=torch.float32, operations=compat.decoder_operations())
+        wanted = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
+    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, KeyError, ArithmeticError) as error:
+        raise VideoLDMError(f"{name} looks like {title}, but no network has its sizes ({first_line(error)}). The file "
+                            "is damaged: download it again.") from None
+    for key in sorted(wanted.keys() | shapes.keys()):
+        if wanted.get(key) != shapes.get(key):
+            raise VideoLDMError(f"{name} looks like {title}, but {key} is {list(shapes.get(key, ())) or 'missing'} "
+                                f"where {list(wanted.get(key, ())) or 'nothing'} is due. The file is damaged: download "
+                                "it again.")
+    return config
+
+
+def report_of(network: VideoNetwork, fps: float) -> str:
+    """What the artist should know about a network, one fact a line. fps: as in load_video_network."""
+    layers = network.layers
+    trained = layers.schedule
+    lines = [
+        f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers on its own spatial layers.",
+        f"Text: {network.text.name}. Use {network.text.source}.",
+        f"VAE: that of a {layers.base.family} checkpoint.",
+        f"Trained on clips of {layers.params.frames} frames"
+        + (f" at {fps or layers.fps:g} frames per second." if layers.fps else "."),
+        f"Noise schedule: {trained.beta_schedule} {trained.linear_start:g} to {trained.linear_end:g}. Prediction: "
+        f"{trained.prediction}.",
+    ]
+    if layers.licence:
+        lines.append(f"Licence: {layers.licence}.")
+    return "\n".join(lines + list(layers.notes))

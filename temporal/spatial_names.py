@@ -1,0 +1,59 @@
+"""LDM's names of a UNet's spatial weights, for files in diffusers' naming (docs/formats.md#positions)."""
+
+import re
+from collections.abc import Iterable
+
+from .unet_names import BLOCK, UNetNames, resblocks_per_level
+
+RESBLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+            "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+ENDS = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0", "conv_out": "out.2"}
+END = re.compile("(" + "|".join(map(re.escape, ENDS)) + r")\.(weight|bias)")
+MODULE = re.compile(BLOCK + r"(?P<kind>resnets|attentions)\.(?P<number>\d+)\.(?P<rest>.+)")
+RESAMPLER = re.compile(r"(?P<side>down|up)_blocks\.(?P<level>\d+)\.(?:down|up)samplers\.0\.conv\.(?P<rest>.+)")
+
+
+def names_of_unet(keys: Iterable[str]) -> UNetNames:
+    """The numbering of the UNet that these keys belong to, in diffusers' naming."""
+    found = [match for match in map(MODULE.fullmatch, keys) if match and match["kind"] == "resnets"]
+    levels = 1 + max((int(match["level"] or 0) for match in found), default=0)
+    return UNetNames(resblocks_per_level((match["side"], int(match["number"])) for match in found), levels)
+
+
+def ldm_names(keys: Iterable[str]) -> dict[str, str]:
+    """{LDM's name: key} of the spatial weights among the keys. Other keys are left out."""
+    keys = list(keys)
+    unet = names_of_unet(keys)
+    with_transformers = {(match["side"], match["level"]) for match in map(MODULE.fullmatch, keys)
+                         if match and match["kind"] == "attentions"}
+    names = {}
+    for key in keys:
+        name = ldm_name(key, unet, with_transformers)
+        if name is not None:
+            names[name] = key
+    return names
+
+
+def ldm_name(key: str, unet: UNetNames, with_transformers: set) -> str | None:
+    """LDM's name of one key. None for a key that is no spatial weight.
+
+    with_transformers: (side, level) of the levels that have spatial transformers.
+    """
+    if match := END.fullmatch(key):
+        return f"{ENDS[match[1]]}.{match[2]}"
+    if match := MODULE.fullmatch(key):
+        rest = match["rest"]
+        if match["kind"] == "resnets":
+            module, _, kind = rest.rpartition(".")
+            if module not in RESBLOCK:
+                return None
+            rest = f"{RESBLOCK[module]}.{kind}"
+        return f"{unet.module(match['side'], int(match['level'] or 0), match['kind'], int(match['number']))}.{rest}"
+    if match := RESAMPLER.fullmatch(key):
+        part, index = unet.block(match["side"], int(match["level"]), unet.resblocks)
+        if match["side"] == "down":
+            return f"{part}_blocks.{index}.0.op.{match['rest']}"
+        number = 2 if (match["side"], match["level"]) in with_transformers else 1
+        return f"{part}_blocks.{index}.{number}.conv.{match['rest']}"
+    return None
