@@ -71,6 +71,7 @@ class TemporalLayersWrapper:
             max_distance=layers.max_distance,
             known=context_input(self.stack, x, transformer_options),
             fps=clip_options(transformer_options).fps,
+            told_fps=layers.told_fps,
         )
         self.warn(settings)
         with open_call(executor.class_obj, [(self.stack, settings)], context) as calls:
