@@ -86,13 +86,13 @@ OWN_MODULES = ((re.compile(r"(input_blocks\.\d+)\.op\."), r"\1.0.op."),
                (re.compile(r"middle_block\.3\."), "middle_block.2."))
 
 
-def own_names(shapes: Iterable[str]) -> Names:
-    """The names of a file in the authors' layout."""
+def own_names(shapes: Iterable[str], first: str = FIRST_TRANSFORMER) -> Names:
+    """The names of a file in the authors' layout. first: the prefix of the transformer behind the first convolution."""
     names = Names({}, {})
     for key in shapes:
         match = OWN_LAYER.fullmatch(key)
-        if key.startswith(FIRST_TRANSFORMER):
-            names.layers[key] = Site("input", 0, "post_conv_in"), key.removeprefix(FIRST_TRANSFORMER)
+        if key.startswith(first):
+            names.layers[key] = Site("input", 0, "post_conv_in"), key.removeprefix(first)
         elif match:
             slot, n = ("post_attn", 0) if match["attention"] else ("post_res", int(match["resblock"]) // 3)
             site = Site(match["part"] or "middle", int(match["index"] or 0), slot, n)
@@ -153,8 +153,10 @@ def brick_of(name: str, title: str, site: Site, shapes: Mapping[str, tuple]) -> 
                             f"{list(size) or 'missing'}. The file is incomplete or damaged: download it again.")
     if site.slot == "post_res":
         return StagedConvParams(size[0])
+    table = shapes.get("transformer_blocks.0.attn1.relative_position_k.embeddings_table", ())
     return ClipTransformerParams(size[1], size[0] // HEAD_WIDTH, size[0],
-                                 count_numbers(shapes, r"transformer_blocks\.(\d+)\."))
+                                 count_numbers(shapes, r"transformer_blocks\.(\d+)\."),
+                                 (table[0] - 1) // 2 if table else None)
 
 
 FAMILY = Family("ModelScope text-to-video and ZeroScope, in their authors' layout or diffusers'", "video_model", detect,
