@@ -8,6 +8,7 @@ from .brick import BrickCall, BrickParams, GivenCall
 from .context import ContextDownsampler, FpsToken
 from .conv import ResBlockParams, TemporalResBlock
 from .factory import TORCH, Factory, attend
+from .frame_attention import FrameAttention, FrameAttentionParams
 from .mix import Mix
 from .modelscope import ClipTransformer, ClipTransformerParams, StagedConv, StagedConvParams
 from .motion import MotionModule, MotionParams
@@ -16,8 +17,9 @@ from .vsr import LevelModule, LevelParams, ResidualConv, ResidualConvParams, Rot
 
 __all__ = [
     "TORCH", "Attention", "BrickCall", "BrickParams", "ClipTransformer", "ClipTransformerParams",
-    "ContextDownsampler", "Factory", "FeedForward", "FpsToken", "GivenCall", "LevelModule", "LevelParams", "Mix",
-    "MotionModule", "MotionParams", "ResBlockParams", "ResidualConv", "ResidualConvParams", "RotaryParams",
-    "RotaryTransformer", "StagedConv", "StagedConvParams", "TemporalResBlock", "TemporalTransformer",
-    "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid", "timestep_sinusoid",
+    "ContextDownsampler", "Factory", "FeedForward", "FpsToken", "FrameAttention", "FrameAttentionParams", "GivenCall",
+    "LevelModule", "LevelParams", "Mix", "MotionModule", "MotionParams", "ResBlockParams", "ResidualConv",
+    "ResidualConvParams", "RotaryParams", "RotaryTransformer", "StagedConv", "StagedConvParams", "TemporalResBlock",
+    "TemporalTransformer", "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid",
+    "timestep_sinusoid",
 ]
