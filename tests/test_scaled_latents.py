@@ -182,7 +182,7 @@ def test_a_schedule_without_timesteps_is_refused(scaled):
 
 def test_layers_with_another_schedule_are_refused_on_the_network(scaled):
     with pytest.raises(VideoLDMError, match="net.ckpt samples latents that are scaled down, and mm.ckpt was not "
-                                            "trained on such. Set schedule on Load Temporal Layers to the model's own."):
+                                            "trained on such. Set schedule on Load Temporal Layers to the model's own"):
         with_schedule(scaled, "sqrt_linear", 0.00085, 0.012, "eps", "mm.ckpt")
     with pytest.raises(VideoLDMError, match="scaled down"):
         with_schedule(discrete(scaled, "eps"), "sqrt_linear", 0.00085, 0.012, "eps", "mm.ckpt")

@@ -27,6 +27,7 @@ class Identified:
     advice: str                 # a sentence that says where it belongs; "" for an unknown file
     takes: str | None = None    # the node that loads it, a key of LOADERS (families/family.py). None: no node does
     also: str | None = None     # a second node that loads a part of it, a key of LOADERS
+    not_alone: str = ""         # why its temporal layers do not work on an image model, as a sentence. "": they may
 
 
 PREDICTIONS = ("eps", "v", "x0")
