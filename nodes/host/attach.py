@@ -20,6 +20,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...temporal.call import CallSettings, open_call
 from ...temporal.stack import TemporalStack
 from .compat import core_windows_act, refuse_core_windows
+from .conflicts import refuse_readers_of_attention
 from .image_model import refuse_compiled
 from .known_frames import check_all_given, context_input, further_channels, with_further_channels
 from .layer_weights import lora_patches, patcher_of
@@ -130,6 +131,7 @@ def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs
     """Wraps a sampling: checks what the guider brings, and fixes the number of frames of its clips."""
     guider = executor.class_obj
     check_conditions(guider.model_patcher, guider.conds)
+    refuse_readers_of_attention(guider.model_options)
     options = guider.model_options.setdefault("transformer_options", {})    # the guider's own, for this sampling
     check_all_given(options)
     clip = clip_options(options)
