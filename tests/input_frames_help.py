@@ -13,8 +13,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from safetensors.torch import save_file
 
+from video_ldm.nodes.host.attach import TemporalLayersWrapper
 from video_ldm.nodes.host.options import layer_sets_in, transformer_options, with_clip_options
 from video_ldm.nodes.load import LoadVideoModel
+from video_ldm.temporal.call import CallSettings, open_call
 from video_ldm.temporal.params import BOTH_ENDS, MASK_LAST, InputFramesParams
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.network_help import network_tensors
@@ -107,3 +109,41 @@ def sampled(model, frames, clips=1, steps=1, cfg=2.0, seed=7, size=SIZE, per_cli
     m = with_clip_options(model, frames) if per_clip else model
     return comfy.sample.sample(m, comfy.sample.prepare_noise(latent, seed), steps, cfg, "euler", "normal", text(),
                                text(12), latent, seed=seed, disable_pbar=True, **options)
+
+
+# The network and DDIM by hand
+
+def called(model, x, step, condition, frames):
+    """The output of the network itself with its layers.
+
+    Args:
+        model: the MODEL.
+        x: the network's whole input, further channels included.
+        step: the number of the diffusion step.
+        condition: a CONDITIONING.
+        frames: of a clip.
+    """
+    stack, = (wrapper.stack for found in model.wrappers[WrappersMP.DIFFUSION_MODEL].values() for wrapper in found
+              if isinstance(wrapper, TemporalLayersWrapper))
+    context = condition[0][0].expand(len(x), -1, -1)
+    unet = model.model.diffusion_model
+    with torch.no_grad(), open_call(unet, [(stack, CallSettings(frames))], context):
+        return unet(x, torch.full((len(x),), float(step)), context)
+
+
+def ddim(model, noise, further, frames, steps, cfg):
+    """Latents by DDIM with eta 0, from this noise: true linear betas 1e-4 to 0.02, steps 1, 1 + 1000 // steps, ...
+
+    further: the further channels of every image.
+    """
+    kept = (1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0)
+    numbers = list(range(1, 1000, 1000 // steps))[::-1]
+    x = (1 - kept[numbers[0]]).sqrt() * noise.double()
+    for step, following in zip(numbers, [*numbers[1:], None]):
+        signal, spread = kept[step].sqrt(), (1 - kept[step]).sqrt()
+        given = torch.cat([x.float(), further], dim=1)
+        with_text, without = (called(model, given, step, condition, frames) for condition in (text(), text(12)))
+        eps = (without + cfg * (with_text - without)).double()
+        x0 = (x - spread * eps) / signal
+        x = x0 if following is None else kept[following].sqrt() * x0 + (1 - kept[following]).sqrt() * eps
+    return (x / SCALE).float()
