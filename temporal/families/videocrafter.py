@@ -45,8 +45,8 @@ def version(name: str, title: str, size: str, licence: str = LICENCE, scale: Dat
     """
     facts = Facts(name, title, Base("Stable Diffusion 2.x", 1024), Schedule("linear", 0.00085, 0.012, "eps", scale), 16,
                   licence, PLAYED, notes=(
-                      f"Its authors sample 16 frames of {size} with 50 steps and cfg 12, at DDIM's eta 1: "
-                      "euler_ancestral with ddim_uniform. Euler is DDIM at eta 0.",))
+                      f"Its authors sample 16 frames of {size} with 50 steps, cfg 12 and DDIM at eta 1. Use "
+                      "euler_ancestral with ddim_uniform for that, and euler for eta 0.",))
     slots = ("post_conv_in", "post_attn") + (("post_res",) if convolutions else ())
     return NetworkFacts(facts, OPENCLIP_H, Heads(width=HEAD_WIDTH), NOT_ALONE, slots)
 
@@ -63,6 +63,7 @@ FPS = re.compile(r"fps_embedding\.(?P<rest>.+)")
 # What a whole checkpoint holds beside the network: its VAE, its text encoder, and tables made from the betas.
 UNUSED = re.compile(r"(?:first_stage_model|cond_stage_model)\..+|betas|logvar|scale_factor|scale_arr|posterior_\w+|"
                     r"(?:(?:sqrt|log)_\w*)?alphas_cumprod\w*")
+OTHERS = ("first_stage_model.", "cond_stage_model.")
 BETAS, SCALE = "betas", "scale_arr"
 
 
@@ -86,6 +87,8 @@ def load(file: TensorFile, found: Identified) -> VideoNetwork:
     names = own_names((key for key in file.shapes if key not in unused and key not in fps), FIRST_TRANSFORMER)
     layer_names = {key: f"layers.{site.name}.{suffix}" for key, (site, suffix) in names.layers.items()}
     schedule, notes = schedule_of(file, network)
+    if any(key.startswith(OTHERS) for key in unused):
+        notes += ("The VAE and the text encoder in the file are not used.",)
     network = replace(network, facts=replace(network.facts, schedule=schedule))
     params = network.facts.stack_params(bricks_of(file, network.facts.title, names), None)
     if found.kind != "videocrafter1_512":
