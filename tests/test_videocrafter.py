@@ -12,6 +12,7 @@ import comfy.sample
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
 from video_ldm.nodes.host.video_network import load_video_network, report_of, unet_config
 from video_ldm.temporal.call import CallSettings, open_call
@@ -252,6 +253,16 @@ def test_an_incomplete_file_is_refused(kind, reference, tmp_path, gone):
         unet_config(load_video_model(path))
 
 
+@one_kind("videocrafter2")
+def test_an_embedding_of_the_frame_rate_that_does_not_fit_the_timesteps_is_refused(kind, reference, tmp_path):
+    other = {key: torch.zeros(*[128] * (value.ndim - 1), 128) for key, value in reference.state_dict().items()
+             if key.startswith("fps_embedding.")}
+    path = saved(tmp_path, "model.safetensors", reference.state_dict() | other)
+    with pytest.raises(VideoLDMError, match=r"but its embedding of the frame rate has 128 numbers where that of the "
+                                            r"timestep has 256"):
+        load_video_model(path)
+
+
 @one_kind("videocrafter1_1024")
 @pytest.mark.parametrize("more", ["input_blocks.1.3.weight", "middle_block.2.in_layers.0.weight", "label_emb.0.weight",
                                   "input_blocks.0.1.proj_in.weight", "fps_embedding.4.weight"])
@@ -300,6 +311,20 @@ def test_core_samples_what_the_published_sampler_samples(kind, path, reference, 
                              told)
     assert error(ours.double() * 0.18215, wanted) < 1e-4
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
+
+
+@one_kind("videocrafter1_1024")
+def test_a_node_behind_load_video_model_keeps_the_scale(kind, path):
+    model = load_video_network(load_video_model(path))
+    texts = [checkpoints.conditioning(seed, width=1024) for seed in (1, 2)]
+    noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+
+    def sampled(video):
+        return comfy.sample.sample(video, noise, 2, 1.0, "euler", "ddim_uniform", *texts, torch.zeros_like(noise),
+                                   seed=7, disable_pbar=True)
+    assert relative_error(sampled(ModelSamplingDiscrete().patch(model, "eps", False)[0]), sampled(model)) < 1e-5
+    with pytest.raises(VideoLDMError, match="unet.safetensors was trained to predict noise in latents that are scaled"):
+        sampled(ModelSamplingDiscrete().patch(model, "v_prediction", False)[0])
 
 
 @one_kind("videocrafter2")

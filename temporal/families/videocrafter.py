@@ -102,6 +102,10 @@ def fps_embedding(file: TensorFile, title: str) -> FpsEmbedding:
     if len(shape) != 2:
         raise VideoLDMError(f"{file.name} looks like {title}, but the tensor fps_embedding.0.weight is "
                             f"{list(shape) or 'missing'}. The file is incomplete or damaged: download it again.")
+    emb = (*file.shapes.get("time_embed.2.weight", shape), 0)[0]
+    if emb != shape[0]:
+        raise VideoLDMError(f"{file.name} looks like {title}, but its embedding of the frame rate has {shape[0]} "
+                            f"numbers where that of the timestep has {emb}. The file is damaged: download it again.")
     return FpsEmbedding(shape[1], shape[0], TOLD)
 
 
