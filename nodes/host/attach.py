@@ -23,6 +23,7 @@ from ...temporal.errors import VideoLDMError
 from ...temporal.params import SmallFramesParams
 from ...temporal.stack import TemporalStack
 from .compat import core_windows_act, refuse_core_windows
+from .conflicts import refuse_readers_of_attention
 from .image_model import refuse_compiled
 from .layer_weights import lora_patches, patcher_of
 from .options import (
@@ -155,6 +156,7 @@ def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs
     """Wraps a sampling: checks what the guider brings, and fixes the number of frames of its clips."""
     guider = executor.class_obj
     check_conditions(guider.model_patcher, guider.conds)
+    refuse_readers_of_attention(guider.model_options)
     options = guider.model_options.setdefault("transformer_options", {})    # the guider's own, for this sampling
     clip = clip_options(options)
     refuse_core_windows(guider.model_options, guider.conds, len(noise), clip.frames)
