@@ -71,10 +71,10 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 def load(file: TensorFile, found: Identified) -> VideoNetwork:
     """Load a file that `detect` has recognised. Raises VideoLDMError if it is damaged."""
     version = VERSIONS[found.kind]
+    require_every_layer(file, version.facts.title)
     names, shapes = layer_names(file, found.kind)
     bricks = tuple((site, brick_of(file.name, version.facts.title, site, shapes[site]))
                    for site in sorted(shapes, key=run_order))
-    require_every_layer(file, version.facts.title)
     temporal = {key for key in file.shapes if TEMPORAL.fullmatch(key)}
     spatial = ldm_names(key for key in file.shapes if key not in temporal)
     network = version.network(file, found.kind, version.facts.stack_params(bricks, None), names, spatial,
