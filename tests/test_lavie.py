@@ -1,8 +1,8 @@
 """LaVie's base and interpolation and SEINE as whole networks: docs/papers.md#l1 to #l6 and #l10.
 
-tests/fixtures/lavie_networks.json holds what the published code predicts at timestep 500 for `network_clips` of 3 frames
-with the weights `network_tensors(kind, 7)`. In the small files with a tenth of the channels, its attention over time was
-set to one head, so that a head has the 32 channels that are rotated.
+tests/fixtures/lavie_networks.json holds what the published code predicts at timestep 500 for `network_clips` of 3
+frames with the weights `network_tensors(kind, 7)`. For files with a tenth of the channels, its attention over time was
+set to one head where it rotates, so that a head has the 32 channels that are rotated.
 """
 
 import json
@@ -141,7 +141,7 @@ def test_strength_scales_what_attention_over_time_adds(models, weights, kind):
     options = model.model_options["transformer_options"]
     key, layers = next((key, value) for key, value in options.items() if isinstance(value, LayerSet))
     scaled = {name: value * 0.5 if ".attn_temp.to_out." in name else value for name, value in weights[kind].items()}
-    model.model_options = {**model.model_options, "transformer_options": {**options, key: replace(layers, strength=0.5)}}
+    model.model_options["transformer_options"] = {**options, key: replace(layers, strength=0.5)}
     assert relative_error(predicted(model, clips).double(), reference(kind, scaled, clips)) < 1e-5
 
 
@@ -231,7 +231,7 @@ def test_a_network_is_stable_diffusion_and_16_attentions_over_time_and_nothing_e
     assert spatial + layers + rotations == {"lavie_base": 909_124_356, "seine": 909_138_756,
                                             "lavie_interpolation": 909_131_524}[kind]
     further = {"lavie_base": 0, "seine": 5, "lavie_interpolation": 4}[kind]
-    assert spatial == 859_520_964 + further * 320 * 9               # Stable Diffusion 1.4, and a wider first convolution
+    assert spatial == 859_520_964 + further * 320 * 9       # Stable Diffusion 1.4, and a wider first convolution
     assert unet_config(network)["in_channels"] == 4 + further
     slot = "in_attn_post_ff" if kind == "lavie_interpolation" else "in_attn_pre_ff"
     assert [site.slot for site, _ in network.layers.params.bricks] == [slot] * 16
@@ -344,16 +344,16 @@ def test_its_layers_alone_on_its_own_spatial_weights_are_the_whole_network(one_l
 
 
 @pytest.mark.parametrize("kind, words", [
-    ("lavie_interpolation", "LaVie's frame interpolation network. Its temporal layers were trained for a network whose "
-     "input takes the key frames and whose self-attention sees other frames."),
-    ("seine", "SEINE's network for image to video and transitions. Its temporal layers were trained for a network whose "
-     "input takes known frames.")])
+    ("lavie_interpolation", "LaVie's frame interpolation network. Its temporal layers were trained for a network "
+     "whose input takes the key frames and whose self-attention sees other frames."),
+    ("seine", "SEINE's network for image to video and transitions. Its temporal layers were trained for a network "
+     "whose input takes known frames.")])
 def test_layers_that_would_give_noise_on_an_image_model_are_not_taken_alone(tmp_path, weights, kind, words):
     path = saved(tmp_path, f"{kind}.pt", weights[kind])
     with pytest.raises(VideoLDMError) as caught:
         load_temporal(path)
-    assert str(caught.value) == (f"{kind}.pt is {words} On an image model they would give noise. Load it with Load Video "
-                                 "Model.")
+    assert str(caught.value) == (f"{kind}.pt is {words} On an image model they would give noise. Load it with Load "
+                                 "Video Model.")
     with pytest.raises(VideoLDMError, match=f"^{kind}.pt is .*, not an upscaler. Load it with Load Video Model.$"):
         load_upscaler(path)
 
