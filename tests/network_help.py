@@ -14,7 +14,7 @@ import comfy.sampler_helpers
 import numpy as np
 import torch
 
-from video_ldm.nodes.host.options import CLIP, clip_options
+from video_ldm.nodes.host.options import CLIP, clip_options, layer_sets_in
 from video_ldm.nodes.host.video_network import load_video_network
 from video_ldm.temporal.families import load_video_model
 from video_ldm.temporal.layers.position import rotation_angles
@@ -115,10 +115,15 @@ def network_model(folder, kind: str, tensors: dict, wrapped: bool = True):
 
 
 def options_of(model, frames: int, conditions: tuple[int, ...] = (0,)) -> dict:
-    """The transformer_options of a call of MODEL as core's sampling makes them."""
+    """The transformer_options of a call of MODEL as core's sampling makes them.
+
+    But no further channels are made for the network's input: `predicted` is given them.
+    """
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     comfy.sampler_helpers.prepare_model_patcher(model, {}, options)
     own = options["transformer_options"]
+    own |= {key: replace(layers, params=replace(layers.params, input_frames=None))
+            for key, layers in layer_sets_in(own).items()}
     return {**own, CLIP: replace(clip_options(own), frames=frames), "cond_or_uncond": list(conditions)}
 
 

@@ -71,7 +71,6 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 def load(file: TensorFile, found: Identified) -> VideoNetwork:
     """Load a file that `detect` has recognised. Raises VideoLDMError if it is damaged."""
     version = VERSIONS[found.kind]
-    require_every_layer(file, version.facts.title)
     names, shapes = layer_names(file, found.kind)
     bricks = tuple((site, brick_of(file.name, version.facts.title, site, shapes[site]))
                    for site in sorted(shapes, key=run_order))
@@ -99,16 +98,6 @@ def layer_names(file: TensorFile, kind: str) -> tuple[dict[str, str], dict[Site,
         names[key] = f"layers.{site.name}.{suffix}"
         shapes.setdefault(site, {})[suffix] = shape
     return names, shapes
-
-
-def require_every_layer(file: TensorFile, title: str) -> None:
-    """Raise VideoLDMError if a transformer block has no attention over time. Each has one."""
-    blocks = {key.removesuffix("norm1.weight") for key in file.shapes if key.endswith(".norm1.weight")
-              and ".transformer_blocks." in key}
-    for block in sorted(blocks):
-        if f"{block}norm_temp.weight" not in file.shapes:
-            raise VideoLDMError(f"{file.name} looks like {title}, but {block}norm_temp.weight is missing. The file is "
-                                "incomplete: download it again.")
 
 
 def brick_of(name: str, title: str, site: Site, shapes: Mapping[str, tuple]) -> BrickParams:
