@@ -103,6 +103,8 @@ def load(path: StrPath, takes: str, wanted: str) -> Any:
 
 def refusal(file: TensorFile, found: Identified, takes: str, wanted: str) -> VideoLDMError:
     """The error for a file of another kind: what it is, and where it belongs or what the node loads."""
+    if takes == "temporal" and found.not_alone:
+        return VideoLDMError(f"{file.name} is {found.title}. {found.not_alone} {found.advice}")
     advice = found.advice or f"{LOADERS[takes]} takes {listing(takes)}."
     return VideoLDMError(f"{file.name} is {found.title}, not {wanted}. {advice}")
 
