@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..diffusion import DataScale
 from ..errors import VideoLDMError
 from ..layers import Factory
 from ..params import StackParams
@@ -40,6 +41,7 @@ class Schedule:
     linear_start: float             # the first beta
     linear_end: float               # the last beta
     prediction: str | None = None   # "eps", "v" or "x0". None: that of the image model
+    scale: DataScale | None = None  # the factor on the clean latents. None: there is none
 
 
 X4_UPSCALER, DEMO, DEMO_UPSCALER = "Stable Diffusion x4 upscaler", "Video LDM demo", "the Video LDM demo's upscaler"
