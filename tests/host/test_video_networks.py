@@ -11,24 +11,22 @@ import pytest
 import torch
 
 from video_ldm.temporal.video import open_video
-from video_ldm.tests import upscale_help
+from video_ldm.tests import test_modelscope, test_videocrafter, upscale_help
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.client import NodeError
 from video_ldm.tests.host.graphs import IMAGE, MOTION, NEGATIVE, POSITIVE, Graph, out, write_text
 from video_ldm.tests.network_help import network_tensors
+from video_ldm.tests.reference_videocrafter import VideoCrafter
+from video_ldm.tests.small import randomise
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
 BASE, INTERPOLATION, SEINE = "lavie_base.pt", "lavie_interpolation.pt", "seine.pt"
 WIDE_POSITIVE, WIDE_NEGATIVE = "wide positive", "wide negative"         # texts of OpenCLIP-H's width
-# {file: (the published names it has, its texts, what the report says of its text encoder)}
-NETWORKS = {
-    BASE: ("lavie_base", POSITIVE, NEGATIVE, "CLIP-L"),
-    "text2video_pytorch_model.pth": ("modelscope_t2v", WIDE_POSITIVE, WIDE_NEGATIVE, "OpenCLIP-H"),
-    "zeroscope.safetensors": ("diffusers_unet3d_modelscope", WIDE_POSITIVE, WIDE_NEGATIVE, "OpenCLIP-H"),
-    "videocrafter1.ckpt": ("videocrafter_t2v_512_v1.0", WIDE_POSITIVE, WIDE_NEGATIVE, "OpenCLIP-H"),
-    "videocrafter1_1024.ckpt": ("videocrafter_t2v_1024_v1.0", WIDE_POSITIVE, WIDE_NEGATIVE, "OpenCLIP-H"),
-    "videocrafter2.ckpt": ("videocrafter_t2v_512_v2.0", WIDE_POSITIVE, WIDE_NEGATIVE, "OpenCLIP-H"),
-}
+# {file: (its texts, what the report says of its text encoder)}
+CLIP_L, OPENCLIP_H = (POSITIVE, NEGATIVE, "CLIP-L"), (WIDE_POSITIVE, WIDE_NEGATIVE, "OpenCLIP-H")
+NETWORKS = {BASE: CLIP_L, "text2video_pytorch_model.pth": OPENCLIP_H, "zeroscope.safetensors": OPENCLIP_H,
+            "videocrafter1_512.ckpt": OPENCLIP_H, "videocrafter1_1024.ckpt": OPENCLIP_H,
+            "videocrafter2.ckpt": OPENCLIP_H}
 X4, VSR = "x4.safetensors", "lavie_vsr.pt"
 KEYS, SIZE = 3, 32          # key frames of a clip, and its width and height in pixels
 
@@ -36,10 +34,8 @@ KEYS, SIZE = 3, 32          # key frames of a clip, and its width and height in 
 @pytest.fixture(scope="module", autouse=True)
 def networks(library):
     """The files, in half precision."""
-    kinds = {name: kind for name, (kind, *_) in NETWORKS.items()} | {INTERPOLATION: "lavie_interpolation",
-                                                                     SEINE: "seine"}
-    for name, kind in kinds.items():
-        tensors = network_tensors(kind, dtype=torch.float16)
+    for name, tensors in small_files().items():
+        tensors = checkpoints.as_type(tensors, torch.float16)
         path = library.model_path("video_ldm", name)
         if path.suffix == ".safetensors":
             library.save_model("video_ldm", name, tensors)
@@ -54,6 +50,16 @@ def networks(library):
     return library
 
 
+def small_files() -> dict:
+    """{file: its tensors}"""
+    modelscope = randomise(test_modelscope.diffusers_network()).state_dict()
+    crafters = {f"{kind}.ckpt": randomise(VideoCrafter(kind, **test_videocrafter.SMALL)).state_dict()
+                for kind in test_videocrafter.KINDS}
+    return {BASE: network_tensors("lavie_base"), INTERPOLATION: network_tensors("lavie_interpolation"),
+            SEINE: network_tensors("seine"), "text2video_pytorch_model.pth": test_modelscope.own_layout(modelscope),
+            "zeroscope.safetensors": modelscope, **crafters}
+
+
 def plain(server, seed=7):
     """Latents of the plain image model."""
     graph = Graph()
@@ -63,7 +69,7 @@ def plain(server, seed=7):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", NETWORKS)
 def test_a_network_samples_a_clip_and_the_plain_model_stays_as_it_was(networks, client, file):
-    _, positive, negative, encoder = NETWORKS[file]
+    positive, negative, encoder = NETWORKS[file]
     before = plain(networks)
     graph = Graph()
     model = graph.add("VideoLDMLoadVideoModel", file=file)
