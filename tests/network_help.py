@@ -9,15 +9,20 @@ BIAS = ".relative_attention_bias.weight"        # LaVie's table by distance has 
 ROTATION = ".rotary_emb.freqs"
 
 
-def network_shapes(kind: str) -> dict:
-    """Names and shapes of a small file. kind: a key of PUBLISHED, as in "lavie_base"."""
-    return {key: (shape[0], 1) if key.endswith(BIAS) else tuple(map(narrowed, shape))
-            for key, shape in PUBLISHED[kind].items()}
+def network_shapes(kind: str, divisor: int = 10) -> dict:
+    """Names and shapes of a small file.
+
+    Args:
+        kind: a key of PUBLISHED, as in "lavie_base".
+        divisor: of the numbers of channels. 1: the published file.
+    """
+    return {key: (shape[0], max(1, 8 // divisor)) if key.endswith(BIAS)
+            else tuple(narrowed(size, divisor) for size in shape) for key, shape in PUBLISHED[kind].items()}
 
 
-def narrowed(size: int) -> int:
-    """A tenth of a number of channels of the network. The text keeps its width."""
-    return size // 10 if size % 320 == 0 else size
+def narrowed(size: int, divisor: int) -> int:
+    """A part of a number of channels of the network. The text keeps its width."""
+    return size // divisor if size % 320 == 0 else size
 
 
 def network_tensors(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict:

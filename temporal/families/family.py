@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import VideoLDMError
+from ..formats.contents import WEIGHT_TYPES
 from ..formats.files import TensorFile
 from ..formats.temporal_file import (
     Base,
@@ -15,7 +16,9 @@ from ..formats.temporal_file import (
     SamplerHint,
     Schedule,
     TemporalFile,
+    dtype_name,
     require_complete,
+    require_distinct,
     require_one_dtype,
 )
 from ..formats.tensor_names import Keys
@@ -114,13 +117,27 @@ class NetworkFacts:
             unused: file keys that are known and not needed.
             notes: further sentences for the report.
 
-        Raises VideoLDMError for tensors that belong to neither part, and for incomplete temporal layers.
+        Raises VideoLDMError for tensors that belong to neither part, for incomplete temporal layers, and for spatial
+        weights that are quantised.
         """
         surplus = set(file.shapes) - set(layer_names) - set(spatial_names.values()) - set(unused)
         if surplus:
             raise VideoLDMError(f"{file.name} looks like {self.facts.title}, but holds {len(surplus)} tensors that it "
                                 f"does not have (the first: {min(surplus)}). It comes from a variant that this pack "
                                 "does not know.")
+        require_distinct(file.name, self.facts.title, ((own, key) for key, own in layer_names.items()))
+        require_weights(file, self.facts.title, spatial_names.values())
         tensors = {layer_names[key]: tensor for key, tensor in file.read(layer_names).items()}
         layers = self.facts.temporal_file(file, kind, params, tensors, notes)
         return VideoNetwork(layers, file, dict(spatial_names), self.heads, self.text, self.not_alone)
+
+
+def require_weights(file: TensorFile, title: str, keys: Iterable[str]) -> None:
+    """Raise VideoLDMError for tensors that are no floating-point weights. They are not read."""
+    for key in keys:
+        if file.dtypes and file.dtypes[key] not in WEIGHT_TYPES:
+            stored = file.dtypes[key]
+            what = dtype_name(stored) if stored else "a type that this pack does not know"
+            raise VideoLDMError(f"{file.name} looks like {title}, but holds {key} as {what}, which is not a "
+                                "floating-point type that this pack computes with. Quantised files are not taken: use "
+                                "the float16 or float32 file.")

@@ -47,6 +47,10 @@ def levels(keys: Keys) -> int:
 
 
 TEMPORAL = (
+    Entry("cameractrl", "a CameraCtrl file (camera movements for AnimateDiff v3)", LATER,
+          (r".*encoder_down_conv_blocks\.\d+\.",)),
+    Entry("makeavid_sd", "a makeavid-sd UNet (temporal convolutions on Stable Diffusion 1.5's inpainting model)", LATER,
+          (r"conv_in\.spatial_conv\.", r".*\.temporal_conv\.")),
     Entry("sparse_ctrl", "an AnimateDiff SparseCtrl file (key frames or sketches as conditions)", LATER,
           (MOTION,), test=lambda keys: keys.has(r".*controlnet_cond_embedding") or not keys.has(r"up_blocks\.")),
     Entry("animatelcm_i2v", "an AnimateLCM image-to-video file",
@@ -73,6 +77,9 @@ TEMPORAL = (
     Entry("lavie_base", "LaVie's base text-to-video UNet", OWN_UNET,
           (r".*\.attn_temp\.to_q\.", r".*time_rel_pos_bias")),
     Entry("lavie_interpolation", "LaVie's frame interpolation UNet", OWN_UNET, (r".*\.attn_temp\.to_q\.",)),
+    Entry("dynamicrafter", "a DynamiCrafter checkpoint (image to video)", OWN_UNET,
+          (r"init_attn\.0\.", r".*\.to_k_ip\."),
+          test=lambda keys: keys.shape(r"input_blocks\.0\.0\.weight")[1:2] == (8,)),
     Entry("videocrafter_i2v", "a VideoCrafter image-to-video checkpoint", OWN_UNET,
           (r"init_attn\.0\.", r".*\.to_k_ip\.")),
     Entry("videocrafter2", "a VideoCrafter2 checkpoint", OWN_UNET, (r"init_attn\.0\.", r".*temopral_conv\.")),
