@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -61,10 +62,10 @@ def write_files(folder: Path, divisor: int) -> list[Path]:
     """Random files of LaVie's base network, as a torch file and as a safetensors file."""
     from ..tests.network_help import drawn, network_shapes
     shapes = network_shapes("lavie_base", divisor)
-    generator = torch.Generator().manual_seed(0)
+    source = np.random.RandomState(0)
 
     def weights() -> Iterator[tuple[str, torch.Tensor]]:
-        return ((key, drawn(key, shape, generator)) for key, shape in shapes.items())
+        return ((key, drawn(key, shape, source)) for key, shape in shapes.items())
     files = [folder / f"lavie_base{ending}" for ending in BOUNDS]
     write_tensors(files[1], {key: (torch.float32, shape) for key, shape in shapes.items()}, weights(), {})
     with safe_open(str(files[1]), framework="pt") as file:

@@ -1,10 +1,13 @@
 """Small files of whole video networks: the published names with a tenth of the channels, and random weights."""
 
+import numpy as np
 import torch
 
 from video_ldm.temporal.layers.position import rotation_angles
 from video_ldm.tests.formats_help import PUBLISHED
 
+# Networks that differ from a published file in one tensor: SEINE is LaVie's base with more input channels.
+KINDS = PUBLISHED | {"seine": PUBLISHED["lavie_base"] | {"conv_in.weight": (320, 9, 3, 3)}}
 BIAS = ".relative_attention_bias.weight"        # LaVie's table by distance has a column for each head
 ROTATION = ".rotary_emb.freqs"
 
@@ -13,11 +16,11 @@ def network_shapes(kind: str, divisor: int = 10) -> dict:
     """Names and shapes of a small file.
 
     Args:
-        kind: a key of PUBLISHED, as in "lavie_base".
+        kind: a key of KINDS, as in "lavie_base".
         divisor: of the numbers of channels. 1: the published file.
     """
     return {key: (shape[0], max(1, 8 // divisor)) if key.endswith(BIAS)
-            else tuple(narrowed(size, divisor) for size in shape) for key, shape in PUBLISHED[kind].items()}
+            else tuple(narrowed(size, divisor) for size in shape) for key, shape in KINDS[kind].items()}
 
 
 def narrowed(size: int, divisor: int) -> int:
@@ -26,15 +29,18 @@ def narrowed(size: int, divisor: int) -> int:
 
 
 def network_tensors(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict:
-    """The weights of a small file. They are drawn like fresh ones, so that the network's output stays about 1."""
-    generator = torch.Generator().manual_seed(seed)
-    return {key: drawn(key, shape, generator).to(dtype) for key, shape in network_shapes(kind).items()}
+    """The weights of a small file. They are spread like fresh ones, so that the network's output stays about 1.
+
+    NumPy's old generator draws the same numbers on every machine and in every version.
+    """
+    source = np.random.RandomState(seed)
+    return {key: drawn(key, shape, source).to(dtype) for key, shape in network_shapes(kind).items()}
 
 
-def drawn(key: str, shape: tuple, generator: torch.Generator) -> torch.Tensor:
+def drawn(key: str, shape: tuple, source: np.random.RandomState) -> torch.Tensor:
     if key.endswith(ROTATION):
         return rotation_angles(torch.ones(1))[0]
-    value = torch.randn(shape, generator=generator)
+    value = torch.from_numpy((source.random_sample(shape) * 2 - 1) * 3 ** 0.5).float()      # of variance 1
     if len(shape) == 1:
         return 1 + 0.1 * value if "norm" in key and key.endswith("weight") else 0.1 * value
     if key.endswith(BIAS):

@@ -64,7 +64,7 @@ def run(node, **changes):
 
 
 def test_every_node_of_the_pack_checks_what_it_is_given():
-    assert len(NODES) == 15
+    assert len(NODES) == 16
     for node in NODES:
         assert getattr(node.execute.__func__, "checks_inputs", False), node
         assert {kind_of(declared) for declared in node.define_schema().inputs} <= {*CHECKS, "VIDEO_LDM_MOTION_LORA"}

@@ -47,6 +47,7 @@ def model_config(network: VideoNetwork) -> Any:
 
     class VideoUNet(comfy.supported_models.SD15):
         title = layers.params.family
+        unet_extra_config: dict = {}            # unet_config() states the heads
         text_source = network.text.source       # texts.py names it where a text does not fit
         sampling_settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                              "linear_end": trained.linear_end}

@@ -24,9 +24,10 @@ from ..formats.temporal_file import (
 from ..formats.tensor_names import Keys
 from ..formats.video_network import Heads, TextEncoder, VideoNetwork
 from ..layers import BrickParams
-from ..params import StackParams
-from ..slots import Site
+from ..params import InputFramesParams, StackParams
+from ..slots import Site, run_order
 from ..spatial_changes import SpatialChange
+from ..spatial_names import places
 
 # The nodes that load files: {Identified.takes: the node's title}
 LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "decoder": "Load Temporal Decoder",
@@ -61,6 +62,7 @@ class Facts:
     notes: tuple[str, ...] = ()                 # sentences for the report
     hint: SamplerHint | None = None             # sampling settings that it needs
     noise: NoiseLevels | None = None            # for layers of an upscaler
+    input_frames: InputFramesParams | None = None   # known frames through its network's own input. None: it takes none
 
     def identified(self, kind: str, takes: str = "temporal", also: str | None = None) -> Identified:
         """The result of detection. takes, also: as in Identified."""
@@ -68,7 +70,7 @@ class Facts:
 
     def stack_params(self, bricks: tuple[tuple[Site, BrickParams], ...], positions: int | None) -> StackParams:
         """Params of the layers. positions: the length of the position table. None: no limit."""
-        return StackParams(self.family, bricks, self.frames, positions, self.spatial)
+        return StackParams(self.family, bricks, self.frames, positions, self.spatial, input_frames=self.input_frames)
 
     def temporal_file(self, file: TensorFile, kind: str, params: StackParams, tensors: dict[str, Tensor],
                       notes: tuple[str, ...] = ()) -> TemporalFile:
@@ -98,6 +100,7 @@ class NetworkFacts:
     heads: Heads                # of the spatial transformers
     # Why its temporal layers do not work on an image model, as a sentence. "": they do
     not_alone: str = ""
+    slots: tuple[str, ...] = ()     # slots in which it surely has layers. A file without them is incomplete
 
     def identified(self, kind: str) -> Identified:
         """The result of detection."""
@@ -117,8 +120,8 @@ class NetworkFacts:
             unused: file keys that are known and not needed.
             notes: further sentences for the report.
 
-        Raises VideoLDMError for tensors that belong to neither part, for incomplete temporal layers, and for spatial
-        weights that are quantised.
+        Raises VideoLDMError for tensors that belong to neither part, for missing or incomplete temporal layers, and for
+        spatial weights that are quantised.
         """
         surplus = set(file.shapes) - set(layer_names) - set(spatial_names.values()) - set(unused)
         if surplus:
@@ -127,9 +130,37 @@ class NetworkFacts:
                                 "does not know.")
         require_distinct(file.name, self.facts.title, ((own, key) for key, own in layer_names.items()))
         require_weights(file, self.facts.title, spatial_names.values())
+        spatial = {name: file.shapes[key] for name, key in spatial_names.items()}
+        self.check_text(file, spatial)
+        self.check_layers(file, params, spatial)
         tensors = {layer_names[key]: tensor for key, tensor in file.read(layer_names).items()}
         layers = self.facts.temporal_file(file, kind, params, tensors, notes)
         return VideoNetwork(layers, file, dict(spatial_names), self.heads, self.text, self.not_alone)
+
+    def check_text(self, file: TensorFile, spatial: Mapping[str, tuple]) -> None:
+        """Raise VideoLDMError for a network whose text has another width. spatial: as in check_layers."""
+        for name, shape in spatial.items():
+            if name.endswith(".attn2.to_k.weight") and shape[1:] != (self.text.width,):
+                raise VideoLDMError(f"{file.name} looks like {self.facts.title}, but its text has a width of "
+                                    f"{(*shape, 0, 0)[1]} where {self.text.width} is due ({self.text.name}). It comes "
+                                    "from a variant that this pack does not know.")
+
+    def check_layers(self, file: TensorFile, params: StackParams, spatial: Mapping[str, tuple]) -> None:
+        """Raise VideoLDMError unless the temporal layers fit the network, and each place of their slots has one.
+
+        spatial: shapes of the spatial weights, by name in LDM's UNet.
+        """
+        looks = f"{file.name} looks like {self.facts.title}, but"
+        found = {site: brick.channels for site, brick in params.bricks}
+        due = places(spatial, {site.slot for site in found} | set(self.slots))
+        for site in sorted(due.keys() | found.keys(), key=run_order):
+            if site not in found:
+                raise VideoLDMError(f"{looks} its temporal layer {site.name} is missing. The file is incomplete: "
+                                    "download it again.")
+            if found[site] != due.get(site):
+                raise VideoLDMError(f"{looks} its temporal layer {site.name} has {found[site]} channels where its "
+                                    f"spatial layers have {due.get(site, 'no place for one')}. The file is damaged or "
+                                    "from an unknown variant.")
 
 
 def require_weights(file: TensorFile, title: str, keys: Iterable[str]) -> None:
