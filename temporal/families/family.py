@@ -1,5 +1,7 @@
 """A family of files: how it is recognised, how it is loaded, and facts from its authors."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,9 @@ from ..spatial_names import places
 # The nodes that load files: {Identified.takes: the node's title}
 LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "decoder": "Load Temporal Decoder",
            "layout": "Scene Layout", "video_model": "Load Video Model"}
+
+
+NUMBERED = re.compile(r"(?:input_blocks|output_blocks|transformer_blocks)\.(\d+)\.")     # in LDM's names
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ class NetworkFacts:
         require_distinct(file.name, self.facts.title, ((own, key) for key, own in layer_names.items()))
         require_weights(file, self.facts.title, spatial_names.values())
         spatial = {name: file.shapes[key] for name, key in spatial_names.items()}
+        require_consecutive(file.name, self.facts.title, spatial)
         self.check_text(file, spatial)
         self.check_layers(file, params, spatial)
         tensors = {layer_names[key]: tensor for key, tensor in file.read(layer_names).items()}
@@ -161,6 +167,25 @@ class NetworkFacts:
                 raise VideoLDMError(f"{looks} its temporal layer {site.name} has {found[site]} channels where its "
                                     f"spatial layers have {due.get(site, 'no place for one')}. The file is damaged or "
                                     "from an unknown variant.")
+
+
+def require_consecutive(name: str, title: str, spatial: Iterable[str]) -> None:
+    """Raise VideoLDMError if the network's blocks are not numbered from 0 without a gap.
+
+    Args:
+        name: the file's name.
+        title: what the file is, with an article.
+        spatial: the names of the spatial weights in LDM's UNet.
+    """
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
+    for key in spatial:
+        for match in NUMBERED.finditer(key):
+            numbers[key[:match.start(1)]].add(int(match[1]))
+    for place, found in numbers.items():
+        if max(found) + 1 != len(found):
+            raise VideoLDMError(f"{name} looks like {title}, but its {place.rstrip('.')} are numbered up to "
+                                f"{max(found)}, and it holds {len(found)} of them. The file is incomplete or damaged: "
+                                "download it again.")
 
 
 def require_weights(file: TensorFile, title: str, keys: Iterable[str]) -> None:

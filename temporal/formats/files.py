@@ -57,8 +57,9 @@ def tensor_file(contents: Contents) -> TensorFile:
     if len(names) < len(contents.shapes):
         kept = set(names.values())
         second = next(key for key in contents.shapes if key not in kept)
-        raise VideoLDMError(f"{file_name(contents.path)} holds {shown(names[bare(second)])} and {shown(second)}, which "
-                            "name the same tensor. It was put together from two files: use one of these.")
+        raise VideoLDMError(f"{file_name(contents.path)} holds {shown(names[bare(second)], 120)} and "
+                            f"{shown(second, 120)}, which name the same tensor. It was put together from two files: "
+                            "use one of these.")
 
     def read(keys: Iterable[str]) -> dict[str, Tensor]:
         keys = list(keys)

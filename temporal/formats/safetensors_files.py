@@ -22,7 +22,8 @@ BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
          "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}      # the library reads the others
-NAMES = {dtype: name for name, dtype in TYPES.items()} | {torch.bool: "BOOL"}
+STORED = TYPES | {"BOOL": torch.bool}
+NAMES = {dtype: name for name, dtype in STORED.items()}
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -44,7 +45,7 @@ def open_safetensors(path: Path) -> Contents:
                 yield key, read_tensor(path, file, entries[key], start) if known else read_by_library(path, key)
 
     return Contents(path, {key: tuple(entry["shape"]) for key, entry in entries.items()},
-                    {key: TYPES.get(entry["dtype"]) for key, entry in entries.items()}, metadata, each)
+                    {key: STORED.get(entry["dtype"]) for key, entry in entries.items()}, metadata, each)
 
 
 def read_tensor(path: Path, file: BufferedReader, entry: dict, start: int) -> Tensor:
