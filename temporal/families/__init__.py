@@ -26,7 +26,17 @@ from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
 from ..formats.video_network import VideoNetwork
 from ..params import StackParams
-from . import animatediff, hotshot_xl, lavie, modelscope, refused, svd, video_ldm, video_super_resolution
+from . import (
+    animatediff,
+    hotshot_xl,
+    lavie,
+    modelscope,
+    refused,
+    svd,
+    video_ldm,
+    video_super_resolution,
+    videocrafter,
+)
 from .family import LOADERS, Family
 from .svd import Initialisation
 
@@ -43,6 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     animatediff.FAMILY,
     lavie.FAMILY,
     modelscope.FAMILY,
+    videocrafter.FAMILY,
     video_super_resolution.FAMILY,
     svd.FAMILY,
     Family("temporal decoders: Stable Video Diffusion's (svd.safetensors, svd_xt.safetensors, or their VAE) and those "
@@ -119,7 +130,11 @@ def load_supported(file: TensorFile) -> tuple[Identified, Any]:
 
 def refusal(file: TensorFile, found: Identified, takes: str, wanted: str) -> VideoLDMError:
     """The error for a file of another kind: what it is, and where it belongs or what the node loads."""
+    if takes == "temporal" and found.not_alone:
+        return VideoLDMError(f"{file.name} is {found.title}. {found.not_alone} {found.advice}")
     advice = found.advice or f"{LOADERS[takes]} takes {listing(takes)}."
+    if takes == "temporal" and found.not_alone:
+        advice = f"{found.not_alone} {advice}"
     return VideoLDMError(f"{file.name} is {found.title}, not {wanted}. {advice}")
 
 

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -109,7 +109,8 @@ class NetworkFacts:
 
     def identified(self, kind: str) -> Identified:
         """The result of detection."""
-        return self.facts.identified(kind, "video_model", None if self.not_alone else "temporal")
+        found = self.facts.identified(kind, "video_model", None if self.not_alone else "temporal")
+        return replace(found, not_alone=self.not_alone)
 
     def network(self, file: TensorFile, kind: str, params: StackParams, layer_names: Mapping[str, str],
                 spatial_names: Mapping[str, str], unused: Iterable[str] = (),

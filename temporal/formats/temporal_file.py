@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..diffusion import DataScale
 from ..errors import VideoLDMError
 from ..layers import Factory
 from ..params import StackParams
@@ -26,6 +27,7 @@ class Identified:
     advice: str                 # a sentence that says where it belongs; "" for an unknown file
     takes: str | None = None    # the node that loads it, a key of LOADERS (families/family.py). None: no node does
     also: str | None = None     # a second node that loads a part of it, a key of LOADERS
+    not_alone: str = ""         # why Load Temporal Layers does not take a whole network's layers, as a sentence
 
 
 PREDICTIONS = ("eps", "v", "x0")
@@ -39,6 +41,7 @@ class Schedule:
     linear_start: float             # the first beta
     linear_end: float               # the last beta
     prediction: str | None = None   # "eps", "v" or "x0". None: that of the image model
+    scale: DataScale | None = None  # the factor on the clean latents. None: there is none
 
 
 X4_UPSCALER, DEMO, DEMO_UPSCALER = "Stable Diffusion x4 upscaler", "Video LDM demo", "the Video LDM demo's upscaler"
