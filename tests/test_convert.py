@@ -17,12 +17,14 @@ from video_ldm.nodes.host import conversion
 from video_ldm.temporal import convert as converter
 from video_ldm.temporal.convert import convert
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.families import identify, load_decoder, load_motion_lora, load_temporal
+from video_ldm.temporal.families import identify, load_decoder, load_motion_lora, load_temporal, load_video_model
 from video_ldm.temporal.formats import decoder as decoder_format
 from video_ldm.tests import loader_help, small_files
 from video_ldm.tests.formats_help import lora_shapes, motion_shapes, motion_tensors, random_tensors, saved
 from video_ldm.tests.loader_help import NAMES
 from video_ldm.tests.network_help import network_tensors
+from video_ldm.tests.reference_videocrafter import VideoCrafter, checkpoint
+from video_ldm.tests.small import randomise
 
 files = loader_help.files       # fixture
 FOREIGN = ("motion", "lora", "vsr", "svd", "lavie")        # files of other authors
@@ -98,6 +100,21 @@ def test_of_a_whole_checkpoint_the_network_alone_is_written(files, tmp_path):
     assert set(load_file(done.path)) == set(network)
     assert done.left_out == {"betas": 1, "cond_stage_model": 2, "first_stage_model": 1}
     assert identify(done.path) == identify(path) == identify(files["vsr.ckpt"].path)
+
+
+def test_a_whole_videocrafter_checkpoint_keeps_the_tables_of_its_noise_schedule(tmp_path):
+    network = randomise(VideoCrafter("videocrafter2", channels=(64, 128), resblocks=1, attention=(True, False)))
+    whole = checkpoint("videocrafter2", network.state_dict())
+    path = saved(tmp_path, "model.ckpt", {"state_dict": whole})
+    done = conversion.convert(path, tmp_path / "network.safetensors", lambda share: None)
+    kept = {key for key in whole if key.startswith("model.diffusion_model.")}
+    written = load_file(done.path)
+    assert kept | {"betas", "scale_arr"} == set(written) and set(done.left_out) >= {"cond_stage_model",
+                                                                                    "first_stage_model"}
+    assert all(torch.equal(written[key], whole[key]) for key in written)
+    before, after = load_video_model(path), load_video_model(done.path)
+    assert (before.layers.schedule, before.layers.params) == (after.layers.schedule, after.layers.params)
+    assert all(torch.equal(one, after.read_spatial()[name]) for name, one in before.read_spatial().items())
 
 
 def test_of_svds_checkpoint_the_decoder_alone_is_written(tmp_path):

@@ -36,7 +36,7 @@ LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "de
            "layout": "Scene Layout", "video_model": "Load Video Model"}
 
 
-NUMBERED = re.compile(r"(?:input_blocks|output_blocks|transformer_blocks)\.(\d+)\.")     # in LDM's names
+NUMBERED = re.compile(r"(?:input_blocks|middle_block|output_blocks|transformer_blocks)\.(\d+)\.")     # in LDM's names
 
 
 @dataclass(frozen=True)
