@@ -21,6 +21,8 @@ from .models import UNET_PREFIX, patcher_of_model
 from .options import LayerSet
 from .sockets import Model
 
+FIRST = "input_blocks.0.0.weight"       # ComfyUI's model detection reads the sizes of the UNet from here on
+
 
 def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = None) -> Model:
     """The MODEL of a video network.
@@ -47,6 +49,7 @@ def model_config(network: VideoNetwork) -> Any:
 
     class VideoUNet(comfy.supported_models.SD15):
         title = layers.params.family
+        unet_extra_config: dict = {}            # unet_config() states the heads
         text_source = network.text.source       # texts.py names it where a text does not fit
         sampling_settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                              "linear_end": trained.linear_end}
@@ -65,6 +68,9 @@ def unet_config(network: VideoNetwork) -> dict:
     """The arguments of ComfyUI's UNet, as its model detection reads them from the weights."""
     shapes = network.spatial_shapes
     name, title = network.layers.name, network.layers.title
+    if FIRST not in shapes:
+        raise VideoLDMError(f"{name} looks like {title}, but {FIRST} is missing. The file is damaged: download it "
+                            "again.")
     try:
         weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         found = comfy.model_detection.detect_unet_config(weights, "") or {}

@@ -26,7 +26,7 @@ from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
 from ..formats.video_network import VideoNetwork
 from ..params import StackParams
-from . import animatediff, hotshot_xl, lavie, refused, svd, video_ldm, video_super_resolution
+from . import animatediff, hotshot_xl, lavie, modelscope, refused, svd, video_ldm, video_super_resolution
 from .family import LOADERS, Family
 from .svd import Initialisation
 
@@ -42,6 +42,7 @@ FAMILIES: tuple[Family, ...] = (
     hotshot_xl.FAMILY,
     animatediff.FAMILY,
     lavie.FAMILY,
+    modelscope.FAMILY,
     video_super_resolution.FAMILY,
     svd.FAMILY,
     Family("temporal decoders: Stable Video Diffusion's (svd.safetensors, svd_xt.safetensors, or their VAE) and those "
@@ -102,6 +103,8 @@ def load(path: StrPath, takes: str, wanted: str) -> Any:
 
 def refusal(file: TensorFile, found: Identified, takes: str, wanted: str) -> VideoLDMError:
     """The error for a file of another kind: what it is, and where it belongs or what the node loads."""
+    if takes == "temporal" and found.not_alone:
+        return VideoLDMError(f"{file.name} is {found.title}. {found.not_alone} {found.advice}")
     advice = found.advice or f"{LOADERS[takes]} takes {listing(takes)}."
     return VideoLDMError(f"{file.name} is {found.title}, not {wanted}. {advice}")
 

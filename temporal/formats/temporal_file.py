@@ -26,6 +26,7 @@ class Identified:
     advice: str                 # a sentence that says where it belongs; "" for an unknown file
     takes: str | None = None    # the node that loads it, a key of LOADERS (families/family.py). None: no node does
     also: str | None = None     # a second node that loads a part of it, a key of LOADERS
+    not_alone: str = ""         # why Load Temporal Layers does not take a whole network's layers, as a sentence
 
 
 PREDICTIONS = ("eps", "v", "x0")
