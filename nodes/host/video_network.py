@@ -17,7 +17,7 @@ from ...temporal.formats.video_network import VideoNetwork
 from . import compat
 from .attach import attach_layers
 from .layer_weights import build_stack, layer_dtype
-from .models import UNET_PREFIX, patcher_of_model
+from .models import UNET_PREFIX, latent_format_of, patcher_of_model
 from .options import LayerSet
 from .sockets import Model
 
@@ -48,6 +48,7 @@ def model_config(network: VideoNetwork) -> Any:
     class VideoUNet(comfy.supported_models.SD15):
         title = layers.params.family
         text_source = network.text.source       # texts.py names it where a text does not fit
+        latent_format = latent_format_of(network.latents) if network.latents else comfy.supported_models.SD15.latent_format
         sampling_settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                              "linear_end": trained.linear_end}
 

@@ -26,7 +26,7 @@ from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
 from ..formats.video_network import VideoNetwork
 from ..params import StackParams
-from . import animatediff, hotshot_xl, lavie, refused, svd, video_ldm, video_super_resolution
+from . import animatediff, hotshot_xl, lavie, own_network, refused, svd, video_ldm, video_super_resolution
 from .family import LOADERS, Family
 from .svd import Initialisation
 
@@ -37,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (
            scene_layout_file.load),
     Family("video upscalers in pixel space, written by this pack", "video_model", pixel_upscaler.detect,
            pixel_upscaler.load),
+    own_network.FAMILY,
     Family("Motion LoRA for AnimateDiff, in AnimateDiff's names or diffusers'", "motion_lora", motion_lora.detect,
            motion_lora.load),
     hotshot_xl.FAMILY,
