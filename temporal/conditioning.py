@@ -1,4 +1,7 @@
-"""Context frames: masks, the input c_S, and params of layers that take it (Video LDM, sections 3.2 and 3.3)."""
+"""Context frames: masks, the input c_S, further channels of a network's input, and params of layers that take c_S.
+
+Video LDM, sections 3.2 and 3.3, and appendix H.2 (docs/papers.md#known-frames-through-the-input).
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,10 +11,11 @@ from torch import Tensor
 
 from .errors import VideoLDMError
 from .layers import ResBlockParams
-from .params import ContextParams, SmallFramesParams, StackParams
+from .params import GREY, MASK_FIRST, ContextParams, InputFramesParams, SmallFramesParams, StackParams
 from .stack import TemporalStack
 
 CHANNELS = 128          # channels of context per resolution (Video LDM, Table 6)
+PER_KEY = 4             # frames from one key frame to the next, once a clip is interpolated
 
 
 def resolve_positions(positions: Sequence[int], frames: int) -> tuple[int, ...]:
@@ -41,33 +45,92 @@ def context_mask(positions: Sequence[int], frames: int) -> Tensor:
     return mask
 
 
+def masked_frames(z: Tensor, mask: Tensor, filler: Tensor | None = None) -> Tensor:
+    """Clips `b t c h w` whose unknown frames hold the filler `c h w`, or zeros. mask `b t`: 1 at known frames."""
+    # torch.where and not a product: the other frames may hold NaN.
+    known = mask[:, :, None, None, None].to(z.device) > 0
+    return torch.where(known, z, z.new_zeros(()) if filler is None else filler.to(z))
+
+
 def context_input(z: Tensor, mask: Tensor) -> Tensor:
     """The context input c_S = (m * z, m): clips z `b t c h w`, mask `b t` -> `(b t) c+1 h w`."""
-    m = mask[:, :, None, None, None].to(z)
-    # torch.where and not a product: the other frames may hold NaN.
-    masked = torch.where(m > 0, z, torch.zeros((), dtype=z.dtype, device=z.device))
-    return torch.cat([masked, m.expand(-1, -1, 1, *z.shape[3:])], dim=2).flatten(0, 1)
+    return torch.cat([masked_frames(z, mask), mask_channel(z, mask)], dim=2).flatten(0, 1)
+
+
+def mask_channel(z: Tensor, values: Tensor) -> Tensor:
+    """A channel `b t 1 h w` for clips z `b t c h w`, with one value `b t` in each frame."""
+    return values[:, :, None, None, None].to(z).expand(-1, -1, 1, *z.shape[3:])
 
 
 def context_input_from_latents(latents: Tensor, positions: Sequence[int], frames: int, clips: int) -> Tensor:
     """The context input c_S of clips, made from their context frames: `(clips frames) c+1 h w`.
 
+    Args: as in clips_from_latents.
+    """
+    return context_input(*clips_from_latents(latents, positions, frames, clips))
+
+
+def clips_from_latents(latents: Tensor, positions: Sequence[int], frames: int, clips: int) -> tuple[Tensor, Tensor]:
+    """Clips `clips frames c h w` with known frames at their places, and the mask `clips frames`.
+
     Args:
-        latents: the context frames, `(k n) c h w` for n positions. k is the number of clips, or 1 for all clips.
-        positions: the frame number of each context frame. Negative numbers count from the end.
+        latents: the known frames, `(k n) c h w` for n positions. k is the number of clips, or 1 for all clips.
+        positions: the frame number of each known frame. Negative numbers count from the end.
         frames: length of a clip.
         clips: number of clips.
 
     Raises VideoLDMError where the latents do not fit the clips.
     """
     positions = resolve_positions(positions, frames)
-    context_frames = latents.unflatten(0, (-1, len(positions)))
-    if len(context_frames) not in (1, clips):
-        raise VideoLDMError(f"Context frames were given for {len(context_frames)} clips, and {clips} clips are "
-                            "sampled. Give one set for all clips, or one for each.")
     z = latents.new_zeros(clips, frames, *latents.shape[1:])
-    z[:, list(positions)] = context_frames
-    return context_input(z, context_mask(positions, frames).to(z).expand(clips, -1))
+    mask = z.new_zeros(clips, frames)
+    if positions:
+        known = latents.unflatten(0, (-1, len(positions)))
+        if len(known) not in (1, clips):
+            raise VideoLDMError(f"Context frames were given for {len(known)} clips, and {clips} clips are sampled. "
+                                "Give one set for all clips, or one for each.")
+        z[:, list(positions)] = known
+        mask[:, list(positions)] = 1
+    return z, mask
+
+
+# Further channels of a network's own input
+
+def masked_input(params: InputFramesParams, z: Tensor, mask: Tensor, grey: Tensor | None = None) -> Tensor:
+    """The further channels `(b t) c+1 h w` in the forms with a mask.
+
+    Args:
+        params: the network's input for known frames.
+        z: clips `b t c h w`. What stands in their unknown frames does not matter.
+        mask: `b t`, 1 at known frames.
+        grey: the encoding of mid-grey `c h w`, for networks with this filler.
+    """
+    filler = grey if params.filler == GREY else None
+    if params.filler == GREY and grey is None:
+        raise VideoLDMError("This network sees the encoding of mid-grey where frames are unknown, and none was given. "
+                            "Connect the VAE.")
+    frames = masked_frames(z, mask, filler)
+    values = mask_channel(z, torch.where(mask > 0, params.given, 1 - params.given))
+    parts = (values, frames) if params.form == MASK_FIRST else (frames, values)
+    return torch.cat(parts, dim=2).flatten(0, 1)
+
+
+def copied_key(frame: int) -> int:
+    """The number of the key frame that frame k of an interpolated clip gets a copy of: (k + 1) // 4.
+
+    LaVie's authors repeat each key frame four times, and cut one frame at the beginning and two at the end.
+    """
+    return (frame + 1) // PER_KEY
+
+
+def copies_input(keys: Tensor, frames: Sequence[int]) -> Tensor:
+    """The further channels `(b f) c h w` in the form COPIES.
+
+    Args:
+        keys: all key frames of clips, `b k c h w`.
+        frames: numbers of the f frames of each interpolated clip that the call has.
+    """
+    return keys[:, [copied_key(frame) for frame in frames]].flatten(0, 1)
 
 
 # Params of layers with an input for context frames

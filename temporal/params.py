@@ -69,6 +69,11 @@ class InputFramesParams:
         """The further channels of the network's input."""
         return self.latent_channels + (self.form != COPIES)
 
+    @property
+    def from_noise(self) -> bool:
+        """Whether the network was trained to make clips without known frames too."""
+        return self.form != COPIES and (self.positions is None or () in self.positions)
+
 
 @dataclass(frozen=True)
 class StackParams:
@@ -88,6 +93,12 @@ class StackParams:
     def known_positions(self) -> tuple[tuple[int, ...], ...] | None:
         """The sets of context frames that the layers were trained for. None for layers without context frames."""
         return self.context.positions if isinstance(self.context, ContextParams) else None
+
+    @property
+    def known_frames_inputs(self) -> tuple[ContextParams | InputFramesParams, ...]:
+        """The inputs for known frames: of the layers, and of the network that they belong to."""
+        layers = (self.context,) if isinstance(self.context, ContextParams) else ()
+        return layers if self.input_frames is None else (*layers, self.input_frames)
 
     @property
     def takes_small_frames(self) -> bool:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
+from .errors import VideoLDMError
 from .layers import Factory
-from .unet import spatial_norms
+from .unet import spatial_norms, transformer_blocks
 
 
 class ChangeCall(Protocol):
@@ -61,4 +62,71 @@ class PooledNorms:
         return handles
 
 
+@dataclass(frozen=True)
+class SparseCausalAttention:
+    """Spatial self-attention to the first and to the previous frame of the clip (docs/papers.md#lavie-interpolation).
+
+    A frame's own keys and values are not among those it attends to. The first frame attends to itself twice.
+    """
+
+    note = "The image model's self-attention sees the first and the previous frame of the clip, not the frame itself."
+
+    def build(self, make: Factory) -> None:
+        return None
+
+    def attach(self, call: ChangeCall, unet: nn.Module, weights: nn.Module | None) -> list:
+        return [handle for block in transformer_blocks(unet) for handle in FirstAndPrevious(call).attach(block)]
+
+
+class FirstAndPrevious:
+    """Regroups the keys and values of one transformer block.
+
+    It hooks the projections and not the attention. So each frame's keys are computed once, and nodes that replace the
+    attention get the same keys.
+    """
+
+    def __init__(self, call: ChangeCall) -> None:
+        self.call = call
+        self.images = 0                             # the images in the block's input
+        self.queries: tuple[int, ...] = ()          # the size of the queries, without the channels
+
+    def attach(self, block: nn.Module) -> list:
+        """Install the hooks on a transformer block. Returns the handles that remove them."""
+        attention = block.attn1
+        return [block.register_forward_pre_hook(self.count_images),
+                attention.to_q.register_forward_hook(self.note_queries),
+                attention.to_k.register_forward_hook(self.regroup),
+                attention.to_v.register_forward_hook(self.regroup),
+                attention.to_out.register_forward_pre_hook(self.check_result)]
+
+    def count_images(self, module: nn.Module, args: tuple) -> None:
+        if self.call.acting:
+            self.images = len(args[0])
+
+    def note_queries(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if self.call.acting:
+            self.queries = tuple(output.shape[:2])
+
+    def regroup(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Keys or values `(b t) s c` -> `(b t) 2s c`. Raises VideoLDMError where a node mixes or cuts the frames."""
+        if not self.call.acting:
+            return None
+        if not len(output) == self.queries[0] == self.images:
+            raise VideoLDMError("A node cuts or joins the frames for the spatial self-attention (HyperTile does). "
+                                "This network's self-attention sees the whole first and previous frame of each frame. "
+                                "Remove that node.")
+        clips = rearrange(output, "(b t) s c -> b t s c", t=self.call.frames)
+        first = clips[:, :1]
+        pair = cat([first.expand_as(clips), cat([first, clips[:, :-1]], dim=1)], dim=2)
+        return rearrange(pair, "b t s c -> (b t) s c")
+
+    def check_result(self, module: nn.Module, args: tuple) -> None:
+        """Raise VideoLDMError for a result that was made from keys or values in place of queries."""
+        if self.call.acting and args[0].shape[:2] != self.queries:
+            raise VideoLDMError("A node puts each frame's own keys or values in the place of the spatial "
+                                "self-attention (Perturbed-Attention Guidance does). This network's self-attention "
+                                "sees the first and the previous frame, not the frame itself. Remove that node.")
+
+
 POOLED_NORMS = PooledNorms()
+SPARSE_CAUSAL = SparseCausalAttention()

@@ -45,6 +45,13 @@ def spatial_norms(unet: nn.Module) -> Iterator[nn.Module]:
     yield unet.out[0]
 
 
+def transformer_blocks(unet: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of all spatial transformers, in the order they run."""
+    for _, _, layers in unet_blocks(unet):
+        for layer in filter(is_transformer, layers):
+            yield from layer.transformer_blocks
+
+
 def is_downsample(module: nn.Module) -> bool:
     return hasattr(module, "op") and hasattr(module, "use_conv")
 

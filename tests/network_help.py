@@ -5,14 +5,16 @@ import torch
 from video_ldm.temporal.layers.position import rotation_angles
 from video_ldm.tests.formats_help import PUBLISHED
 
+# Networks that differ from a published file in one tensor: SEINE is LaVie's base with more input channels.
+KINDS = PUBLISHED | {"seine": PUBLISHED["lavie_base"] | {"conv_in.weight": (320, 9, 3, 3)}}
 BIAS = ".relative_attention_bias.weight"        # LaVie's table by distance has a column for each head
 ROTATION = ".rotary_emb.freqs"
 
 
 def network_shapes(kind: str) -> dict:
-    """Names and shapes of a small file. kind: a key of PUBLISHED, as in "lavie_base"."""
+    """Names and shapes of a small file. kind: a key of KINDS, as in "lavie_base"."""
     return {key: (shape[0], 1) if key.endswith(BIAS) else tuple(map(narrowed, shape))
-            for key, shape in PUBLISHED[kind].items()}
+            for key, shape in KINDS[kind].items()}
 
 
 def narrowed(size: int) -> int:

@@ -45,6 +45,7 @@ TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "ad_mm_sdxl_v10_bet
          "lavie_vsr", "upscale_a_video_unet"}
 LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
 DECODERS = {"svd_temporal_decoder", "diffusers_vae_temporal_decoder"}
+NETWORKS = {"lavie_base", "lavie_interpolation"}
 
 
 def test_there_is_an_expectation_for_every_published_file():
@@ -57,16 +58,16 @@ def test_every_published_file_is_told_by_its_keys(name, prefix):
     shapes = PUBLISHED[name]
     found = identify_keys({prefix + key: shape for key, shape in shapes.items()})
     assert found.kind == KINDS[name]
-    kinds = {"temporal": TAKEN, "motion_lora": LORAS, "decoder": DECODERS}
+    kinds = {"temporal": TAKEN, "motion_lora": LORAS, "decoder": DECODERS, "video_model": NETWORKS}
     assert found.takes == next((kind for kind, names in kinds.items() if name in names), None)
 
 
 def test_an_artists_mistake_gets_a_sentence_with_the_file_what_it_is_and_where_it_belongs():
-    found = identify_keys(PUBLISHED["lavie_base"])
-    file = SimpleNamespace(name="lavie_base.pt")
+    found = identify_keys(PUBLISHED["videocrafter_t2v_512_v1.0"])
+    file = SimpleNamespace(name="model.ckpt")
     sentence = str(refusal(file, found, "temporal", "a file of temporal layers that this pack takes"))
     assert sentence == (
-        "lavie_base.pt is LaVie's base text-to-video UNet, not a file of temporal layers that this pack takes. "
+        "model.ckpt is a VideoCrafter1 checkpoint, not a file of temporal layers that this pack takes. "
         "It is a whole UNet whose spatial layers were trained together with the temporal ones, so its temporal layers "
         "alone are not the published model. This version of the pack does not take it.")
 
@@ -216,6 +217,7 @@ OTHERS = {
     "animatediff_unet": with_more("ad_mm_sd_v15", conv_in__weight=(320, 4, 3, 3)),
     "animatediff_unknown": with_more("ad_mm_sd_v15", pose__weight=(320, 4, 3, 3)),
     "i2vgen_xl": with_more("diffusers_unet3d_modelscope", image_latents_proj_in__0__weight=(16, 4, 3, 3)),
+    "lavie_unknown": with_more("lavie_base", conv_in__weight=(320, 5, 3, 3)),
     "sv3d": with_more("svd_unet") | {"model.diffusion_model.label_emb.0.0.weight": (1280, 256)},
 }
 

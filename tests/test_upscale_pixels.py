@@ -187,7 +187,7 @@ def test_layers_see_the_small_frames_that_the_network_is_given(model):
     stack_model = with_layers(model)
     stack_model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "look", lambda executor, x, *args, **kwargs: (
         seen.append(x[:, -3:]), executor(x, *args, **kwargs))[1])
-    from video_ldm.nodes.host.attach import context_input
+    from video_ldm.nodes.host.known_frames import context_input
     assert torch.equal(context_input(stack, x, {}), x[:, -3:])
     made(stack_model, small_frames(2, 6, 8), steps=1)
     assert seen and all(part.shape[1:] == (3, 6, 8) for part in seen)

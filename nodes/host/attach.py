@@ -18,12 +18,11 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...temporal.call import CallSettings, open_call
-from ...temporal.conditioning import context_input_from_latents
-from ...temporal.errors import VideoLDMError
-from ...temporal.params import SmallFramesParams
 from ...temporal.stack import TemporalStack
 from .compat import core_windows_act, refuse_core_windows
+from .conflicts import refuse_readers_of_attention
 from .image_model import refuse_compiled
+from .known_frames import check_all_given, context_input, further_channels, with_further_channels
 from .layer_weights import lora_patches, patcher_of
 from .options import (
     CLIP,
@@ -73,8 +72,9 @@ class TemporalLayersWrapper:
             fps=clip_options(transformer_options).fps,
         )
         self.warn(settings)
+        further = further_channels(layers, x, transformer_options)
         with open_call(executor.class_obj, [(self.stack, settings)], context) as calls:
-            mark_running(executor, calls)
+            prepare_network(executor, calls, further)
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def warn(self, settings: CallSettings) -> None:
@@ -84,50 +84,26 @@ class TemporalLayersWrapper:
             logging.warning("[Video LDM] %s", warning)
 
 
-def mark_running(executor: Executor, calls: list) -> None:
-    """Set `running` on the calls when the network runs. A wrapper inside this one may skip it: EasyCache does."""
+def prepare_network(executor: Executor, calls: list, further: torch.Tensor | None) -> None:
+    """Act when the network itself runs. A wrapper inside this one may skip it: EasyCache does.
+
+    The calls are marked as running, and the network's input gets its further channels. Wrappers inside this one see
+    the noisy latents alone, as on any MODEL.
+
+    Args:
+        executor: of the call.
+        calls: the open calls of the temporal layers.
+        further: the further channels; None: there are none.
+    """
     network = executor.original
     for call in calls:
         call.running = False
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         for call in calls:
             call.running = True
-        return network(*args, **kwargs)
+        return network(with_further_channels(x, further), *args, **kwargs)
     executor.original = run
-
-
-def context_input(stack: TemporalStack, x: torch.Tensor, options: dict) -> torch.Tensor | None:
-    """c_S `(b t) c+1 h w` for layers that take context frames, else None. It is the same for every condition.
-
-    An upscaler's layers take the small frames: the last channels of its input x.
-    """
-    takes, clip = stack.params.context, clip_options(options)
-    if takes is None:
-        return None
-    if isinstance(takes, SmallFramesParams):
-        return x[:, -takes.in_channels:]
-    known = clip.context
-    if known is None or clip.hide_context:
-        if not takes.from_noise and not clip.hide_context:
-            raise VideoLDMError("These temporal layers make the frames between context frames, and no context frames "
-                                "are connected. Sample with Latent Interpolate x4, or connect Context Frames.")
-        return None
-    if known.scaled.shape[2:] != x.shape[2:]:
-        raise VideoLDMError("A part of the picture is sampled by itself, and the temporal layers take context frames "
-                            "of the whole picture. Remove the area from the conditioning, or the node that works on "
-                            "tiles of the picture.")
-    call, window = clips_in_call(len(x), options), options.get("context_window")
-    if window is None:
-        in_call = list(range(known.frames or call.frames))
-    else:
-        in_call = list(getattr(window, "frames", window.index_list))
-    inside = [n for n, position in enumerate(known.positions) if position in in_call]
-    if not inside:
-        return None
-    latents = known.scaled.unflatten(0, (-1, len(known.positions)))[:, inside].flatten(0, 1)
-    positions = [in_call.index(known.positions[n]) for n in inside]
-    return context_input_from_latents(latents, positions, call.frames, call.clips).repeat(len(call.parts), 1, 1, 1)
 
 
 def temporal_text(context: torch.Tensor | None, call: CallClips, options: dict) -> torch.Tensor | None:
@@ -155,7 +131,9 @@ def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs
     """Wraps a sampling: checks what the guider brings, and fixes the number of frames of its clips."""
     guider = executor.class_obj
     check_conditions(guider.model_patcher, guider.conds)
+    refuse_readers_of_attention(guider.model_options)
     options = guider.model_options.setdefault("transformer_options", {})    # the guider's own, for this sampling
+    check_all_given(options)
     clip = clip_options(options)
     refuse_core_windows(guider.model_options, guider.conds, len(noise), clip.frames)
     if not core_windows_act(guider.model_options, len(noise)):      # each of core's windows is a clip

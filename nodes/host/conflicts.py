@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from comfy.patcher_extension import WrappersMP, get_all_wrappers, get_wrappers_with_key
 
 from ...temporal.errors import VideoLDMError
+from ...temporal.spatial_changes import SPARSE_CAUSAL
+from .options import layer_sets_in
 
 GUIDANCE = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function",
             "sampler_calc_cond_batch_function")      # core's keys for functions that run in a step, outside the network
@@ -33,15 +35,33 @@ def recording_node(model_options: dict) -> str | None:
     Self-Attention Guidance keeps the attention of a block this way. Or a wrapper around the network writes a variable
     of its own: caches do.
     """
+    inside = recorder_inside(model_options)
+    if inside is not None:
+        return inside
+    for function in wrappers_in(model_options):
+        if written_by(function):
+            return function.__qualname__.split(".")[0]
+    return None
+
+
+def recorder_inside(model_options: dict) -> str | None:
+    """The name of a node whose guidance reads what its patch inside the network wrote. None if there is none."""
     written = [cell for patch in patches_in(model_options.get("transformer_options", {}))
                for cell in written_by(patch)]
     for function in guidance_in(model_options):
         if any(cell is other for cell in variables(function).values() for other in written):
             return function.__qualname__.split(".")[0]
-    for function in wrappers_in(model_options):
-        if written_by(function):
-            return function.__qualname__.split(".")[0]
     return None
+
+
+def refuse_readers_of_attention(model_options: dict) -> None:
+    """Refuse nodes that take the keys of a spatial self-attention for those of its frame, where they are others'."""
+    sets = layer_sets_in(model_options.get("transformer_options", {})).values()
+    recorder = recorder_inside(model_options)
+    if recorder is not None and any(SPARSE_CAUSAL in layers.params.spatial for layers in sets):
+        raise VideoLDMError(f"The node {recorder} reads the spatial self-attention of a step as that of each frame to "
+                            "itself, and this network's frames see the first and the previous frame instead. Remove "
+                            f"{recorder}.")
 
 
 def patches_in(options: dict) -> Iterator[Callable]:

@@ -1,11 +1,12 @@
 """Context frames on a MODEL: frames of the clip that are given.
 
-Layers that were trained with context frames take them as an input. For other layers ComfyUI's noise mask holds them in
-place. All of it is on the clone, so core's samplers work as well as the pack's: the frames are in its
+There are three ways. Layers that were trained with context frames take them as an input. A network that was trained
+with known frames takes them through its own input (known_frames.py). For other layers ComfyUI's noise mask holds them
+in place. All of it is on the clone, so core's samplers work as well as the pack's: the frames are in its
 transformer_options, one wrapper stands around the sampling, and context guidance around calc_cond_batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,61 +15,122 @@ from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import prepare_mask
 from torch import Tensor
 
-from ...temporal.conditioning import resolve_positions
+from ...temporal.conditioning import PER_KEY, resolve_positions
 from ...temporal.errors import VideoLDMError
+from ...temporal.params import COPIES, GREY
+from ...temporal.rollout import interpolated_length
 from .compat import with_own_id
+from .known_frames import refuse_copies
 from .latents import check_channels, check_frames
-from .options import CLIP, ContextFrames, clip_options, frames_per_clip, layer_sets, set_clip_options
-from .sockets import Executor, Model
+from .options import CLIP, ContextFrames, LayerSet, clip_options, frames_per_clip, layer_sets, set_clip_options
+from .sampling import LATENT_PIXELS
+from .sockets import Executor, Model, Vae
 
 KEY = "video_ldm_context"       # key of the wrappers
 
 
 def takes_context(model: Model) -> bool:
-    """Whether temporal layers on the MODEL have an input for context frames."""
-    return any(layers.params.known_positions for layers in layer_sets(model))
+    """Whether temporal layers on the MODEL, or their network, have an input for known frames."""
+    return any(layers.params.known_frames_inputs for layers in layer_sets(model))
+
+
+def network_with_input(model: Model) -> LayerSet | None:
+    """The layers whose network takes known frames through its own input. None if there are none."""
+    return next((layers for layers in layer_sets(model) if layers.params.input_frames is not None), None)
+
+
+def refuse_interpolation_network(model: Model) -> None:
+    """Refuse a network that makes the frames between key frames, in a node that makes other clips."""
+    for layers in layer_sets(model):
+        if layers.params.input_frames is not None and layers.params.input_frames.form == COPIES:
+            refuse_copies(layers)
+
+
+def trained_for(layers: LayerSet, positions: tuple[int, ...]) -> bool:
+    """Whether these layers and their network were trained for the positions. True if they take no known frames."""
+    frames = layers.params.frames
+
+    def among(trained: tuple[tuple[int, ...], ...]) -> bool:
+        known = set(resolve_positions(positions, frames))
+        return any(known == {p % frames for p in candidate} for candidate in trained)
+    return all(takes.positions is None or among(takes.positions) for takes in layers.params.known_frames_inputs)
 
 
 def check_trained(model: Model, positions: tuple[int, ...]) -> None:
-    """Refuse positions for which a set of layers with an input for context frames was not trained."""
+    """Refuse positions for which a set of layers with an input for known frames was not trained."""
     for layers in layer_sets(model):
-        trained, frames = layers.params.known_positions, layers.params.frames
-        if not trained:
+        if trained_for(layers, positions):
             continue
-        known = set(resolve_positions(positions, frames))
-        if not any(known == {p % frames for p in candidate} for candidate in trained):
-            sets = "; ".join(", ".join(map(str, candidate)) or "none" for candidate in trained)
-            raise VideoLDMError(f"The temporal layers ({layers.title}) were trained for the context frames {sets}, "
-                                f"not for {', '.join(map(str, positions))}. Numbers count from 0, and from the end "
-                                "where negative. Choose one of these sets.")
+        sets = "; ".join(", ".join(map(str, candidate)) or "none"
+                         for takes in layers.params.known_frames_inputs for candidate in takes.positions or ())
+        raise VideoLDMError(f"The temporal layers ({layers.title}) were trained for the context frames {sets}, "
+                            f"not for {', '.join(map(str, positions)) or 'none'}. Numbers count from 0, and from the "
+                            "end where negative. Choose one of these sets.")
 
 
-def with_context_frames(model: Model, latents: Tensor, positions: Iterable[int], guidance: float = 1.0) -> Model:
+def encoded_grey(model: Model, like: Tensor, vae: Vae | None) -> Tensor | None:
+    """Mid-grey `c h w`, encoded at the size of the latents `like`, where the network on MODEL needs it. Else None.
+
+    Raises VideoLDMError if it needs a VAE and there is none, or another model's.
+    """
+    layers = network_with_input(model)
+    if layers is None or layers.params.input_frames is None or layers.params.input_frames.filler != GREY:
+        return None
+    if vae is None:
+        raise VideoLDMError(f"This MODEL ({layers.title}) sees mid-grey in the frames that are to be made, and no VAE "
+                            "is connected to encode it. Connect the VAE, also where the known frames are a LATENT.")
+    height, width = (side * LATENT_PIXELS for side in like.shape[2:])
+    grey = check_frames(vae.encode(torch.full((1, height, width, 3), 0.5)), "Frames of this VAE")
+    if grey.shape[1:] != like.shape[1:]:
+        raise VideoLDMError(f"The connected VAE makes latents of {' x '.join(map(str, grey.shape[1:]))} (channels, "
+                            f"height, width) where this MODEL takes {' x '.join(map(str, like.shape[1:]))}. Connect "
+                            "the VAE of a Stable Diffusion 1.x checkpoint.")
+    return grey[0]
+
+
+def with_context_frames(model: Model, latents: Tensor, positions: Iterable[int], guidance: float = 1.0,
+                        grey: Tensor | None = None) -> Model:
     """A clone that samples clips with these context frames.
 
     Args:
         model: the MODEL.
         latents: the context frames `(k n) c h w`, for k clips or for all.
-        positions: n frame numbers, from the clip's end if negative.
+        positions: n frame numbers, from the clip's end if negative. None at all: a network that sees mid-grey in
+            unknown frames then sees nothing else.
         guidance: the scale of context guidance; 1 is off.
+        grey: as `encoded_grey` gives it.
     """
     positions = tuple(positions)
+    refuse_interpolation_network(model)
     check_frames(latents, "The context frames")
-    if not positions or len(latents) % len(positions):
+    if len(latents) % len(positions) if positions else len(latents):
         raise VideoLDMError(f"{len(latents)} context frames were given for {len(positions)} positions. Give one frame "
                             "for each position.")
+    check_trained(model, positions)
+    if not takes_context(model):
+        return with_known(model, latents, positions, sample_with_noise_mask)
+    m = with_known(model, latents, positions, sample_with_context, grey)
+    if guidance != 1:
+        m.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, ContextGuidance(guidance))
+    return m
+
+
+def with_key_frames(model: Model, keys: Tensor) -> Model:
+    """A clone whose network makes all frames of an interpolated clip anew. keys: its key frames `t c h w`."""
+    return with_known(model, keys, range(0, interpolated_length(len(keys)), PER_KEY), sample_with_copies)
+
+
+def with_known(model: Model, latents: Tensor, positions: Iterable[int], sample: Callable,
+               grey: Tensor | None = None) -> Model:
+    """A clone with these known frames. sample: the wrapper around its sampling. Others: as in with_context_frames."""
     check_channels(latents, model.get_model_object("latent_format").latent_channels, "The context frames")
     m = model.clone()
-    set_clip_options(m, context=ContextFrames(latents, m.model.process_latent_in(latents), positions))
+    scaled = m.model.process_latent_in
+    set_clip_options(m, context=ContextFrames(latents, scaled(latents), tuple(positions),
+                                              grey=None if grey is None else scaled(grey[None])[0]))
     m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     m.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
-    if takes_context(m):
-        check_trained(m, positions)
-        m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_with_context)
-        if guidance != 1:
-            m.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, ContextGuidance(guidance))
-    else:
-        m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_with_noise_mask)
+    m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
     return m
 
 
@@ -83,7 +145,7 @@ def fit_to_sampling(guider: Any, noise: Tensor) -> ContextFrames:
         raise VideoLDMError(f"The context frames are {given} pixels and the clip is {wanted}. Resize one of them: "
                             "context frames have the clip's own size.")
     positions = resolve_positions(known.positions, frames)
-    clips, sets = len(noise) // frames, len(known.latents) // len(positions)
+    clips, sets = len(noise) // frames, len(known.latents) // len(positions) if positions else 1
     if sets not in (1, clips):
         raise VideoLDMError(f"Context frames were given for {sets} clips, and {clips} clips are sampled. Give one set "
                             "for all clips, or one for each.")
@@ -95,6 +157,8 @@ def fit_to_sampling(guider: Any, noise: Tensor) -> ContextFrames:
 
 def write_context(samples: Tensor, known: ContextFrames) -> Tensor:
     """A copy of frames `(b t) ...` with the context frames at their positions."""
+    if not known.positions:
+        return samples.clone()
     clips = samples.clone().unflatten(0, (-1, known.frames))
     given = known.latents.to(samples).unflatten(0, (-1, len(known.positions)))
     clips[:, list(known.positions)] = given.expand(len(clips), *given.shape[1:])
@@ -105,6 +169,12 @@ def sample_with_context(executor: Executor, noise: Tensor, *args: Any, **kwargs:
     """Wraps a sampling. The layers take the context frames as an input, and the result has them unchanged."""
     known = fit_to_sampling(executor.class_obj, noise)
     return write_context(executor(noise, *args, **kwargs), known)
+
+
+def sample_with_copies(executor: Executor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Wraps a sampling whose network gets a copy of a key frame for every frame. It makes the key frames anew too."""
+    fit_to_sampling(executor.class_obj, noise)
+    return executor(noise, *args, **kwargs)
 
 
 def sample_with_noise_mask(executor: Executor, noise: Tensor, latent_image: Tensor, sampler: str, sigmas: Tensor,

@@ -38,8 +38,9 @@ class ContextFrames:
 
     latents: Tensor                 # `(k n) c h w`, as a LATENT has them; k is 1 or the number of clips
     scaled: Tensor                  # the same, scaled as the model has them
-    positions: tuple[int, ...]      # n frame numbers; negative ones count from the clip's end
+    positions: tuple[int, ...]      # n frame numbers; negative ones count from the clip's end. May be empty
     frames: int | None = None       # frames of a clip; set when sampling starts, and positions then are not negative
+    grey: Tensor | None = None      # mid-grey `c h w`, encoded and scaled, for networks that see it in unknown frames
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..formats.temporal_file import (
 from ..formats.tensor_names import Keys
 from ..formats.video_network import Heads, TextEncoder, VideoNetwork
 from ..layers import BrickParams
-from ..params import StackParams
+from ..params import InputFramesParams, StackParams
 from ..slots import Site
 from ..spatial_changes import SpatialChange
 
@@ -58,6 +58,7 @@ class Facts:
     notes: tuple[str, ...] = ()                 # sentences for the report
     hint: SamplerHint | None = None             # sampling settings that it needs
     noise: NoiseLevels | None = None            # for layers of an upscaler
+    input_frames: InputFramesParams | None = None   # known frames through its network's own input. None: it takes none
 
     def identified(self, kind: str, takes: str = "temporal", also: str | None = None) -> Identified:
         """The result of detection. takes, also: as in Identified."""
@@ -65,7 +66,7 @@ class Facts:
 
     def stack_params(self, bricks: tuple[tuple[Site, BrickParams], ...], positions: int | None) -> StackParams:
         """Params of the layers. positions: the length of the position table. None: no limit."""
-        return StackParams(self.family, bricks, self.frames, positions, self.spatial)
+        return StackParams(self.family, bricks, self.frames, positions, self.spatial, input_frames=self.input_frames)
 
     def temporal_file(self, file: TensorFile, kind: str, params: StackParams, tensors: dict[str, Tensor],
                       notes: tuple[str, ...] = ()) -> TemporalFile:

@@ -8,6 +8,7 @@ from .brick import BrickCall, BrickParams, GivenCall
 from .context import ContextDownsampler, FpsToken
 from .conv import ResBlockParams, TemporalResBlock
 from .factory import TORCH, Factory, attend
+from .frame_attention import FrameAttention, FrameAttentionParams
 from .mix import Mix
 from .motion import MotionModule, MotionParams
 from .position import interleaved_sinusoid, timestep_sinusoid
@@ -15,7 +16,7 @@ from .vsr import LevelModule, LevelParams, ResidualConv, ResidualConvParams, Rot
 
 __all__ = [
     "TORCH", "Attention", "BrickCall", "BrickParams", "ContextDownsampler", "Factory", "FeedForward", "FpsToken",
-    "GivenCall",
+    "FrameAttention", "FrameAttentionParams", "GivenCall",
     "LevelModule", "LevelParams", "Mix", "MotionModule", "MotionParams", "ResBlockParams", "ResidualConv",
     "ResidualConvParams", "RotaryParams", "RotaryTransformer", "TemporalResBlock", "TemporalTransformer",
     "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid", "timestep_sinusoid",
