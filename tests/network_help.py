@@ -1,5 +1,6 @@
 """Small files of whole video networks: the published names with a tenth of the channels, and random weights."""
 
+import numpy as np
 import torch
 
 from video_ldm.temporal.layers.position import rotation_angles
@@ -23,15 +24,18 @@ def narrowed(size: int) -> int:
 
 
 def network_tensors(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict:
-    """The weights of a small file. They are drawn like fresh ones, so that the network's output stays about 1."""
-    generator = torch.Generator().manual_seed(seed)
-    return {key: drawn(key, shape, generator).to(dtype) for key, shape in network_shapes(kind).items()}
+    """The weights of a small file. They are spread like fresh ones, so that the network's output stays about 1.
+
+    NumPy's old generator draws the same numbers on every machine and in every version.
+    """
+    source = np.random.RandomState(seed)
+    return {key: drawn(key, shape, source).to(dtype) for key, shape in network_shapes(kind).items()}
 
 
-def drawn(key: str, shape: tuple, generator: torch.Generator) -> torch.Tensor:
+def drawn(key: str, shape: tuple, source: np.random.RandomState) -> torch.Tensor:
     if key.endswith(ROTATION):
         return rotation_angles(torch.ones(1))[0]
-    value = torch.randn(shape, generator=generator)
+    value = torch.from_numpy((source.random_sample(shape) * 2 - 1) * 3 ** 0.5).float()      # of variance 1
     if len(shape) == 1:
         return 1 + 0.1 * value if "norm" in key and key.endswith("weight") else 0.1 * value
     if key.endswith(BIAS):
