@@ -18,7 +18,7 @@ from . import compat
 from .attach import attach_layers
 from .layer_weights import build_stack, layer_dtype
 from .models import UNET_PREFIX, latent_format_of, patcher_of_model
-from .options import LayerSet
+from .options import LayerSet, set_clip_options
 from .sockets import Model
 
 
@@ -37,7 +37,11 @@ def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = No
                              UNET_PREFIX)
     layers = network.layers
     stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
-    return attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, fps or layers.fps))
+    rate = fps or layers.fps
+    m = attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, rate))
+    if layers.params.fps_width:
+        set_clip_options(m, fps=rate)       # for its frame-rate token. Latent Interpolate x4 sets its own rates
+    return m
 
 
 def model_config(network: VideoNetwork) -> Any:
@@ -48,7 +52,9 @@ def model_config(network: VideoNetwork) -> Any:
     class VideoUNet(comfy.supported_models.SD15):
         title = layers.params.family
         text_source = network.text.source       # texts.py names it where a text does not fit
-        latent_format = latent_format_of(network.latents) if network.latents else comfy.supported_models.SD15.latent_format
+        latent_format = comfy.supported_models.SD15.latent_format if network.latents is None else \
+            latent_format_of(network.latents)
+        unet_extra_config: dict = {}            # unet_config() states the heads
         sampling_settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                              "linear_end": trained.linear_end}
 
@@ -92,7 +98,7 @@ def report_of(network: VideoNetwork, fps: float) -> str:
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers on its own spatial layers.",
         f"Text: {network.text.name}. Use {network.text.source}.",
-        f"VAE: that of a {layers.base.family} checkpoint.",
+        f"VAE: use {layers.base.source('VAE')}.",
         f"Trained on clips of {layers.params.frames} frames"
         + (f" at {fps or layers.fps:g} frames per second." if layers.fps else "."),
         f"Noise schedule: {trained.beta_schedule} {trained.linear_start:g} to {trained.linear_end:g}. Prediction: "

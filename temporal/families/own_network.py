@@ -1,4 +1,4 @@
-"""Whole video networks that were trained with this pack: reading and writing their files (docs/formats.md#own-networks).
+"""Whole video networks that were trained with this pack: their files (docs/formats.md#video-networks-of-this-pack).
 
 A safetensors file holds the UNet under LDM's names after `model.diffusion_model.`, and the temporal layers under the
 keys of TemporalStack after `temporal.`. The sizes of the UNet follow from its weights. The metadata rebuilds the rest:
@@ -43,7 +43,6 @@ from ..formats.metadata import (
 )
 from ..formats.temporal_file import (
     DEMO,
-    PREDICTIONS,
     Base,
     Identified,
     Schedule,
@@ -54,10 +53,10 @@ from ..formats.temporal_file import (
 )
 from ..formats.tensor_names import Keys
 from ..formats.video_network import CLIP_L, OPENCLIP_H, Heads, TextEncoder, VideoNetwork
-from ..layers import BrickParams, MotionParams, ResBlockParams, RotaryParams, TransformerParams
+from ..layers import BrickParams, FrameAttentionParams, MotionParams, ResBlockParams, RotaryParams, TransformerParams
 from ..params import COPIES, GREY, MASK_FIRST, MASK_LAST, ZEROS, InputFramesParams, StackParams
 from ..slots import SLOTS, Site
-from ..spatial_changes import POOLED_NORMS, SpatialChange
+from ..spatial_changes import POOLED_NORMS, SPARSE_CAUSAL, SpatialChange
 from ..unet import PARTS
 from .family import LOADERS, Family
 from .video_ldm import schedule_of
@@ -67,8 +66,9 @@ VERSION = 1
 TITLE = "a video network trained with this pack"
 UNET, LAYERS = "model.diffusion_model.", "temporal."
 LARGEST = 1 << 20
-BRICKS = {kind.__name__: kind for kind in (ResBlockParams, TransformerParams, RotaryParams, MotionParams)}
-SPATIAL: dict[str, SpatialChange] = {"pooled norms": POOLED_NORMS}
+BRICKS: dict[str, Any] = {kind.__name__: kind for kind in (
+    ResBlockParams, TransformerParams, RotaryParams, FrameAttentionParams, MotionParams)}
+SPATIAL: dict[str, SpatialChange] = {"pooled norms": POOLED_NORMS, "sparse-causal attention": SPARSE_CAUSAL}
 TEXTS = {DEMO: TextEncoder("the demo's", "the CLIP of Load Demo Models", 128), "Stable Diffusion 1.x": CLIP_L,
          "Stable Diffusion 2.x": OPENCLIP_H}
 DUE = ("format", "version", "title", "family", "base", "heads", "bricks", "spatial", "frames", "beta_schedule",
@@ -122,8 +122,8 @@ def load(file: TensorFile, found: Identified | None = None) -> VideoNetwork:
     layers = TemporalFile(file.name, "own_network", TITLE, params.layers, tensors, params.schedule,
                           Base(params.base, text.width), params.fps, params.licence, dict(file.metadata),
                           [f"Title: {params.title}.", *(change.note for change in params.layers.spatial)])
-    return VideoNetwork(layers, file, parts.unet, params.heads, text, "They were trained together with its spatial "
-                        "layers.", params.latents)
+    return VideoNetwork(layers, file, parts.unet, params.heads, text, "Its temporal layers were trained together with "
+                        "its spatial layers.", params.latents)
 
 
 def read_params(metadata: Mapping[str, str]) -> NetworkParams:
@@ -208,7 +208,7 @@ def write(path: StrPath, unet: Mapping[str, Tensor], layers: Mapping[str, Tensor
         layers: the temporal layers' weights, by the keys of TemporalStack.
         params: everything else.
 
-    Raises ValueError for a network that the format cannot hold, and VideoLDMError for layers that do not fit its params.
+    Raises ValueError for a network that the format cannot hold, and VideoLDMError for layers that do not fit it.
     """
     require_complete(Path(path).name, TITLE, params.layers, layers)
     header = header_of(params)
@@ -227,7 +227,7 @@ def header_of(params: NetworkParams) -> dict[str, str]:
     if foreign or stack.context is not None or stack.shared_noise or set(stack.spatial) - set(changes):
         raise ValueError(f"the format holds {', '.join(BRICKS)} and known frames through the network's input, and "
                          "these layers have something else")
-    bricks = [{"site": list(site), "kind": type(brick).__name__, **asdict(brick)} for site, brick in stack.bricks]
+    bricks = [{"site": list(site), "kind": type(brick).__name__, **vars(brick)} for site, brick in stack.bricks]
     header = {
         "format": FORMAT, "version": str(VERSION), "title": params.title, "family": stack.family, "base": params.base,
         "heads": json.dumps({key: value for key, value in asdict(params.heads).items() if value is not None}),

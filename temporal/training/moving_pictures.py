@@ -78,7 +78,7 @@ class MovingPictures:
         frames = []
         for top, left in zip(rows, columns, strict=True):
             window = (slice(top, top + height), slice(left, left + width))
-            frame = picture[window] if channels_last else picture[(slice(None), *window)]
+            frame = picture[window] if channels_last else picture[(slice(None),) + window]
             frames.append(as_frames(frame[None])[0])
         return torch.stack(frames)
 
