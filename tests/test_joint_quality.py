@@ -46,6 +46,7 @@ def test_the_part_says_what_does_not_hold(concept, other, kept, left, said):
     assert len(found) == len(said) and all(part.format(concept) in line for part, line in zip(said, found))
 
 
+@pytest.mark.slow
 def test_the_part_trains_both_networks_samples_them_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     """With one step, one clip and small pictures in number. The second time nothing is trained or sampled again."""
     for name, value in dict(CLIPS=2, PICTURES=3, LOOP=joint_stage.replace(joint_stage.LOOP, steps=1)).items():
