@@ -1,22 +1,31 @@
-"""Latent Interpolate x4: three frames between every two key frames, once or twice."""
+"""Latent Interpolate x4: three frames between every two key frames, once or twice.
 
+There are two ways. Layers or a network that were trained with both ends known make the frames of each pair by
+themselves, in clips of 5. LaVie's interpolation makes all frames of a clip at once, in windows of 61, and the key
+frames anew.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from ..temporal.errors import VideoLDMError
-from ..temporal.rollout import interpolated_length
+from ..temporal.params import StackParams
+from ..temporal.rollout import PER_KEY, interpolated_length
 from .host import context, latents, sampling
 from .host.api import io
 from .host.frame_conditioning import CallFrames, model_of, settings_of
 from .host.inputs import checked
 from .host.options import LayerSet
 from .host.required_layers import require_layers
-from .host.sockets import Conditioning, Latent, Model
+from .host.sockets import Conditioning, Latent, Model, Vae
 from .host.texts import check_texts
+from .host.windows import with_windows_between_keys
 
 WINDOW = 5      # a key frame, three frames to make, the next key frame (docs/papers.md#interpolation)
 ENDS = (0, -1)
+LAVIE_WINDOW, LAVIE_OVERLAP = 61, 13    # 16 key frames, and 4 that neighbouring windows share
 
 
 @dataclass(frozen=True)
@@ -33,14 +42,20 @@ class InterpolationPass:
     clip: int                               # number of this clip in the batch
     clips: int                              # how many clips the batch has
     at_once: int                            # pairs of frames in a call; 0: as many as the memory holds
+    grey: torch.Tensor | None               # mid-grey `c h w`, encoded, for a network that sees it in unknown frames
+    keep: bool                              # where key frames are made anew: True puts the old ones back
     progress: sampling.RolloutProgress
 
     def frames_of(self, pairs: range, keys: int) -> CallFrames:
         """Which frames of the finished video the windows of some pairs hold. keys: key frames of this pass."""
-        spacing = 4 ** (self.times - 1 - self.number)       # finished frames from one frame of a window to the next
-        whole = 4 * spacing * (keys - 1) + 1                # finished frames of the clip
-        inside = [(4 * pair + frame) * spacing for pair in pairs for frame in range(WINDOW)]
-        return CallFrames(tuple(self.clip * whole + n for n in inside), self.clips * whole, whole, 4 ** self.times)
+        return self.finished_frames([PER_KEY * pair + frame for pair in pairs for frame in range(WINDOW)], keys)
+
+    def finished_frames(self, made: Iterable[int], keys: int) -> CallFrames:
+        """Which frames of the finished video some frames are that this pass makes. keys: key frames of this pass."""
+        spacing = PER_KEY ** (self.times - 1 - self.number)     # finished frames from one of these frames to the next
+        whole = PER_KEY * spacing * (keys - 1) + 1              # finished frames of the clip
+        return CallFrames(tuple(self.clip * whole + n * spacing for n in made), self.clips * whole, whole,
+                          PER_KEY ** self.times)
 
 
 class LatentInterpolate(io.ComfyNode):
@@ -51,27 +66,31 @@ class LatentInterpolate(io.ComfyNode):
             display_name="Latent Interpolate x4",
             category="video ldm/sample",
             description="Makes three frames between every two: T frames become 4(T-1)+1, at four times the frame rate. "
-                        "The key frames stay unchanged. Takes a MODEL with interpolation layers.",
+                        "The key frames stay unchanged. Takes a MODEL with interpolation layers, or the MODEL of "
+                        "LaVie's interpolation, which makes the key frames anew.",
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers with a file of interpolation "
-                                                "layers."),
+                                                "layers, or from Load Video Model with lavie_interpolation."),
                 io.Conditioning.Input("positive", tooltip="What the video shows: the text of the key frames. Texts, "
                                                           "masks and ControlNet pictures may be one for all frames, "
                                                           "one for each output frame, or one for each key frame. One "
                                                           "for a key frame also serves the frames up to the next key "
                                                           "frame. Any other number is repeated in turn."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
-                io.Latent.Input("latent", tooltip="The key frames, one per batch item; several clips stay apart."),
+                io.Latent.Input("latent", tooltip="The key frames, one per batch item; several clips stay apart. "
+                                                  "LaVie's interpolation takes those of any Stable Diffusion 1.x or "
+                                                  "2.x model, AnimateDiff's too."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="The random noise of the new frames."),
                 io.Int.Input("steps", default=20, min=1, max=10000,
                              tooltip="Denoising steps. Fewer are needed than for key frames, because both ends are "
-                                     "known."),
+                                     "known. LaVie's authors take 50."),
                 io.Int.Input("times", default=1, min=1, max=2,
                              tooltip="1 makes 4 times as many frames, 2 makes 16 times. The second pass uses the same "
                                      "layers at the higher frame rate."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="How strictly the text is followed. The key frames say most already."),
+                               tooltip="How strictly the text is followed. The key frames say most already. "
+                                       "LaVie's interpolation wants 4, SEINE 8."),
                 io.Combo.Input("sampler", options=sampling.SAMPLERS, default="euler",
                                tooltip="Core's samplers. euler on ddim_uniform is DDIM with eta 0, the paper's choice "
                                        "here."),
@@ -81,10 +100,15 @@ class LatentInterpolate(io.ComfyNode):
                                tooltip="Frame rate of the key frames. 0: the one that came with the LATENT."),
                 io.Int.Input("windows", default=0, min=0, max=1000,
                              tooltip="How many pairs of key frames are worked on at once. 0: as many as the memory "
-                                     "holds."),
+                                     "holds. Not used by LaVie's interpolation: it works on 61 frames at once."),
                 io.Conditioning.Input("temporal_prompt", optional=True,
                                       tooltip="Another positive text for the temporal layers alone, as on Video LDM "
                                               "Sampler; as many as in positive."),
+                io.Vae.Input("vae", optional=True,
+                             tooltip="Only for SEINE: encodes the mid-grey that it sees in the frames to make."),
+                io.Boolean.Input("keep_key_frames", default=False, optional=True,
+                                 tooltip="Only for LaVie's interpolation. Off: all frames are made anew, as its "
+                                         "authors do. On: the key frames that came in are put back at their places."),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, old and new, in order."),
@@ -96,42 +120,58 @@ class LatentInterpolate(io.ComfyNode):
     @checked
     def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, latent: Latent, seed: int,
                 steps: int, times: int, cfg: float, sampler: str, scheduler: str, fps: float, windows: int,
-                temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
+                temporal_prompt: Conditioning | None = None, vae: Vae | None = None,
+                keep_key_frames: bool = False) -> io.NodeOutput:
         check_layers(require_layers(model))
         check_texts(model, positive, negative, temporal_prompt)
         rate = rate_of(latent, fps)
-        clips = key_frames(latent)
+        clips = key_frames(latent, sampling.latent_channels(model))
+        grey = context.encoded_grey(model, clips[0], vae)
         settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
-        progress = sampling.RolloutProgress(model, len(clips) * sum(between_pairs(len(clips[0]), times)), steps)
+        anew = context.remakes_key_frames(model)
+        calls = times if anew else sum(between_pairs(len(clips[0]), times))
+        progress = sampling.RolloutProgress(model, len(clips) * calls, steps)
+        make = interpolate_anew if anew else interpolate
         for step in range(times):
-            rate *= 4
-            clips = [interpolate(clip, InterpolationPass(model, settings, temporal_prompt, rate,
-                                            (seed + 2 * number + step) % 2**64, step, times, number, len(clips),
-                                            windows, progress))
+            rate *= PER_KEY
+            clips = [make(clip, InterpolationPass(model, settings, temporal_prompt, rate,
+                                                  (seed + 2 * number + step) % 2**64, step, times, number, len(clips),
+                                                  windows, grey, keep_key_frames, progress))
                      for number, clip in enumerate(clips)]
         return io.NodeOutput(latents.with_frames(latent, torch.cat(clips), rate, len(clips[0])), rate)
 
 
 def check_layers(sets: list[LayerSet]) -> None:
-    """Refuse a MODEL without interpolation layers."""
+    """Refuse a MODEL without interpolation layers, or with layers that interpolate in different ways."""
     for layers in sets:
-        if ENDS not in (layers.params.known_positions or ()):
+        if not interpolates(layers.params):
             raise VideoLDMError(f"The temporal layers on this MODEL ({layers.title}) make key frames, not the "
                                 "frames between them. Load a file of interpolation layers onto the image model with "
-                                "Load Temporal Layers, and connect that MODEL here.")
+                                "Load Temporal Layers, or lavie_interpolation with Load Video Model, and connect that "
+                                "MODEL here.")
+    others = [layers for layers in sets if not layers.params.remakes_key_frames]
+    if 0 < len(others) < len(sets):
+        raise VideoLDMError(f"The MODEL of LaVie's interpolation also has other temporal layers ({others[0].title}), "
+                            "which interpolate in another way. Remove the Load Temporal Layers node.")
+
+
+def interpolates(params: StackParams) -> bool:
+    """Whether layers or their network were trained to make the frames between key frames."""
+    return any(takes.positions is None or ENDS in takes.positions for takes in params.known_frames_inputs)
 
 
 def rate_of(latent: Latent, fps: float) -> float:
     rate = fps or latent.get(latents.RATE)
     if not rate:
-        raise VideoLDMError("The LATENT does not say its frame rate, and the interpolation layers need it. Set fps "
-                            "to the frame rate of the key frames.")
+        raise VideoLDMError("The LATENT does not say its frame rate, and the interpolation needs it. Set fps to the "
+                            "frame rate of the key frames.")
     return float(rate)
 
 
-def key_frames(latent: Latent) -> list[torch.Tensor]:
-    """The key frames `t c h w` of each clip. Clips are interpolated by themselves."""
+def key_frames(latent: Latent, channels: int) -> list[torch.Tensor]:
+    """The key frames `t c h w` of each clip. Clips are interpolated by themselves. channels: of the MODEL's latents."""
     frames = latents.check_frames(latent["samples"], "The key frames")
+    latents.check_channels(frames, channels, "The key frames")
     length = latent.get(latents.CLIP_FRAMES) or len(frames)
     if len(frames) > length and len(frames) % length:
         raise VideoLDMError(f"The LATENT holds clips of {length} frames, and its {len(frames)} frames do not divide "
@@ -177,10 +217,28 @@ def sample_windows(keys: torch.Tensor, noise: torch.Tensor, one_pass: Interpolat
     """Key frames `k+1 c h w` -> windows `k 5 c h w`, in one sampling."""
     known = torch.stack([keys[:-1], keys[1:]], dim=1).flatten(0, 1)
     model = model_of(one_pass.model, WINDOW, one_pass.temporal_prompt, one_pass.rate, frames)
-    made = sampling.sample(context.with_context_frames(model, known, ENDS), one_pass.seed,
+    made = sampling.sample(context.with_context_frames(model, known, ENDS, grey=one_pass.grey), one_pass.seed,
                            settings_of(one_pass.settings, frames), torch.zeros_like(noise), noise,
                            one_pass.progress.callback)
     return made.unflatten(0, (-1, WINDOW))
+
+
+def interpolate_anew(keys: torch.Tensor, one_pass: InterpolationPass) -> torch.Tensor:
+    """Key frames `t c h w` -> all frames `4(t-1)+1 c h w`, made in one sampling. A long clip is divided in each step.
+
+    The noise of all frames is drawn at once, so it does not depend on the windows.
+    """
+    length = interpolated_length(len(keys))
+    frames = one_pass.finished_frames(range(length), len(keys))
+    noise = sampling.noise_like(torch.zeros(length, *keys.shape[1:]), one_pass.seed)
+    model = model_of(one_pass.model, length, one_pass.temporal_prompt, one_pass.rate, frames)
+    model = with_windows_between_keys(model, LAVIE_WINDOW, LAVIE_OVERLAP)
+    made = sampling.sample(context.with_key_frames(model, keys), one_pass.seed, settings_of(one_pass.settings, frames),
+                           torch.zeros_like(noise), noise, one_pass.progress.callback)
+    if one_pass.keep:
+        made[::PER_KEY] = keys.to(made)
+    one_pass.progress.advance()
+    return made
 
 
 NODES = [LatentInterpolate]

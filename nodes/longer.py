@@ -31,23 +31,24 @@ class ContextFrames(io.ComfyNode):
             category="video ldm/sample",
             description="Gives a video model some frames of the clip, the context frames. The model makes the other "
                         "frames to go with them. Temporal layers trained with context frames take them as an input at "
-                        "every step. With other layers, such as AnimateDiff, a noise mask holds them in place. Works "
-                        "with any sampler.",
+                        "every step, and so does a network with an input for them, such as SEINE. With other layers, "
+                        "such as AnimateDiff, a noise mask holds them in place. Works with any sampler.",
             inputs=[
-                io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
+                io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers or Load Video Model."),
                 io.String.Input("frames", default="0",
                                 tooltip="The numbers of the context frames within the clip, one for each picture: 0 "
                                         "is the first, -1 the last. '0' starts from a picture, '0, 1' goes on from "
                                         "two frames, '0, -1' makes the frames between. Layers trained with context "
                                         "frames take the sets they were trained for. The report of Load Temporal "
-                                        "Layers names them."),
+                                        "Layers names them. SEINE takes any."),
                 io.Float.Input("guidance", default=1.0, min=0.0, max=20.0, step=0.1, round=0.01,
                                tooltip="Context guidance: above 1 the clip keeps more strictly to the context frames, "
                                        "at one more model call a step. 1 is off. Only for layers trained with context "
                                        "frames."),
                 io.Latent.Input("latent", optional=True, tooltip="The context frames as latents, one per batch item."),
                 io.Image.Input("image", optional=True, tooltip="The context frames as pictures; needs the VAE."),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures, and for SEINE the mid-grey that it "
+                                                           "sees in the other frames."),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL", tooltip="The model with these context frames."),
@@ -60,11 +61,15 @@ class ContextFrames(io.ComfyNode):
     def execute(cls, model: Model, frames: str, guidance: float, latent: Latent | None = None,
                 image: torch.Tensor | None = None, vae: Vae | None = None) -> io.NodeOutput:
         require_layers(model)
+        context.refuse_interpolation_network(model)
         positions = positions_of(frames)
         context_latents = connected_latents(latent, image, vae)
         if context_latents is None:
             raise VideoLDMError("No context frames are connected. Connect a LATENT, or an IMAGE and its VAE.")
-        out = context.with_context_frames(model, context_latents, positions, guidance)
+        latents.check_frames(context_latents, "The context frames")
+        latents.check_channels(context_latents, sampling.latent_channels(model), "The context frames")
+        grey = context.encoded_grey(model, context_latents, vae)
+        out = context.with_context_frames(model, context_latents, positions, guidance, grey)
         return io.NodeOutput(out, report_of(model, positions, guidance))
 
 
@@ -95,7 +100,8 @@ def report_of(model: Model, positions: Sequence[int], guidance: float) -> str:
     numbers = ", ".join(map(str, positions))
     if context.takes_context(model):
         guided = f" Context guidance {guidance:g}." if guidance != 1 else ""
-        return f"{frames} {numbers}: seen by the temporal layers, which were trained with context frames.{guided}"
+        trained = "which were" if context.network_with_input(model) is None else "which was"
+        return f"{frames} {numbers}: {context.way_in(model)}, {trained} trained with context frames.{guided}"
     ignored = " Context guidance does nothing there." if guidance != 1 else ""
     return (f"{frames} {numbers}: held in place by ComfyUI's noise mask, for these temporal layers were not trained "
             f"with context frames.{ignored}")
@@ -113,9 +119,9 @@ class ExtendVideo(io.ComfyNode):
             category="video ldm/sample",
             description="Makes a video of any length, clip after clip. Each clip goes on from the last frames of the "
                         "one before. Starts from a picture, from a video, or from noise. Temporal layers trained with "
-                        "context frames take those frames as an input. With other layers, such as AnimateDiff, a noise "
-                        "mask holds them. If the conditioning has a text, a mask or a ControlNet picture for each "
-                        "frame of the video, every clip gets those of its own frames.",
+                        "context frames take those frames as an input, and so does SEINE's network. With other layers, "
+                        "such as AnimateDiff, a noise mask holds them. If the conditioning has a text, a mask or a "
+                        "ControlNet picture for each frame of the video, every clip gets those of its own frames.",
             inputs=[
                 *sampler_inputs(),
                 io.Int.Input("length", default=48, min=2, max=100000,
@@ -134,7 +140,8 @@ class ExtendVideo(io.ComfyNode):
                 io.Latent.Input("latent", optional=True, tooltip="The frames to start from, as latents: one picture, "
                                                                  "or a video to go on with."),
                 io.Image.Input("image", optional=True, tooltip="The frames to start from, as pictures; needs the VAE."),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures. SEINE always needs it: it sees "
+                                                           "mid-grey in the frames that are to be made."),
                 io.Conditioning.Input("temporal_prompt", optional=True,
                                       tooltip="Another positive text for the temporal layers alone, as on Video LDM "
                                               "Sampler; one, or one for each frame of the video."),
@@ -159,6 +166,7 @@ class ExtendVideo(io.ComfyNode):
                 overlap: int, on_cancel: str, latent: Latent | None = None, image: torch.Tensor | None = None,
                 vae: Vae | None = None, temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         sets = require_layers(model)
+        context.refuse_interpolation_network(model)
         check_texts(model, positive, negative, temporal_prompt)
         refuse_several_clips(latent)
         start = connected_latents(latent, image, vae)
@@ -167,6 +175,8 @@ class ExtendVideo(io.ComfyNode):
             context.check_trained(model, tuple(range(known)))
         fps = fps_of(sets)
         video = empty_video(model, start, length, width, height)
+        grey = context.encoded_grey(model, video, vae)
+        needs_input = context.network_with_input(model) is not None
         progress = sampling.RolloutProgress(model, len(calls), steps)
         settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
         done = 0 if start is None else len(start)
@@ -174,9 +184,10 @@ class ExtendVideo(io.ComfyNode):
             for number, call in enumerate(calls):
                 of_clip = frames_of_clip(call.start, frames, length)
                 clip_model = model_of(model, frames, temporal_prompt, fps, of_clip)
-                if call.known:
+                if call.known or needs_input:
                     known = video[call.start:call.start + call.known]
-                    clip_model = context.with_context_frames(clip_model, known, range(call.known), context_guidance)
+                    clip_model = context.with_context_frames(clip_model, known, range(call.known), context_guidance,
+                                                             grey)
                 clip = sample_clip(clip_model, (frames, *video.shape[1:]), (seed + number) % 2**64,
                                    settings_of(settings, of_clip), progress)
                 end = min(call.start + frames, length)
@@ -208,6 +219,7 @@ def empty_video(model: Model, start: torch.Tensor | None, length: int, width: in
     if start is None:
         return sampling.empty_latent(model, length, width, height)
     latents.check_frames(start, "The frames to start from")
+    latents.check_channels(start, sampling.latent_channels(model), "The frames to start from")
     video = torch.zeros(length, *start.shape[1:])
     video[:len(start)] = start
     return video
@@ -222,8 +234,7 @@ def sample_clip(model: Model, shape: tuple[int, ...], seed: int, settings: sampl
 
 
 def rollout_report(model: Model, calls: list) -> str:
-    way = "seen by the temporal layers" if context.takes_context(model) else "held in place by a noise mask"
-    return f"{len(calls)} clips. The frames that each goes on from are {way}."
+    return f"{len(calls)} clips. The frames that each goes on from are {context.way_in(model)}."
 
 
 NODES = [ContextFrames, ExtendVideo]

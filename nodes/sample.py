@@ -1,7 +1,7 @@
 """Sampling clips: Video LDM Sampler. It is core's KSampler with less wiring, and it knows the clips of a batch."""
 
 from ..temporal.errors import VideoLDMError
-from .host import latents, sampling
+from .host import context, latents, sampling
 from .host.api import io
 from .host.frame_conditioning import frames_of_batch, temporal_texts
 from .host.inputs import checked
@@ -56,6 +56,7 @@ class VideoLDMSampler(io.ComfyNode):
                 clips: int, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, denoise: float,
                 latent: Latent | None = None, temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         sets = require_layers(model)
+        context.refuse_interpolation_network(model)
         check_texts(model, positive, negative, temporal_prompt)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
         fps = fps_of(sets)

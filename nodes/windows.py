@@ -64,7 +64,7 @@ class FrameWindows(io.ComfyNode):
             return io.NodeOutput(windows.without_windows(model, max_distance))
         length = length or min(params.frames for params in layers)
         check_windows(layers, length, overlap)
-        return io.NodeOutput(windows.with_windows(model, length, overlap, schedule, fuse))
+        return io.NodeOutput(windows.with_windows(model, windows.FrameWindows(length, overlap, schedule, fuse)))
 
 
 def check_windows(layers: list[StackParams], length: int, overlap: int) -> None:

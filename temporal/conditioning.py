@@ -12,10 +12,10 @@ from torch import Tensor
 from .errors import VideoLDMError
 from .layers import ResBlockParams
 from .params import GREY, MASK_FIRST, ContextParams, InputFramesParams, SmallFramesParams, StackParams
+from .rollout import copied_key
 from .stack import TemporalStack
 
 CHANNELS = 128          # channels of context per resolution (Video LDM, Table 6)
-PER_KEY = 4             # frames from one key frame to the next, once a clip is interpolated
 
 
 def resolve_positions(positions: Sequence[int], frames: int) -> tuple[int, ...]:
@@ -113,14 +113,6 @@ def masked_input(params: InputFramesParams, z: Tensor, mask: Tensor, grey: Tenso
     values = mask_channel(z, torch.where(mask > 0, params.given, 1 - params.given))
     parts = (values, frames) if params.form == MASK_FIRST else (frames, values)
     return torch.cat(parts, dim=2).flatten(0, 1)
-
-
-def copied_key(frame: int) -> int:
-    """The number of the key frame that frame k of an interpolated clip gets a copy of: (k + 1) // 4.
-
-    LaVie's authors repeat each key frame four times, and cut one frame at the beginning and two at the end.
-    """
-    return (frame + 1) // PER_KEY
 
 
 def copies_input(keys: Tensor, frames: Sequence[int]) -> Tensor:

@@ -101,6 +101,11 @@ class StackParams:
         return layers if self.input_frames is None else (*layers, self.input_frames)
 
     @property
+    def remakes_key_frames(self) -> bool:
+        """Whether the network makes all frames of an interpolated clip anew, from copies of its key frames."""
+        return self.input_frames is not None and self.input_frames.form == COPIES
+
+    @property
     def takes_small_frames(self) -> bool:
         return isinstance(self.context, SmallFramesParams)
 

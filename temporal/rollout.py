@@ -9,6 +9,7 @@ from typing import NamedTuple
 from .errors import VideoLDMError
 
 OVERLAP = 2     # context frames of every call but the first
+PER_KEY = 4     # frames from one key frame to the next, once a clip is interpolated
 
 
 class Step(NamedTuple):
@@ -48,4 +49,13 @@ def plan_calls(length: int, clip: int, existing: int, overlap: int = OVERLAP) ->
 
 def interpolated_length(frames: int) -> int:
     """The length of a video of T key frames after one interpolation: 4 (T - 1) + 1 (docs/papers.md#interpolation)."""
-    return 4 * (frames - 1) + 1
+    return PER_KEY * (frames - 1) + 1
+
+
+def copied_key(frame: int) -> int:
+    """The number of the key frame that frame k of an interpolated clip gets a copy of: (k + 1) // 4.
+
+    So it is for LaVie's interpolation (docs/papers.md#lavie-interpolation). Its authors repeat each key frame four
+    times, and cut one frame at the beginning and two at the end.
+    """
+    return (frame + 1) // PER_KEY

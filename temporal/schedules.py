@@ -5,10 +5,12 @@ length, no frame occurs twice in a window, and together they hold every frame of
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .rollout import PER_KEY
 from .windows import window_starts
 
 
@@ -31,6 +33,27 @@ def looped_windows(frames: int, length: int, overlap: int, step: int = 0) -> lis
     offset = int(van_der_corput(step) * (length - overlap))
     starts = [offset + number * frames // count for number in range(count)]
     return [[(start + index) % frames for index in range(length)] for start in starts]
+
+
+def windows_between_keys(schedule: Callable, frames: int, length: int, overlap: int, step: int = 0) -> list[list[int]]:
+    """Windows of an interpolated clip. Each begins and ends with a key frame, as the clips of training do.
+
+    Args:
+        schedule: a schedule for the key frames; no looped one.
+        frames: of the interpolated clip: 4 (T - 1) + 1 for T key frames.
+        length: the most frames of a window.
+        overlap: the least number of frames that neighbouring windows share. They share one key frame at least.
+        step: of the sampling.
+    """
+    keys = keys_within(length)
+    shared = min(math.ceil(max(overlap - 1, 0) / PER_KEY) + 1, keys - 1)
+    return [list(range(window[0] * PER_KEY, window[-1] * PER_KEY + 1))
+            for window in schedule(keys_within(frames), keys, shared, step)]
+
+
+def keys_within(frames: int) -> int:
+    """How many key frames a window of an interpolated clip has, if it begins with one."""
+    return (frames - 1) // PER_KEY + 1
 
 
 def van_der_corput(step: int) -> float:

@@ -1,8 +1,9 @@
 """LDM's names of a UNet's spatial weights, for files in diffusers' naming (docs/formats.md#positions)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from .slots import Site
 from .unet_names import BLOCK, UNetNames, resblocks_per_level
 
 RESBLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -57,3 +58,34 @@ def ldm_name(key: str, unet: UNetNames, with_transformers: set) -> str | None:
         number = 2 if (match["side"], match["level"]) in with_transformers else 1
         return f"{part}_blocks.{index}.{number}.conv.{match['rest']}"
     return None
+
+
+# For each slot, the 1-dimensional weight in LDM's names that shows a place for a layer, and how many channels it has
+TRANSFORMER = r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)|middle_block)\.1\."
+BLOCK_NORM = TRANSFORMER + r"transformer_blocks\.(?P<n>\d+)\.norm1\.weight"
+PLACES = {
+    "post_conv_in": r"(?P<part>input)_blocks\.(?P<index>0)\.0\.bias",
+    "post_res": r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)\.0|middle_block\.(?P<n>[02]))"
+                r"\.out_layers\.0\.weight",
+    "in_attn_pre_ff": BLOCK_NORM,
+    "in_attn_post_ff": BLOCK_NORM,
+    "post_attn": TRANSFORMER + r"norm\.weight",
+}
+
+
+def places(shapes: Mapping[str, tuple], slots: Iterable[str]) -> dict[Site, int]:
+    """{site: channels} of all places for layers in a network. After blocks without transformer there is no post_attn.
+
+    shapes: of the spatial weights, by name in LDM's UNet. slots: keys of PLACES.
+    """
+    found = {}
+    for slot in slots:
+        pattern = re.compile(PLACES[slot])
+        for name, shape in shapes.items():
+            match = pattern.fullmatch(name)
+            if match is None:
+                continue
+            number = int(match.groupdict().get("n") or 0)
+            n = number // 2 if slot == "post_res" else number       # the middle's ResBlocks are its modules 0 and 2
+            found[Site(match["part"] or "middle", int(match["index"] or 0), slot, n)] = shape[0]
+    return found

@@ -34,7 +34,7 @@ KINDS = {
     "diffusers_svd_unet": "diffusers_svd_unet", "svd_temporal_decoder": "svd_temporal_decoder",
     "diffusers_vae_temporal_decoder": "diffusers_svd_temporal_decoder", "lavie_base": "lavie_base",
     "lavie_interpolation": "lavie_interpolation", "lavie_vsr": "lavie_vsr", "modelscope_t2v": "modelscope",
-    "diffusers_unet3d_modelscope": "diffusers_modelscope", "pvdm_autoencoder": "pvdm_autoencoder",
+    "diffusers_unet3d_modelscope": "modelscope", "pvdm_autoencoder": "pvdm_autoencoder",
     "pvdm_diffusion": "pvdm_diffusion", "upscale_a_video_unet": "upscale_a_video",
     "upscale_a_video_decoder_vae_3d": "diffusers_vae", "upscale_a_video_decoder_vae_video": "upscale_a_video_vae",
     "videocrafter_i2v_512_v1.0": "videocrafter_i2v", "videocrafter_t2v_1024_v1.0": "videocrafter1",
@@ -45,7 +45,7 @@ TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "ad_mm_sdxl_v10_bet
          "lavie_vsr", "upscale_a_video_unet"}
 LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
 DECODERS = {"svd_temporal_decoder", "diffusers_vae_temporal_decoder"}
-NETWORKS = {"lavie_base", "lavie_interpolation"}
+NETWORKS = {"lavie_base", "lavie_interpolation", "modelscope_t2v", "diffusers_unet3d_modelscope"}
 
 
 def test_there_is_an_expectation_for_every_published_file():

@@ -15,10 +15,10 @@ from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import prepare_mask
 from torch import Tensor
 
-from ...temporal.conditioning import PER_KEY, resolve_positions
+from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
-from ...temporal.params import COPIES, GREY
-from ...temporal.rollout import interpolated_length
+from ...temporal.params import GREY
+from ...temporal.rollout import PER_KEY, interpolated_length
 from .compat import with_own_id
 from .known_frames import refuse_copies
 from .latents import check_channels, check_frames
@@ -34,15 +34,27 @@ def takes_context(model: Model) -> bool:
     return any(layers.params.known_frames_inputs for layers in layer_sets(model))
 
 
+def way_in(model: Model) -> str:
+    """How known frames enter on this MODEL, as the end of a sentence that begins with them."""
+    if network_with_input(model) is not None:
+        return "seen by the network's own input"
+    return "seen by the temporal layers" if takes_context(model) else "held in place by a noise mask"
+
+
 def network_with_input(model: Model) -> LayerSet | None:
     """The layers whose network takes known frames through its own input. None if there are none."""
     return next((layers for layers in layer_sets(model) if layers.params.input_frames is not None), None)
 
 
+def remakes_key_frames(model: Model) -> bool:
+    """Whether the network on MODEL makes all frames of an interpolated clip anew, as LaVie's does."""
+    return any(layers.params.remakes_key_frames for layers in layer_sets(model))
+
+
 def refuse_interpolation_network(model: Model) -> None:
     """Refuse a network that makes the frames between key frames, in a node that makes other clips."""
     for layers in layer_sets(model):
-        if layers.params.input_frames is not None and layers.params.input_frames.form == COPIES:
+        if layers.params.remakes_key_frames:
             refuse_copies(layers)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...temporal.conditioning import clips_from_latents, context_input_from_latents, copies_input, masked_input
 from ...temporal.errors import VideoLDMError
-from ...temporal.params import COPIES, InputFramesParams, SmallFramesParams
+from ...temporal.params import COPIES, SmallFramesParams
 from ...temporal.stack import TemporalStack
 from .options import CallClips, ContextFrames, LayerSet, clip_options, clips_in_call, layer_sets_in
 
@@ -80,7 +80,7 @@ def further_channels(layers: LayerSet, x: Tensor, options: dict) -> Tensor | Non
     params = layers.params.input_frames
     if params is None:
         return None
-    known = check_given(layers, params, clip_options(options).context)
+    known = check_given(layers, clip_options(options).context)
     check_size(known, x)
     call = clips_in_call(len(x), options)
     if params.form == COPIES:
@@ -102,14 +102,14 @@ def check_all_given(options: dict) -> None:
     """Refuse a sampling without known frames if a network on the MODEL takes them through its own input."""
     for layers in layer_sets_in(options).values():
         if layers.params.input_frames is not None:
-            check_given(layers, layers.params.input_frames, clip_options(options).context)
+            check_given(layers, clip_options(options).context)
 
 
-def check_given(layers: LayerSet, params: InputFramesParams, known: ContextFrames | None) -> ContextFrames:
+def check_given(layers: LayerSet, known: ContextFrames | None) -> ContextFrames:
     """The known frames. Raises if there are none."""
     if known is not None:
         return known
-    if params.form == COPIES:
+    if layers.params.remakes_key_frames:
         refuse_copies(layers)
     raise VideoLDMError(f"This MODEL ({layers.title}) is given known frames through its own input, and none are "
                         "connected. Connect Context Frames between this MODEL and the sampler, or use Extend Video.")

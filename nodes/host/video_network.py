@@ -51,10 +51,10 @@ def model_config(network: VideoNetwork) -> Any:
 
     class VideoUNet(comfy.supported_models.SD15):
         title = layers.params.family
+        unet_extra_config: dict = {}            # unet_config() states the heads
         text_source = network.text.source       # texts.py names it where a text does not fit
         latent_format = comfy.supported_models.SD15.latent_format if network.latents is None else \
             latent_format_of(network.latents)
-        unet_extra_config: dict = {}            # unet_config() states the heads
         sampling_settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                              "linear_end": trained.linear_end}
 

@@ -8,6 +8,7 @@ images of the batch go into the window with them: they are given to the images a
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import comfy.model_management
@@ -16,10 +17,11 @@ from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListC
 from comfy.patcher_extension import WrappersMP
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.schedules import FUSES, SCHEDULES, Fusion
+from ...temporal.rollout import PER_KEY
+from ...temporal.schedules import FUSES, SCHEDULES, Fusion, keys_within, windows_between_keys
 from . import compat
 from .conflicts import refuse_in_pieces
-from .options import CLIP, clip_options, frames_per_clip, layer_sets_in, transformer_options
+from .options import CLIP, clip_options, frames_per_clip, layer_sets, layer_sets_in, transformer_options
 from .sockets import Control, Model
 
 HANDLER = "context_handler"         # core's key for the handler of a MODEL
@@ -69,8 +71,19 @@ class FrameWindows(IndexListContextHandler):
     Cancel acts between windows. Clones of a MODEL share the handler, so nothing of a call is kept on it.
     """
 
-    def __init__(self, length: int, overlap: int, schedule: str, fuse: str) -> None:
-        super().__init__(ContextSchedule(schedule, SCHEDULES[schedule]), ContextFuseMethod(fuse, FUSES[fuse]),
+    def __init__(self, length: int, overlap: int, schedule: str, fuse: str, between_keys: bool = False) -> None:
+        """
+        Args:
+            length: frames of a window.
+            overlap: the least number of frames that neighbouring windows share.
+            schedule: a key of SCHEDULES.
+            fuse: a key of FUSES.
+            between_keys: True: the clips are interpolated, and each window begins and ends with a key frame.
+        """
+        windows = SCHEDULES[schedule]
+        if between_keys:
+            windows, length = partial(windows_between_keys, windows), (keys_within(length) - 1) * PER_KEY + 1
+        super().__init__(ContextSchedule(schedule, windows), ContextFuseMethod(fuse, FUSES[fuse]),
                          context_length=length, context_overlap=overlap, closed_loop=schedule == LOOPED, dim=0)
 
     def divides(self, frames: int) -> bool:
@@ -220,12 +233,34 @@ def hint_part(extra: torch.Tensor, hints: int, window: Selection) -> torch.Tenso
     return extra if len(extra) == 1 else extra[[hint % len(extra) for hint in window.items(hints)]]
 
 
-def with_windows(model: Model, length: int, overlap: int, schedule: str, fuse: str) -> Model:
-    """A clone that samples clips of more than `length` frames in windows."""
+def with_windows(model: Model, windows: FrameWindows) -> Model:
+    """A clone that samples clips of more frames than a window's in these windows."""
     m = with_max_distance(model, None)
     m.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, CORE_ESTIMATE)
-    m.model_options[HANDLER] = FrameWindows(length, overlap, schedule, fuse)
+    m.model_options[HANDLER] = windows
     return m
+
+
+def with_windows_between_keys(model: Model, length: int, overlap: int) -> Model:
+    """A clone that samples interpolated clips of more than `length` frames in windows.
+
+    If Frame Windows is on the MODEL, its settings count instead of these. Raises if they do not fit.
+    """
+    found = model.model_options.get(HANDLER)
+    if isinstance(found, FrameWindows):
+        if found.closed_loop:
+            raise VideoLDMError("Frame Windows is set to looped windows, and an interpolated clip does not go on from "
+                                "its last frame to its first. Set schedule to static or shifting.")
+        if keys_within(found.context_length) < 2:
+            raise VideoLDMError(f"Frame Windows is set to windows of {found.context_length} frames, and a window of an "
+                                f"interpolated clip has two key frames at least. Set length to {PER_KEY + 1} or more.")
+        windows = FrameWindows(found.context_length, found.context_overlap, found.context_schedule.name,
+                               found.fuse_method.name, True)
+    elif found is not None or any(layers.max_distance for layers in layer_sets(model)):
+        return model        # core's windows, or convolution in time: the artist's choice
+    else:
+        windows = FrameWindows(length, overlap, "static", "pyramid", True)
+    return with_windows(model, windows)
 
 
 def without_windows(model: Model, max_distance: int) -> Model:

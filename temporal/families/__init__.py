@@ -26,7 +26,7 @@ from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
 from ..formats.video_network import VideoNetwork
 from ..params import StackParams
-from . import animatediff, hotshot_xl, lavie, own_network, refused, svd, video_ldm, video_super_resolution
+from . import animatediff, hotshot_xl, lavie, modelscope, own_network, refused, svd, video_ldm, video_super_resolution
 from .family import LOADERS, Family
 from .svd import Initialisation
 
@@ -43,6 +43,7 @@ FAMILIES: tuple[Family, ...] = (
     hotshot_xl.FAMILY,
     animatediff.FAMILY,
     lavie.FAMILY,
+    modelscope.FAMILY,
     video_super_resolution.FAMILY,
     svd.FAMILY,
     Family("temporal decoders: Stable Video Diffusion's (svd.safetensors, svd_xt.safetensors, or their VAE) and those "

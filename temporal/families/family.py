@@ -22,8 +22,9 @@ from ..formats.tensor_names import Keys
 from ..formats.video_network import Heads, TextEncoder, VideoNetwork
 from ..layers import BrickParams
 from ..params import InputFramesParams, StackParams
-from ..slots import Site
+from ..slots import Site, run_order
 from ..spatial_changes import SpatialChange
+from ..spatial_names import places
 
 # The nodes that load files: {Identified.takes: the node's title}
 LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "decoder": "Load Temporal Decoder",
@@ -96,6 +97,7 @@ class NetworkFacts:
     heads: Heads                # of the spatial transformers
     # Why its temporal layers do not work on an image model, as a sentence. "": they do
     not_alone: str = ""
+    slots: tuple[str, ...] = ()     # slots in which it surely has layers. A file without them is incomplete
 
     def identified(self, kind: str) -> Identified:
         """The result of detection."""
@@ -115,13 +117,41 @@ class NetworkFacts:
             unused: file keys that are known and not needed.
             notes: further sentences for the report.
 
-        Raises VideoLDMError for tensors that belong to neither part, and for incomplete temporal layers.
+        Raises VideoLDMError for tensors that belong to neither part, and for missing or incomplete temporal layers.
         """
         surplus = set(file.shapes) - set(layer_names) - set(spatial_names.values()) - set(unused)
         if surplus:
             raise VideoLDMError(f"{file.name} looks like {self.facts.title}, but holds {len(surplus)} tensors that it "
                                 f"does not have (the first: {min(surplus)}). It comes from a variant that this pack "
                                 "does not know.")
+        spatial = {name: file.shapes[key] for name, key in spatial_names.items()}
+        self.check_text(file, spatial)
+        self.check_layers(file, params, spatial)
         tensors = {layer_names[key]: tensor for key, tensor in file.read(layer_names).items()}
         layers = self.facts.temporal_file(file, kind, params, tensors, notes)
         return VideoNetwork(layers, file, dict(spatial_names), self.heads, self.text, self.not_alone)
+
+    def check_text(self, file: TensorFile, spatial: Mapping[str, tuple]) -> None:
+        """Raise VideoLDMError for a network whose text has another width. spatial: as in check_layers."""
+        for name, shape in spatial.items():
+            if name.endswith(".attn2.to_k.weight") and shape[1:] != (self.text.width,):
+                raise VideoLDMError(f"{file.name} looks like {self.facts.title}, but its text has a width of "
+                                    f"{(*shape, 0, 0)[1]} where {self.text.width} is due ({self.text.name}). It comes "
+                                    "from a variant that this pack does not know.")
+
+    def check_layers(self, file: TensorFile, params: StackParams, spatial: Mapping[str, tuple]) -> None:
+        """Raise VideoLDMError unless the temporal layers fit the network, and each place of their slots has one.
+
+        spatial: shapes of the spatial weights, by name in LDM's UNet.
+        """
+        looks = f"{file.name} looks like {self.facts.title}, but"
+        found = {site: brick.channels for site, brick in params.bricks}
+        due = places(spatial, {site.slot for site in found} | set(self.slots))
+        for site in sorted(due.keys() | found.keys(), key=run_order):
+            if site not in found:
+                raise VideoLDMError(f"{looks} its temporal layer {site.name} is missing. The file is incomplete: "
+                                    "download it again.")
+            if found[site] != due.get(site):
+                raise VideoLDMError(f"{looks} its temporal layer {site.name} has {found[site]} channels where its "
+                                    f"spatial layers have {due.get(site, 'no place for one')}. The file is damaged or "
+                                    "from an unknown variant.")

@@ -1,7 +1,7 @@
 """The content of a file with a whole video network: its own spatial weights and its temporal layers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -61,6 +61,8 @@ class VideoNetwork:
         if self.not_alone:
             raise VideoLDMError(f"{layers.name} is {layers.title}. {self.not_alone} Load the whole file with Load "
                                 "Video Model.")
+        # The image model predicts as it was trained to. Its own spatial layers do that.
+        layers.schedule = replace(layers.schedule, prediction=None)
         layers.notes.append("Only its temporal layers are used. They were not trained together with this image model. "
                             "Load Video Model loads the whole network.")
         return layers

@@ -10,14 +10,16 @@ from .conv import ResBlockParams, TemporalResBlock
 from .factory import TORCH, Factory, attend
 from .frame_attention import FrameAttention, FrameAttentionParams
 from .mix import Mix
+from .modelscope import ClipTransformer, ClipTransformerParams, StagedConv, StagedConvParams
 from .motion import MotionModule, MotionParams
 from .position import interleaved_sinusoid, timestep_sinusoid
 from .vsr import LevelModule, LevelParams, ResidualConv, ResidualConvParams, RotaryParams, RotaryTransformer
 
 __all__ = [
-    "TORCH", "Attention", "BrickCall", "BrickParams", "ContextDownsampler", "Factory", "FeedForward", "FpsToken",
-    "FrameAttention", "FrameAttentionParams", "GivenCall",
+    "TORCH", "Attention", "BrickCall", "BrickParams", "ClipTransformer", "ClipTransformerParams",
+    "ContextDownsampler", "Factory", "FeedForward", "FpsToken", "FrameAttention", "FrameAttentionParams", "GivenCall",
     "LevelModule", "LevelParams", "Mix", "MotionModule", "MotionParams", "ResBlockParams", "ResidualConv",
-    "ResidualConvParams", "RotaryParams", "RotaryTransformer", "TemporalResBlock", "TemporalTransformer",
-    "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid", "timestep_sinusoid",
+    "ResidualConvParams", "RotaryParams", "RotaryTransformer", "StagedConv", "StagedConvParams", "TemporalResBlock",
+    "TemporalTransformer", "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid",
+    "timestep_sinusoid",
 ]

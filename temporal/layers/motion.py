@@ -95,26 +95,29 @@ class TemporalTransformer3D(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def normalise(self, x: Tensor, frames: int) -> Tensor:
-        """The norm of x `(b t) c h w`, per frame or pooled over the frames."""
+        """The norm of x `(b t) c h w`, per frame or pooled over the frames. Returns `b c t h w`."""
         if not self.norm_pooled:
-            return self.norm(x)
-        pooled = self.norm(rearrange(x, "(b t) c h w -> b c t h w", t=frames))
-        return rearrange(pooled, "b c t h w -> (b t) c h w")
+            return rearrange(self.norm(x), "(b t) c h w -> b c t h w", t=frames)
+        return self.norm(rearrange(x, "(b t) c h w -> b c t h w", t=frames))
 
     def forward(self, x: Tensor, call: BrickCall) -> Tensor:
-        _, _, height, _ = x.shape
-        frames, band = call.frames, call.band(x.device)
-        h = rearrange(self.normalise(x, frames), "(b t) c h w -> (b h w) t c", t=frames)
-        slices = [self.run_blocks(pixels, band) for pixels in h.split(slice_length(h))]
-        h = torch.cat([rearrange(pixels, "s t c -> t s c") for pixels in slices], dim=1)    # each frame is contiguous
-        return rearrange(h, "t (b h w) c -> (b t) c h w", b=len(x) // frames, h=height)
+        return over_frames(self, self.normalise(x, call.frames), call.band(x.device))
 
-    def run_blocks(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Run the blocks on x `s t c`, some pixels of the clips over time."""
-        h = self.proj_in(x.contiguous())        # one copy here saves a copy in every linear layer
-        for block in self.transformer_blocks:
+
+def over_frames(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Run `proj_in`, `transformer_blocks` and `proj_out` of a module over the frames of x `b c t h w`.
+
+    Returns `(b t) c h w`.
+    """
+    clips, _, _, height, _ = x.shape
+    pixels = rearrange(x, "b c t h w -> (b h w) t c")
+    slices = []
+    for part in pixels.split(slice_length(pixels)):
+        h = transformer.proj_in(part.contiguous())      # one copy here saves a copy in every linear layer
+        for block in transformer.transformer_blocks:
             h = block(h, mask)
-        return self.proj_out(h)
+        slices.append(rearrange(transformer.proj_out(h), "s t c -> t s c"))
+    return rearrange(torch.cat(slices, dim=1), "t (b h w) c -> (b t) c h w", b=clips, h=height)
 
 
 def slice_length(x: Tensor) -> int:
