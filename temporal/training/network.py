@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import PER_KEY, context_mask, copies_input, masked_input
+from ..conditioning import context_mask, copies_input, masked_input
 from ..diffusion import Diffusion
 from ..errors import VideoLDMError
 from ..params import COPIES, InputFramesParams
+from ..rollout import PER_KEY
 from ..stack import TemporalStack
 from ..upscaler import augment_per_frame
 from .batch import Batch, per_frame
