@@ -209,17 +209,21 @@ def give_weights(network: nn.Module, tensors: dict, prefix: str, dtype: torch.dt
     network.load_state_dict(weights, assign=True)
 
 
+def latent_format_of(params: LatentParams) -> type:
+    """The class of ComfyUI's latent formats for these latents."""
+    class Latents(comfy.latent_formats.LatentFormat):
+        def __init__(self) -> None:
+            self.scale_factor = params.scale_factor
+            self.latent_channels = len(params.rgb_factors)
+            self.latent_rgb_factors = [list(row) for row in params.rgb_factors]
+            self.latent_rgb_factors_bias = list(params.rgb_bias)
+    return Latents
+
+
 def model_config(params: ImageParams) -> Any:
     """The config object that ComfyUI's model detection would make for this network."""
-    class DemoLatent(comfy.latent_formats.LatentFormat):
-        def __init__(self) -> None:
-            self.scale_factor = params.latent.scale_factor
-            self.latent_channels = params.unet.latent_channels
-            self.latent_rgb_factors = [list(row) for row in params.latent.rgb_factors]
-            self.latent_rgb_factors_bias = list(params.latent.rgb_bias)
-
     class DemoModel(comfy.supported_models_base.BASE):
-        latent_format = DemoLatent
+        latent_format = latent_format_of(params.latent)
         unet_extra_config: dict = {}
         sampling_settings = {"beta_schedule": "linear", "linear_start": params.linear_start,
                              "linear_end": params.linear_end}
