@@ -249,6 +249,23 @@ def test_its_facts_are_those_of_its_authors(published):
 
 # Layers
 
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+@torch.no_grad()
+def test_each_layer_equals_diffusers_layer(spread):
+    """Where the input is spread little, the norms' eps count as much as the input."""
+    from diffusers.models.resnet import TemporalConvLayer
+    from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+    x = spread * torch.randn(2 * FRAMES, 64, 3, 4)
+    conv, transformer = (randomise(layer).eval() for layer in (TemporalConvLayer(64, 64),
+                                                               TransformerTemporalModel(4, 24, in_channels=64)))
+    ours = StagedConv(StagedConvParams(64)), ClipTransformer(ClipTransformerParams(64, 4, 96))
+    theirs = conv(x, num_frames=FRAMES), transformer(x, num_frames=FRAMES).sample
+    for brick, layer, output in zip(ours, (conv, transformer), theirs):
+        brick.load_state_dict({key: tensor.flatten(3) if tensor.ndim == 5 else tensor
+                               for key, tensor in layer.state_dict().items()})
+        assert relative_error(brick(x, GivenCall(FRAMES)) - x, output - x) < 1e-4
+
+
 @torch.no_grad()
 def test_fresh_layers_leave_the_network_as_it_is():
     for brick in (StagedConv(StagedConvParams(64)), ClipTransformer(ClipTransformerParams(64, 2, 128)),
@@ -400,7 +417,7 @@ def test_networks_with_the_same_layers_and_another_input_are_other_files():
     assert identify_keys(diffusers | {"conv_in.weight": (320, 3, 3, 3)}).kind == "show1_pixel"
     assert identify_keys({"unet.transformer_in.transformer_blocks.0.attn1.to_q.lora_up.weight": (512, 8)}).kind \
         == "motion_director"
-    assert identify_keys(own | {"init_attn.0.norm.weight": (320,)}).takes is None
+    assert identify_keys(own | {"init_attn.0.norm.weight": (320,)}).kind == "videocrafter2"
     found = identify_keys(own)
     assert (found.kind, found.takes, found.also) == ("modelscope", "video_model", "temporal")
     assert replace(found, kind="") == replace(identify_keys(diffusers), kind="")
