@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from video_ldm.temporal import families
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import (
     LOADERS,
@@ -17,12 +18,13 @@ from video_ldm.temporal.families import (
     load_motion_lora,
     load_temporal,
     load_upscaler,
+    load_video_model,
     refusal,
     taken_by,
 )
 from video_ldm.temporal.formats.temporal_file import Base, TemporalFile
 from video_ldm.temporal.params import StackParams
-from video_ldm.tests.formats_help import PUBLISHED, lora_shapes, motion_shapes
+from video_ldm.tests.formats_help import PUBLISHED, REFUSED, lora_shapes, motion_shapes
 
 KINDS = {
     "ad_mm_sd_v15": "animatediff_v1", "ad_mm_sd_v15_v2": "animatediff_v2", "ad_v3_sd15_mm": "animatediff_v3",
@@ -137,6 +139,43 @@ def test_every_refused_file_has_a_title_with_an_article_and_a_place(name):
     found = identify_keys(PUBLISHED[name])
     assert found.title.split()[0] in ("a", "an", "the", "LaVie's", "VideoCrafter1's", "VideoCrafter2's")
     assert found.advice.endswith(".") and len(found.advice) > 20
+
+
+OTHERS_REFUSED = {
+    "ad_v3_sd15_sparsectrl_rgb": ("sparse_ctrl", "an AnimateDiff SparseCtrl file"),
+    "ad_v3_sd15_sparsectrl_scribble": ("sparse_ctrl", "an AnimateDiff SparseCtrl file"),
+    "animatelcm_sd15_i2v": ("animatelcm_i2v", "an AnimateLCM image-to-video file"),
+    "cameractrl_adv3": ("cameractrl", "a CameraCtrl file"),
+    "dynamicrafter_256": ("dynamicrafter", "a DynamiCrafter checkpoint"),
+    "dynamicrafter_512": ("dynamicrafter", "a DynamiCrafter checkpoint"),
+    "makeavid_sd": ("makeavid_sd", "a makeavid-sd UNet"), "pia": ("pia", "a PIA file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_other_public_file_is_told_by_its_keys_and_refused(name):
+    kind, title = OTHERS_REFUSED[name]
+    found = identify_keys(REFUSED[name])
+    assert (found.kind, found.takes, found.also) == (kind, None, None)
+    assert found.title.startswith(title) and found.advice.endswith(".") and len(found.advice) > 20
+
+
+PLACES = {"temporal": load_temporal, "video_model": load_video_model}
+
+
+@pytest.mark.parametrize("takes", PLACES)
+@pytest.mark.parametrize("name", [*PUBLISHED, *REFUSED])
+def test_a_node_refuses_a_public_file_that_it_does_not_take_by_name_and_place(monkeypatch, name, takes):
+    shapes = (PUBLISHED | REFUSED)[name]
+    found = identify_keys(shapes)
+    if takes in (found.takes, found.also):
+        pytest.skip("this node takes the file")
+    file = SimpleNamespace(name=f"{name}.pt", raw_shapes=shapes, metadata={})
+    monkeypatch.setattr(families, "open_file", lambda path: file)
+    with pytest.raises(VideoLDMError) as caught:
+        PLACES[takes](f"{name}.pt")
+    assert str(caught.value).startswith(f"{name}.pt is {found.title}, not a ")
+    assert str(caught.value).endswith(f". {found.advice}") and found.advice
 
 
 @pytest.mark.parametrize("table, middle, kind", [

@@ -18,9 +18,9 @@ from ...temporal.formats.video_network import VideoNetwork
 from . import compat
 from .attach import attach_layers
 from .layer_weights import build_stack, layer_dtype
-from .models import UNET_PREFIX, patcher_of_model
+from .models import UNET_PREFIX, latent_format_of, patcher_of_model
 from .noise_schedule import keep_scaled, schedule_of
-from .options import LayerSet
+from .options import LayerSet, set_clip_options
 from .sockets import Model
 
 FIRST = "input_blocks.0.0.weight"       # ComfyUI's model detection reads the sizes of the UNet from here on
@@ -43,8 +43,11 @@ def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = No
     if layers.schedule.scale is not None:
         model = keep_scaled(model, layers.schedule, layers.name)
     stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
-    record = LayerSet(layers.params, layers.title, layers.name, fps or layers.fps, told_fps=fps or None)
-    return attach_layers(model, stack, record)
+    rate = fps or layers.fps
+    m = attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, rate, told_fps=fps or None))
+    if layers.params.fps_width:
+        set_clip_options(m, fps=rate)       # for its frame-rate token. Latent Interpolate x4 sets its own rates
+    return m
 
 
 def model_config(network: VideoNetwork) -> Any:
@@ -56,6 +59,8 @@ def model_config(network: VideoNetwork) -> Any:
         title = layers.params.family
         unet_extra_config: dict = {}            # unet_config() states the heads
         text_source = network.text.source       # texts.py names it where a text does not fit
+        latent_format = comfy.supported_models.SD15.latent_format if network.latents is None else \
+            latent_format_of(network.latents)
         sampling_settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                              "linear_end": trained.linear_end}
 
@@ -106,7 +111,7 @@ def report_of(network: VideoNetwork, fps: float) -> str:
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers on its own spatial layers.",
         f"Text: {network.text.name}. Use {network.text.source}.",
-        f"VAE: that of a {layers.base.family} checkpoint.",
+        f"VAE: use {layers.base.source('VAE')}.",
         *rate_lines(layers, fps),
         f"Noise schedule: {trained.beta_schedule} {trained.linear_start:g} to {trained.linear_end:g}"
         + (f", latents scaled down to {trained.scale.last:g}" if trained.scale else "")

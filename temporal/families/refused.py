@@ -45,6 +45,10 @@ def levels(keys: Keys) -> int:
 
 
 TEMPORAL = (
+    Entry("cameractrl", "a CameraCtrl file (camera movements for AnimateDiff v3)", LATER,
+          (r".*encoder_down_conv_blocks\.\d+\.",)),
+    Entry("makeavid_sd", "a makeavid-sd UNet (temporal convolutions on Stable Diffusion 1.5's inpainting model)", LATER,
+          (r"conv_in\.spatial_conv\.", r".*\.temporal_conv\.")),
     Entry("sparse_ctrl", "an AnimateDiff SparseCtrl file (key frames or sketches as conditions)", LATER,
           (MOTION,), test=lambda keys: keys.has(r".*controlnet_cond_embedding") or not keys.has(r"up_blocks\.")),
     Entry("animatelcm_i2v", "an AnimateLCM image-to-video file",
