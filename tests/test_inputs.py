@@ -96,7 +96,8 @@ def test_a_whole_number_is_whole_and_within_its_bounds(node, declared):
 
 @inputs_of("FLOAT")
 def test_a_number_is_finite_and_within_its_bounds(node, declared):
-    for value in (declared.min - 0.01, declared.max + 0.01, NAN, INFINITE, -INFINITE, 10 ** 400, None, True, "3"):
+    missing = [] if declared.optional else [None]
+    for value in (declared.min - 0.01, declared.max + 0.01, NAN, INFINITE, -INFINITE, 10 ** 400, True, "3", *missing):
         with pytest.raises(VideoLDMError, match=f": {declared.id} is .* takes numbers from {declared.min:g} to "):
             run(node, **{declared.id: value})
     for value in (declared.min, declared.max, int(declared.max)):

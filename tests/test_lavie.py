@@ -344,10 +344,11 @@ def test_its_layers_alone_on_its_own_spatial_weights_are_the_whole_network(one_l
 
 
 @pytest.mark.parametrize("kind, words", [
-    ("lavie_interpolation", "LaVie's frame interpolation network. Its temporal layers were trained for a network "
-     "whose input takes the key frames and whose self-attention sees other frames."),
-    ("seine", "SEINE's network for image to video and transitions. Its temporal layers were trained for a network "
-     "whose input takes known frames.")])
+    ("lavie_interpolation", "LaVie's frame interpolation network, not a file of temporal layers that this pack takes. "
+     "Its temporal layers were trained for a network whose input takes the key frames and whose self-attention sees "
+     "other frames."),
+    ("seine", "SEINE's network for image to video and transitions, not a file of temporal layers that this pack takes. "
+     "Its temporal layers were trained for a network whose input takes known frames.")])
 def test_layers_that_would_give_noise_on_an_image_model_are_not_taken_alone(tmp_path, weights, kind, words):
     path = saved(tmp_path, f"{kind}.pt", weights[kind])
     with pytest.raises(VideoLDMError) as caught:

@@ -130,8 +130,6 @@ def load_supported(file: TensorFile) -> tuple[Identified, Any]:
 
 def refusal(file: TensorFile, found: Identified, takes: str, wanted: str) -> VideoLDMError:
     """The error for a file of another kind: what it is, and where it belongs or what the node loads."""
-    if takes == "temporal" and found.not_alone:
-        return VideoLDMError(f"{file.name} is {found.title}. {found.not_alone} {found.advice}")
     advice = found.advice or f"{LOADERS[takes]} takes {listing(takes)}."
     if takes == "temporal" and found.not_alone:
         advice = f"{found.not_alone} {advice}"
