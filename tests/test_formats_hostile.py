@@ -229,4 +229,4 @@ def test_a_tensor_under_a_second_name_is_refused_and_takes_the_place_of_none(fil
         key = next(key for key in tensors if re.search(r"\.\d\.", key) and "temporal_transformer.norm" not in key)
         tensors[re.sub(r"\.(\d)\.", r".0\1.", key, count=1)] = tensors[key] + 1
     sentence = refused(file.load, rewritten(file, tmp_path, add))
-    assert any(words in sentence for words in (".00.", "are the same tensor", "unknown tensor"))
+    assert re.search(r"\.0\d\.|are the same tensor|is the same tensor|unknown tensor", sentence)
