@@ -124,6 +124,7 @@ class LatentInterpolate(io.ComfyNode):
                 keep_key_frames: bool = False) -> io.NodeOutput:
         check_layers(require_layers(model))
         check_texts(model, positive, negative, temporal_prompt)
+        latents.check_kind(latent, model, "The key frames")
         rate = rate_of(latent, fps)
         clips = key_frames(latent, sampling.latent_channels(model))
         grey = context.encoded_grey(model, clips[0], vae)
@@ -138,7 +139,7 @@ class LatentInterpolate(io.ComfyNode):
                                                   (seed + 2 * number + step) % 2**64, step, times, number, len(clips),
                                                   windows, grey, keep_key_frames, progress))
                      for number, clip in enumerate(clips)]
-        return io.NodeOutput(latents.with_frames(latent, torch.cat(clips), rate, len(clips[0])), rate)
+        return io.NodeOutput(latents.with_frames(latent, model, torch.cat(clips), rate, len(clips[0])), rate)
 
 
 def check_layers(sets: list[LayerSet]) -> None:

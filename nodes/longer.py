@@ -62,6 +62,7 @@ class ContextFrames(io.ComfyNode):
                 image: torch.Tensor | None = None, vae: Vae | None = None) -> io.NodeOutput:
         require_layers(model)
         context.refuse_interpolation_network(model)
+        latents.check_kind(latent, model, "The context frames")
         positions = positions_of(frames)
         context_latents = connected_latents(latent, image, vae)
         if context_latents is None:
@@ -168,6 +169,7 @@ class ExtendVideo(io.ComfyNode):
         sets = require_layers(model)
         context.refuse_interpolation_network(model)
         check_texts(model, positive, negative, temporal_prompt)
+        latents.check_kind(latent, model, "The frames to start from")
         refuse_several_clips(latent)
         start = connected_latents(latent, image, vae)
         calls = plan_calls(length, frames, 0 if start is None else len(start), overlap)
@@ -196,7 +198,7 @@ class ExtendVideo(io.ComfyNode):
         except sampling.Cancelled:
             if on_cancel == STOP or done == (0 if start is None else len(start)):
                 raise
-        out = latents.with_frames(latent, video[:done], fps, done)
+        out = latents.with_frames(latent, model, video[:done], fps, done)
         report, short = rollout_report(model, calls), None
         if done < length:
             short = (f"Cancelled: {done} of {length} frames are finished and kept, and the video is short. Queue it "

@@ -64,7 +64,8 @@ class VideoLDMSampler(io.ComfyNode):
         clip_model = with_clip_options(model, frames, texts, fps)
         samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent,
                                    denoise)
-        return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames}, fps)
+        return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames,
+                              latents.KIND: latents.kind_of(model)}, fps)
 
 
 def clip_latent(model: Model, latent: Latent | None, frames: int, clips: int, width: int, height: int,
@@ -76,6 +77,7 @@ def clip_latent(model: Model, latent: Latent | None, frames: int, clips: int, wi
                                 "Connect one, or set denoise to 1.")
         return {"samples": sampling.empty_latent(model, clips * frames, width, height)}
     samples = latents.check_frames(latent["samples"], "The connected frames")
+    latents.check_kind(latent, model, "The connected frames")
     if samples.count_nonzero():         # core fits an empty latent to the model
         latents.check_channels(samples, sampling.latent_channels(model), "The connected frames")
     if len(samples) % frames:

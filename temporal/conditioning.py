@@ -1,6 +1,7 @@
 """Context frames: masks, the input c_S, further channels of a network's input, and params of layers that take c_S.
 
-Video LDM, sections 3.2 and 3.3, and appendix H.2 (docs/papers.md#known-frames-through-the-input).
+Video LDM, sections 3.2 and 3.3, and appendix H.2 (docs/papers.md#interpolation); docs/papers.md#seine;
+docs/papers.md#lavie-interpolation.
 """
 
 from collections.abc import Sequence

@@ -262,7 +262,21 @@ def test_lavies_interpolation_is_sent_to_its_own_node_by_all_others(networks):
     ({"samples": frames_of(1), "frame_rate": RATE}, "There is one key frame"),
     ({"samples": frames_of(3)}, "does not say its frame rate"),
     ({"samples": torch.zeros(3, 16, 2, 3), "frame_rate": RATE}, "The key frames have 16 latent channels"),
+    ({"samples": frames_of(3), "frame_rate": RATE, "latent_kind": "SDXL"}, "another kind of model .SDXL.*Decode them"),
     ({"samples": torch.zeros(3, 4, 1, 2, 3), "frame_rate": RATE}, "The key frames have 5 dimensions")])
 def test_key_frames_that_cannot_be_interpolated_are_refused(networks, latent, sentence):
     with pytest.raises(VideoLDMError, match=sentence):
         interpolate(networks[LAVIE], None, latent=latent)
+
+
+def test_a_clip_says_of_what_kind_its_latents_are_and_another_kind_is_refused(networks):
+    base = networks["lavie_base"]
+    made = VideoLDMSampler.execute(base, text(), text(12), 4, 24, 16, 1, 7, 1, 1.0, "euler", "normal", 1.0).result[0]
+    assert made["latent_kind"] == "SD15" == interpolate(networks[LAVIE], None, latent=made)[0]["latent_kind"]
+    of_sdxl = {"samples": frames_of(4), "latent_kind": "SDXL"}
+    for run in (lambda: ContextFrames.execute(base, "0, 1, 2, 3", 1.0, latent=of_sdxl),
+                lambda: run_extend(base, length=9, latent=of_sdxl),
+                lambda: VideoLDMSampler.execute(base, text(), text(12), 4, 24, 16, 1, 7, 1, 1.0, "euler", "normal",
+                                                0.5, of_sdxl)):
+        with pytest.raises(VideoLDMError, match="latents of another kind of model .SDXL.*takes those of SD15"):
+            run()

@@ -232,7 +232,7 @@ def test_what_belongs_to_other_frames_is_not_kept_beside_new_ones(models, make):
         made, clip = interpolate(silent(models["between"]), None, latent=latent), 9
     else:
         made, clip = extend(silent(models["prediction"]), None, 6, latent=latent)[0], 6
-    assert set(made) == {"samples", "frame_rate", "clip_frames", "note"}
+    assert set(made) == {"samples", "frame_rate", "clip_frames", "latent_kind", "note"}
     assert (len(made["samples"]), made["clip_frames"], made["note"]) == (clip, clip, "kept")
 
 

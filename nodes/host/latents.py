@@ -1,13 +1,17 @@
-"""A LATENT of frames, with two entries of the pack's own: its frame rate, and the length of its clips.
+"""A LATENT of frames, with entries of the pack's own: its frame rate, the length of its clips, and its kind.
 
 The clips of a batch follow one another. The LATENT carries the length of a clip and not the number of clips: core's
-nodes may cut clips from a batch or repeat it, and the length still holds.
+nodes may cut clips from a batch or repeat it, and the length still holds. The kind tells latents of SDXL from those of
+Stable Diffusion 1.x, which have the same shape. A LATENT of core's nodes has none of these entries.
 """
 
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
+from .image_model import model_title
+from .sockets import Model
 
+KIND = "latent_kind"        # key: the kind of latents, as kind_of gives it
 RATE, CLIP_FRAMES = "frame_rate", "clip_frames"     # keys: frames per second; frames of one clip
 OF_THE_BATCH = ("noise_mask", "batch_index", CLIP_FRAMES)       # entries that hold for these frames only
 
@@ -31,13 +35,35 @@ def check_channels(frames: Tensor, channels: int, what: str) -> Tensor:
     return frames
 
 
+def kind_of(model: Model) -> str:
+    """The kind of a MODEL's latents: the name of ComfyUI's class for them, as in "SD15"."""
+    return type(model.get_model_object("latent_format")).__name__
+
+
+def check_kind(latent: dict | None, model: Model, what: str) -> None:
+    """Refuse a LATENT that is known to be of another kind than the MODEL's. what: as in check_frames."""
+    kind = (latent or {}).get(KIND)
+    if kind is not None and kind != kind_of(model):
+        raise VideoLDMError(f"{what} are latents of another kind of model ({kind}), and this MODEL "
+                            f"({model_title(model)}) takes those of {kind_of(model)}. Decode them with their own VAE, "
+                            "and encode the pictures with the VAE of this MODEL.")
+
+
 def clips_of(latent: dict, frames: int) -> int:
     """How many clips a LATENT of `frames` frames holds. A LATENT that was cut within a clip counts as one clip."""
     length = latent.get(CLIP_FRAMES) or frames
     return frames // length if frames and frames % length == 0 else 1
 
 
-def with_frames(latent: dict | None, samples: Tensor, rate: float, clip_frames: int) -> dict:
-    """A LATENT of new frames, made from those of `latent`. It keeps entries that hold for the new frames too."""
+def with_frames(latent: dict | None, model: Model, samples: Tensor, rate: float, clip_frames: int) -> dict:
+    """A LATENT of new frames. It keeps the entries of `latent` that hold for the new frames too.
+
+    Args:
+        latent: the LATENT that the frames are made from, if any.
+        model: the MODEL that made the frames.
+        samples: the frames.
+        rate: frames per second.
+        clip_frames: frames of one clip.
+    """
     kept = {key: value for key, value in (latent or {}).items() if key not in OF_THE_BATCH}
-    return {**kept, "samples": samples, RATE: rate, CLIP_FRAMES: clip_frames}
+    return {**kept, "samples": samples, RATE: rate, CLIP_FRAMES: clip_frames, KIND: kind_of(model)}

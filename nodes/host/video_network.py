@@ -13,13 +13,17 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.contents import first_line
+from ...temporal.formats.temporal_file import TemporalFile
 from ...temporal.formats.video_network import VideoNetwork
 from . import compat
 from .attach import attach_layers
 from .layer_weights import build_stack, layer_dtype
 from .models import UNET_PREFIX, latent_format_of, patcher_of_model
+from .noise_schedule import keep_scaled, schedule_of
 from .options import LayerSet, set_clip_options
 from .sockets import Model
+
+FIRST = "input_blocks.0.0.weight"       # ComfyUI's model detection reads the sizes of the UNet from here on
 
 
 def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = None) -> Model:
@@ -27,7 +31,7 @@ def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = No
 
     Args:
         network: the open file.
-        fps: the frame rate to tell a network that is told one. 0: its authors'.
+        fps: the frame rate of the clips, which a network with an embedding of it is told. 0: its authors'.
         shared: as `cache_key` of build_stack.
 
     Raises VideoLDMError for a file that does not hold exactly the tensors of its network.
@@ -36,9 +40,11 @@ def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = No
     model = patcher_of_model(config, {UNET_PREFIX + name: tensor for name, tensor in network.read_spatial().items()},
                              UNET_PREFIX)
     layers = network.layers
+    if layers.schedule.scale is not None:
+        model = keep_scaled(model, layers.schedule, layers.name)
     stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
     rate = fps or layers.fps
-    m = attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, rate))
+    m = attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, rate, told_fps=fps or None))
     if layers.params.fps_width:
         set_clip_options(m, fps=rate)       # for its frame-rate token. Latent Interpolate x4 sets its own rates
     return m
@@ -64,7 +70,11 @@ def model_config(network: VideoNetwork) -> Any:
 
         def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> Any:
             # The class of Stable Diffusion 1.x would take 8 or 9 input channels for instructpix2pix or inpainting.
-            return comfy.model_base.BaseModel(self, model_type=self.model_type(state_dict, prefix), device=device)
+            made = comfy.model_base.BaseModel(self, model_type=self.model_type(state_dict, prefix), device=device)
+            if trained.scale is not None:
+                made.model_sampling = schedule_of(trained.beta_schedule, trained.linear_start, trained.linear_end,
+                                                  trained.prediction or "eps", scale=trained.scale)
+            return made
     return VideoUNet(unet_config(network))
 
 
@@ -72,6 +82,9 @@ def unet_config(network: VideoNetwork) -> dict:
     """The arguments of ComfyUI's UNet, as its model detection reads them from the weights."""
     shapes = network.spatial_shapes
     name, title = network.layers.name, network.layers.title
+    if FIRST not in shapes:
+        raise VideoLDMError(f"{name} looks like {title}, but {FIRST} is missing. The file is damaged: download it "
+                            "again.")
     try:
         weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         found = comfy.model_detection.detect_unet_config(weights, "") or {}
@@ -99,11 +112,24 @@ def report_of(network: VideoNetwork, fps: float) -> str:
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers on its own spatial layers.",
         f"Text: {network.text.name}. Use {network.text.source}.",
         f"VAE: use {layers.base.source('VAE')}.",
-        f"Trained on clips of {layers.params.frames} frames"
-        + (f" at {fps or layers.fps:g} frames per second." if layers.fps else "."),
-        f"Noise schedule: {trained.beta_schedule} {trained.linear_start:g} to {trained.linear_end:g}. Prediction: "
-        f"{trained.prediction}.",
+        *rate_lines(layers, fps),
+        f"Noise schedule: {trained.beta_schedule} {trained.linear_start:g} to {trained.linear_end:g}"
+        + (f", latents scaled down to {trained.scale.last:g}" if trained.scale else "")
+        + f". Prediction: {trained.prediction}.",
     ]
     if layers.licence:
         lines.append(f"Licence: {layers.licence}.")
     return "\n".join(lines + list(layers.notes))
+
+
+def rate_lines(layers: TemporalFile, fps: float) -> list[str]:
+    """The lines about the length and the frame rate of clips. fps: as in load_video_network."""
+    frames, told = layers.params.frames, layers.params.usual_fps
+    if told is None:
+        return [f"Trained on clips of {frames} frames"
+                + (f" at {fps or layers.fps:g} frames per second." if layers.fps else ".")]
+    lines = [f"Trained on clips of {frames} frames, of many frame rates.",
+             f"It is told {fps or told:g} frames per second, and its clips play at {fps or layers.fps or told:g}."]
+    if not fps:
+        lines[-1] += " So do its authors. Set fps to tell it another rate, at which the clips then play too."
+    return lines

@@ -74,7 +74,6 @@ def load(file: TensorFile, found: Identified) -> VideoNetwork:
     names, shapes = layer_names(file, found.kind)
     bricks = tuple((site, brick_of(file.name, version.facts.title, site, shapes[site]))
                    for site in sorted(shapes, key=run_order))
-    require_every_layer(file, version.facts.title)
     temporal = {key for key in file.shapes if TEMPORAL.fullmatch(key)}
     spatial = ldm_names(key for key in file.shapes if key not in temporal)
     network = version.network(file, found.kind, version.facts.stack_params(bricks, None), names, spatial,
@@ -99,16 +98,6 @@ def layer_names(file: TensorFile, kind: str) -> tuple[dict[str, str], dict[Site,
         names[key] = f"layers.{site.name}.{suffix}"
         shapes.setdefault(site, {})[suffix] = shape
     return names, shapes
-
-
-def require_every_layer(file: TensorFile, title: str) -> None:
-    """Raise VideoLDMError if a transformer block has no attention over time. Each has one."""
-    blocks = {key.removesuffix("norm1.weight") for key in file.shapes if key.endswith(".norm1.weight")
-              and ".transformer_blocks." in key}
-    for block in sorted(blocks):
-        if f"{block}norm_temp.weight" not in file.shapes:
-            raise VideoLDMError(f"{file.name} looks like {title}, but {block}norm_temp.weight is missing. The file is "
-                                "incomplete: download it again.")
 
 
 def brick_of(name: str, title: str, site: Site, shapes: Mapping[str, tuple]) -> BrickParams:

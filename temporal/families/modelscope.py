@@ -59,20 +59,18 @@ def load(file: TensorFile, found: Identified) -> VideoNetwork:
     return NETWORK.network(file, found.kind, NETWORK.facts.stack_params(bricks, None), layer_names, names.spatial)
 
 
-# A projection of the temporal transformers is a convolution over one frame in the authors' layout: a linear layer.
-PROJECTION = re.compile(r".*\bproj_(?:in|out)\.weight")
-
-
 def with_linear_projections(file: TensorFile) -> TensorFile:
-    """The file with the weights `o i 1` of projections as `o i`."""
+    """The file without sizes of 1 behind its weights, as this pack's layers have them.
+
+    In the authors' layout a projection over one frame is a convolution `o i 1`; it is the linear layer `o i`. The
+    convolutions over t are `o i 3 1 1`. Here they are `o i 3 1`, because these layers see h and w as one dimension.
+    """
     def flat(shape: tuple) -> tuple:
-        return shape[:2] if len(shape) == 3 and shape[2] == 1 else shape
+        return shape[:-1] if len(shape) in (3, 5) and shape[-1] == 1 else shape
 
     def read(keys: Iterable[str]) -> dict[str, Tensor]:
-        return {key: tensor.reshape(flat(tuple(tensor.shape))) if PROJECTION.fullmatch(key) else tensor
-                for key, tensor in file.read(keys).items()}
-    shapes = {key: flat(shape) if PROJECTION.fullmatch(key) else shape for key, shape in file.shapes.items()}
-    return replace(file, shapes=shapes, read=read)
+        return {key: tensor.reshape(flat(tuple(tensor.shape))) for key, tensor in file.read(keys).items()}
+    return replace(file, shapes={key: flat(shape) for key, shape in file.shapes.items()}, read=read)
 
 
 # The authors' layout. A block is ResBlock 0, spatial transformer 1, temporal transformer 2, Upsample 3.

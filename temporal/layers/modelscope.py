@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from .attention import FeedForward, Projections
 from .brick import BrickCall
-from .conv import KERNEL
 from .factory import TORCH, Factory
 from .motion import over_frames
+
+KERNEL = (3, 1)     # over t and over places
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,19 @@ class StagedConv(nn.Module):
 
     def forward(self, x: Tensor, call: BrickCall) -> Tensor:
         """x `(b t) c h w`."""
-        h = rearrange(x, "(b t) c h w -> b c t h w", t=call.frames)
+        h = rearrange(x, "(b t) c h w -> b c t (h w)", t=call.frames)
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             h = conv(h)
-        return torch.add(x, rearrange(h, "b c t h w -> (b t) c h w"), alpha=call.strength)
+        return torch.add(x, rearrange(h, "b c t (h w) -> (b t) c h w", h=x.shape[2]), alpha=call.strength)
 
 
 def stage(channels: int, make: Factory, *dropout: nn.Module) -> nn.Sequential:
-    """A norm that pools over t, h and w, and a convolution over t."""
+    """A norm that pools over t, h and w, and a convolution over t, on `b c t (h w)`.
+
+    The published convolution has the kernel (3, 1, 1) on `b c t h w`. PyTorch runs the same faster in two dimensions.
+    """
     return nn.Sequential(make.group_norm(channels), nn.SiLU(), *dropout,
-                         make.conv3d(channels, channels, KERNEL, padding=(1, 0, 0)))
+                         make.conv2d(channels, channels, KERNEL, padding=(1, 0)))
 
 
 class RelativePosition(nn.Module):
