@@ -187,6 +187,17 @@ def patcher_of_model(config: Any, tensors: dict, prefix: str) -> Model:
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
 
+def latent_format_of(params: LatentParams) -> type:
+    """The class of ComfyUI's latent formats for these latents."""
+    class Latents(comfy.latent_formats.LatentFormat):
+        def __init__(self) -> None:
+            self.scale_factor = params.scale_factor
+            self.latent_channels = len(params.rgb_factors)
+            self.latent_rgb_factors = [list(row) for row in params.rgb_factors]
+            self.latent_rgb_factors_bias = list(params.rgb_bias)
+    return Latents
+
+
 def give_weights(network: nn.Module, tensors: dict, prefix: str, dtype: torch.dtype, device: Any) -> None:
     """Replace a network's weights on the "meta" device by these tensors. ComfyUI's UNet has no other state.
 
@@ -207,17 +218,6 @@ def give_weights(network: nn.Module, tensors: dict, prefix: str, dtype: torch.dt
             torch.empty_like(shell, device=device).copy_(value)
         del value
     network.load_state_dict(weights, assign=True)
-
-
-def latent_format_of(params: LatentParams) -> type:
-    """The class of ComfyUI's latent formats for these latents."""
-    class Latents(comfy.latent_formats.LatentFormat):
-        def __init__(self) -> None:
-            self.scale_factor = params.scale_factor
-            self.latent_channels = len(params.rgb_factors)
-            self.latent_rgb_factors = [list(row) for row in params.rgb_factors]
-            self.latent_rgb_factors_bias = list(params.rgb_bias)
-    return Latents
 
 
 def model_config(params: ImageParams) -> Any:

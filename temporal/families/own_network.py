@@ -66,6 +66,7 @@ VERSION = 1
 TITLE = "a video network trained with this pack"
 UNET, LAYERS = "model.diffusion_model.", "temporal."
 LARGEST = 1 << 20
+PREDICTIONS = ("eps", "v")
 BRICKS: dict[str, Any] = {kind.__name__: kind for kind in (
     ResBlockParams, TransformerParams, RotaryParams, FrameAttentionParams, MotionParams)}
 SPATIAL: dict[str, SpatialChange] = {"pooled norms": POOLED_NORMS, "sparse-causal attention": SPARSE_CAUSAL}
@@ -133,8 +134,8 @@ def read_params(metadata: Mapping[str, str]) -> NetworkParams:
     base, schedule = metadata["base"], schedule_of(metadata)
     if base not in TEXTS:
         raise MetadataError(f"base is {shown(base)}, where one of {', '.join(TEXTS)} is due")
-    if schedule.prediction is None:
-        raise MetadataError("prediction is empty")
+    if schedule.prediction not in PREDICTIONS:
+        raise MetadataError(f"prediction is {shown(schedule.prediction)}, where {' or '.join(PREDICTIONS)} is due")
     frames = whole(metadata["frames"], "frames", 1, MOST_FRAMES, text=True)
     positions, fps_width = (whole(metadata.get(entry, "0"), entry, 0, LARGEST, text=True)
                             for entry in ("positions", "fps_width"))
