@@ -1,4 +1,4 @@
-"""The project's commands: `python run.py demo | test | lint | ui | bench | train-demo`. Standard library only.
+"""The commands: `python run.py demo | test | lint | ui | bench | convert | train-demo`. Standard library only.
 
 They use the ComfyUI named by COMFYUI_PATH, else the one whose custom_nodes holds this checkout, else one that they set
 up in .host/ the first time (tools/setup_host.py). What needs more than the standard library runs in the host's Python.
@@ -49,14 +49,18 @@ def main(argv):
     ui_parser = commands.add_parser("ui", help="open ComfyUI with the pack and the quickstart loaded")
     ui_parser.add_argument("--port", type=int, default=8188, help="default 8188; another where that is taken")
     ui_parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
+    convert_parser = commands.add_parser("convert", help="write a model file that the pack takes as a safetensors file "
+                                                         "with metadata")
+    convert_parser.add_argument("source", help="the file")
+    convert_parser.add_argument("target", help="the new file, or a folder")
     for name, text in (("test", "run the tests; further arguments go to pytest"),
                        ("lint", "check style and types with ruff and mypy"),
                        ("bench", "measure speed; or: --quality of the demo models' frames, memory of --decode and "
-                                 "--upscale, --card for the memory of a GPU"),
+                                 "--upscale, --card for the memory of a GPU, --load for that of loading"),
                        ("train-demo", "train the bundled demo models again, from nothing")):
         commands.add_parser(name, help=text, add_help=False)
     options, rest = parser.parse_known_args(argv)
-    if rest and options.command in ("demo", "ui", "lint"):
+    if rest and options.command in ("demo", "ui", "lint", "convert"):
         parser.error(f"{options.command} does not know {' '.join(rest)}")
     stop_on_signals()
     import_pack()
@@ -128,13 +132,20 @@ def host_with_test_packages(modules):
     return host
 
 
-BENCHMARKS = {"--quality": "quality", "--decode": "decode", "--upscale": "upscale", "--card": "gpu_memory"}
+BENCHMARKS = {"--quality": "quality", "--decode": "decode", "--upscale": "upscale", "--card": "gpu_memory",
+              "--load": "load_memory"}
 
 
 def bench(options, rest):
     """Run the benchmark that a flag names, else the one of speed."""
     name = next((name for flag, name in BENCHMARKS.items() if flag in rest), "speed")
     return inside(find_host(), f"benchmarks.{name}", [argument for argument in rest if argument not in BENCHMARKS])
+
+
+def convert(options, rest):
+    """Write a model file as safetensors. It runs in the host's Python, where torch is."""
+    return inside(find_host(), "nodes.host.conversion",
+                  [str(Path(path).absolute()) for path in (options.source, options.target)])
 
 
 def train_demo(options, rest):
@@ -195,7 +206,8 @@ def reported(command):
         return 130
 
 
-COMMANDS = {"demo": demo, "ui": ui, "test": test, "lint": lint, "bench": bench, "train-demo": train_demo}
+COMMANDS = {"demo": demo, "ui": ui, "test": test, "lint": lint, "bench": bench, "convert": convert,
+            "train-demo": train_demo}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["_inside"]:

@@ -78,7 +78,11 @@ class Cascade:
 
     def sample(self, model, numbers, frames, seed):
         """Latents `(b t) c h w` of a clip of each held-out drive, under its caption."""
-        positive = self.captions(numbers).repeat_interleave(frames, 0)
+        return self.sample_texts(model, self.captions(numbers), frames, seed)
+
+    def sample_texts(self, model, texts, frames, seed):
+        """Latents `(b t) c h w` of a clip under each text (b l d)."""
+        positive = texts.repeat_interleave(frames, 0)
         latent = torch.zeros(len(positive), models.UNET.latent_channels, models.HEIGHT // 8, models.WIDTH // 8)
         negative = self.null.expand(len(positive), -1, -1)
         model = with_clip_options(model, frames)

@@ -21,10 +21,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..nodes.host import for_benchmarks
 from ..nodes.host.layer_weights import build_stack
 from ..temporal.call import CallSettings, open_call
-from ..temporal.layers import Factory, MotionParams
+from ..temporal.layers import (
+    BrickParams,
+    ClipTransformerParams,
+    Factory,
+    FrameAttentionParams,
+    MotionParams,
+    RotaryParams,
+    StagedConvParams,
+)
 from ..temporal.new_layers import video_ldm_params
 from ..temporal.params import StackParams
-from ..temporal.slots import unet_sites
+from ..temporal.slots import Site, unet_sites
+from ..temporal.spatial_changes import POOLED_NORMS, SPARSE_CAUSAL, SpatialChange
 from ..temporal.stack import TemporalStack
 from .memory import growth, own_pages
 
@@ -35,7 +44,11 @@ SD15 = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, nu
             transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1, num_heads=HEADS,
             context_dim=CONTEXT_DIM, use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False)
 IMAGES, MOTION, VIDEO_LDM = "images", "AnimateDiff v2", "Video LDM"
-SETS = (MOTION, VIDEO_LDM)
+LAVIE, LAVIE_X4, MODELSCOPE = "LaVie", "LaVie interpolation", "ModelScope"
+SETS = (MOTION, VIDEO_LDM, LAVIE, LAVIE_X4, MODELSCOPE)
+# The blocks of Stable Diffusion 1.5's network without attention to text: ModelScope has no transformer over t there
+WITHOUT_TEXT = {("input", 10), ("input", 11), ("output", 0), ("output", 1), ("output", 2)}
+HEAD_WIDTH, FIRST_WIDTH = 64, 512       # of ModelScope's attentions; channels inside its first transformer
 COLUMNS = ("layers", "step without", "step with", "time ratio", "FLOP ratio", "time / FLOPs",
            "peak without", "peak with", "peak ratio")
 
@@ -112,15 +125,35 @@ def build_unet(case: Case):
 
 def build_layers(unet, name: str, case: Case) -> TemporalStack:
     """A set of temporal layers as Load Temporal Layers builds it, on ComfyUI's operations and attention."""
-    params = video_ldm_params(unet, EMB_DIM, CONTEXT_DIM, lambda channels: HEADS, case.frames)
-    if name == MOTION:
-        bricks = tuple((site, MotionParams(channels, HEADS, blocks=1, attentions=2, table_length=0, norm_pooled=False))
-                       for site, (_, channels) in unet_sites(unet).items() if site.slot == "post_attn")
-        params = StackParams(name, bricks, frames=16, positions=32)
+    params = params_of(unet, name, case.frames)
     tensors = {key: torch.empty(weight.shape, dtype=case.dtype)
                for key, weight in TemporalStack(params, Factory(device="meta")).state_dict().items()}
     fill(tensors.items())
     return build_stack(params, tensors, case.dtype).to(case.device)
+
+
+def params_of(unet, name: str, frames: int) -> StackParams:
+    """The published layers of that name, with their changes of the spatial network."""
+    if name == VIDEO_LDM:
+        return video_ldm_params(unet, EMB_DIM, CONTEXT_DIM, lambda channels: HEADS, frames)
+    found = ((site, brick_at(name, site, channels)) for site, (_, channels) in unet_sites(unet).items())
+    bricks = tuple((site, brick) for site, brick in found if brick is not None)
+    changes: dict[str, tuple[SpatialChange, ...]] = {LAVIE: (POOLED_NORMS,), LAVIE_X4: (POOLED_NORMS, SPARSE_CAUSAL)}
+    return StackParams(name, bricks, frames, 32 if name == MOTION else None, changes.get(name, ()))
+
+
+def brick_at(name: str, site: Site, channels: int) -> BrickParams | None:
+    """The layer that a published set has at a site. None: it has none there."""
+    transformer = ClipTransformerParams(channels, channels // HEAD_WIDTH, channels)
+    bricks: dict[str, dict[str, BrickParams]] = {
+        MOTION: {"post_attn": MotionParams(channels, HEADS)},
+        LAVIE: {"in_attn_pre_ff": RotaryParams(channels, HEADS)},
+        LAVIE_X4: {"in_attn_post_ff": FrameAttentionParams(channels, HEADS)},
+        MODELSCOPE: {"post_res": StagedConvParams(channels), "post_attn": transformer,
+                     "post_conv_in": ClipTransformerParams(channels, FIRST_WIDTH // HEAD_WIDTH, FIRST_WIDTH)},
+    }
+    without_text = site.slot == "post_attn" and (site.part, site.index) in WITHOUT_TEXT
+    return None if name == MODELSCOPE and without_text else bricks[name].get(site.slot)
 
 
 @torch.no_grad()

@@ -198,8 +198,9 @@ class LoadVideoModel(io.ComfyNode):
                                tooltip="A file in models/video_ldm, or a bundled demo file. Files of temporal layers "
                                        "belong into Load Temporal Layers."),
                 io.Float.Input("fps", default=0.0, min=0.0, max=1000.0, step=0.01, optional=True,
-                               tooltip="The frame rate of the clips. VideoCrafter is told it as a condition. 0: the "
-                                       "one that the authors use. The report names it."),
+                               tooltip="The frame rate of the clips. VideoCrafter 2, and 1 of 1024x576, are told it "
+                                       "too: a low one makes fast motion. 0: what the authors use. The report names "
+                                       "it."),
             ],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="The network. A video network's temporal layers "

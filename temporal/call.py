@@ -33,6 +33,8 @@ class CallSettings:
     max_distance: int | None = None         # attention over time reaches this many frames. None: all frames
     known: Tensor | None = None             # context frames c_S `(b t) c+1 h w`, or small frames `(b t) 3 h w`
     fps: Tensor | float | None = None       # frames per second of the clips to make: one number, or one per clip `b`
+    # The frame rate to tell a network with an embedding of it: one number, or one per clip `b`. None: its authors'
+    told_fps: Tensor | float | None = None
 
 
 @dataclass(eq=False)
@@ -58,6 +60,10 @@ class Call:
     @property
     def frames(self) -> int:
         return self.settings.frames
+
+    @property
+    def told_fps(self) -> Tensor | float | None:
+        return self.settings.told_fps
 
     def run(self, site: Site, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """Run the layer at a site on x. emb: the timestep embedding at this site. None: the network's."""

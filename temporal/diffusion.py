@@ -6,6 +6,8 @@ The network predicts "eps", "v" = alpha_tau * eps - sigma_tau * x, or "x0", whic
 not rescaled to zero terminal SNR, since the paper is older than that method.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,20 @@ def make_betas(linear_start: float, linear_end: float, steps: int, schedule: str
     if schedule == "sqrt_linear":
         return torch.linspace(linear_start, linear_end, steps, dtype=torch.float64)
     raise VideoLDMError(f"The beta schedule '{schedule}' is unknown. Use one of: {', '.join(SCHEDULES)}.")
+
+
+@dataclass(frozen=True)
+class DataScale:
+    """A factor that scales the clean data down: x_tau = alpha_tau * scale_tau * x + sigma_tau * eps
+    (docs/papers.md#videocrafter)."""
+
+    last: float         # the factor falls evenly from 1 to this value
+    steps: int = 400    # over this many steps. Later steps have the last value
+
+    def factors(self, steps: int) -> Tensor:
+        """The factor of each of the first `steps` diffusion steps, float64."""
+        falling = torch.linspace(1, self.last, self.steps, dtype=torch.float64)
+        return torch.cat([falling, falling.new_full((max(steps - self.steps, 0),), self.last)])[:steps]
 
 
 class Diffusion:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .fps_embedding import FpsEmbedding
 from .layers import BrickParams
 from .slots import Site
 from .spatial_changes import POOLED_NORMS, SpatialChange
@@ -128,6 +129,11 @@ class StackParams:
     @property
     def pool_spatial_norms(self) -> bool:
         return POOLED_NORMS in self.spatial
+
+    @property
+    def usual_fps(self) -> float | None:
+        """The frame rate that a network is told by default. None: it is told none."""
+        return next((change.usual for change in self.spatial if isinstance(change, FpsEmbedding)), None)
 
     @property
     def mix_length(self) -> int:

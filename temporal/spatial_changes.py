@@ -24,6 +24,9 @@ class ChangeCall(Protocol):
     @property
     def frames(self) -> int: ...
 
+    @property
+    def told_fps(self) -> Tensor | float | None: ...
+
 
 class SpatialChange(Protocol):
     """A change of the spatial network."""

@@ -83,7 +83,7 @@ def places(shapes: Mapping[str, tuple], slots: Iterable[str]) -> dict[Site, int]
         pattern = re.compile(PLACES[slot])
         for name, shape in shapes.items():
             match = pattern.fullmatch(name)
-            if match is None:
+            if match is None or len(shape) != 1:        # a weight of another shape is refused by its name later
                 continue
             number = int(match.groupdict().get("n") or 0)
             n = number // 2 if slot == "post_res" else number       # the middle's ResBlocks are its modules 0 and 2

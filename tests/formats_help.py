@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 # {file: {key: shape}} of the public checkpoints of temporal layers, one per format; no weights.
-PUBLISHED = json.loads(lzma.decompress((Path(__file__).parent / "fixtures" / "published_keys.json.xz").read_bytes()))
+FIXTURES = Path(__file__).parent / "fixtures"
+PUBLISHED = json.loads(lzma.decompress((FIXTURES / "published_keys.json.xz").read_bytes()))
+# The same of public files that the pack does not take and that are in no other fixture.
+REFUSED = json.loads(lzma.decompress((FIXTURES / "refused_keys.json.xz").read_bytes()))
 
 
 def narrow(shapes: dict, factor: int = 10) -> dict:

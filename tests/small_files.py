@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from video_ldm.demo import bundle
-from video_ldm.nodes.host import models, upscaler_model
+from video_ldm.nodes.host import models, upscaler_model, video_network
 from video_ldm.temporal.conditioning import add_context_input, add_small_frames_input
 from video_ldm.temporal.decoder import PAPER_KERNEL, DecoderParams
 from video_ldm.temporal.families import (
@@ -17,6 +17,7 @@ from video_ldm.temporal.families import (
     load_motion_lora,
     load_temporal,
     load_upscaler,
+    load_video_model,
     video_ldm,
 )
 from video_ldm.temporal.formats import decoder as decoder_format
@@ -31,6 +32,7 @@ from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.checkpoint import load_checkpoint, save_checkpoint
 from video_ldm.tests import pixel_help, vsr_help
 from video_ldm.tests.formats_help import lora_shapes, motion_shapes, motion_tensors, random_tensors, saved
+from video_ldm.tests.network_help import network_tensors
 from video_ldm.tests.small import randomise
 
 LAYERS = StackParams("Video LDM", (
@@ -95,6 +97,15 @@ def write_published(folder: Path):
         ("motion", load_temporal), ("lora", load_motion_lora), ("vsr", load_temporal))
         for ending in (".safetensors", ".ckpt"))
     yield from (("motion_old.ckpt", load_temporal), ("svd.ckpt", load_decoder))
+    network = network_tensors("lavie_base", dtype=torch.float16)
+    for ending in (".safetensors", ".ckpt"):
+        saved(folder, f"lavie{ending}", network)
+        yield f"lavie{ending}", load_network
+
+
+def load_network(path: Path):
+    """What Load Video Model makes of a video network."""
+    return video_network.load_video_network(load_video_model(path))
 
 
 def write_others(folder: Path):
@@ -134,6 +145,8 @@ def tensors_of(loaded) -> list[Tensor]:
         return [half for pair in loaded.pairs.values() for half in pair]
     for name in ("model", "cond_stage_model", "first_stage_model"):     # MODEL, CLIP, VAE
         if hasattr(loaded, name):
-            return list(getattr(loaded, name).state_dict().values())
+            layers = loaded.get_nested_additional_models() if name == "model" else []
+            return [tensor for part in (getattr(loaded, name), *(layer.model for layer in layers))
+                    for tensor in part.state_dict().values()]
     more = [loaded.null_text] if hasattr(loaded, "null_text") else list(getattr(loaded, "post_quant", {}).values())
     return list(loaded.tensors.values()) + more

@@ -12,6 +12,8 @@ import torch
 
 from video_ldm.nodes import decode, load, scene_layout
 from video_ldm.nodes.host import files
+from video_ldm.tests.formats_help import saved
+from video_ldm.tests.network_help import network_tensors
 
 NODES = {load.LoadTemporalLayers: "video_ldm_driving.safetensors",
          scene_layout.SceneLayout: "video_ldm_driving_layout.safetensors",
@@ -73,3 +75,13 @@ def test_a_file_is_looked_at_again_only_when_it_changed(folder, monkeypatch):
     (folder / "a_damaged.safetensors").write_bytes(b"123456")
     listed(scene_layout.SceneLayout)
     assert len([path for path in looked if path.endswith("a_damaged.safetensors")]) == 2
+
+
+def test_whole_networks_come_first_where_they_or_their_layers_are_taken(folder):
+    saved(folder, "e_base.safetensors", network_tensors("lavie_base", dtype=torch.float16))
+    saved(folder, "e_interpolation.safetensors", network_tensors("lavie_interpolation", dtype=torch.float16))
+    saved(folder, "e_base.pt", {"weight": torch.zeros(3)})
+    whole, alone = (listed(node)[0] for node in (load.LoadVideoModel, load.LoadTemporalLayers))
+    assert whole[:3] == ["e_base.safetensors", "e_interpolation.safetensors", "video_ldm_driving_upscaler.safetensors"]
+    assert whole[3:5] == ["b_torch.ckpt", "e_base.pt"]          # torch files must be read to be known
+    assert alone[0] == "e_base.safetensors" and alone.index("e_interpolation.safetensors") > alone.index("e_base.pt")

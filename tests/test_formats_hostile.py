@@ -6,6 +6,7 @@ Metadata and weights are in test_formats_hostile_metadata.py, torch files in tes
 import json
 import os
 import pickle
+import re
 import socket
 import stat
 import struct
@@ -218,3 +219,14 @@ def test_the_bundled_demo_files_still_load():
     assert models.read_part(folder / "text.safetensors", "text")[1]["tokens"][-1] == models.END
     for name in ("video_ldm_driving", "video_ldm_driving_x4", "video_ldm_driving_upscaler_layers"):
         assert load_temporal(folder / f"{name}.safetensors").tensors
+
+
+@pytest.mark.parametrize("name", ["motion", "lora", "vsr", "layers_1", "layers_2", "decoder", "upscaler", "scene"])
+def test_a_tensor_under_a_second_name_is_refused_and_takes_the_place_of_none(files, tmp_path, name):
+    file = files[f"{name}.safetensors"]
+
+    def add(tensors, metadata):
+        key = next(key for key in tensors if re.search(r"\.\d\.", key) and "temporal_transformer.norm" not in key)
+        tensors[re.sub(r"\.(\d)\.", r".0\1.", key, count=1)] = tensors[key] + 1
+    sentence = refused(file.load, rewritten(file, tmp_path, add))
+    assert re.search(r"\.0\d\.|are the same tensor|is the same tensor|unknown tensor", sentence)

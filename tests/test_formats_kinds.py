@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from video_ldm.temporal import families
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import (
     LOADERS,
@@ -17,12 +18,13 @@ from video_ldm.temporal.families import (
     load_motion_lora,
     load_temporal,
     load_upscaler,
+    load_video_model,
     refusal,
     taken_by,
 )
 from video_ldm.temporal.formats.temporal_file import Base, TemporalFile
 from video_ldm.temporal.params import StackParams
-from video_ldm.tests.formats_help import PUBLISHED, lora_shapes, motion_shapes
+from video_ldm.tests.formats_help import PUBLISHED, REFUSED, lora_shapes, motion_shapes
 
 KINDS = {
     "ad_mm_sd_v15": "animatediff_v1", "ad_mm_sd_v15_v2": "animatediff_v2", "ad_v3_sd15_mm": "animatediff_v3",
@@ -37,15 +39,16 @@ KINDS = {
     "diffusers_unet3d_modelscope": "modelscope", "pvdm_autoencoder": "pvdm_autoencoder",
     "pvdm_diffusion": "pvdm_diffusion", "upscale_a_video_unet": "upscale_a_video",
     "upscale_a_video_decoder_vae_3d": "diffusers_vae", "upscale_a_video_decoder_vae_video": "upscale_a_video_vae",
-    "videocrafter_i2v_512_v1.0": "videocrafter_i2v", "videocrafter_t2v_1024_v1.0": "videocrafter1",
-    "videocrafter_t2v_512_v1.0": "videocrafter1", "videocrafter_t2v_512_v2.0": "videocrafter2",
+    "videocrafter_i2v_512_v1.0": "videocrafter_i2v", "videocrafter_t2v_1024_v1.0": "videocrafter1_1024",
+    "videocrafter_t2v_512_v1.0": "videocrafter1_512", "videocrafter_t2v_512_v2.0": "videocrafter2",
     "videoldm_srpkdyy": "videoldm_srpkdyy",
 }
 TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "ad_mm_sdxl_v10_beta", "animatelcm_sd15_t2v", "hotshotxl",
          "lavie_vsr", "upscale_a_video_unet"}
 LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
 DECODERS = {"svd_temporal_decoder", "diffusers_vae_temporal_decoder"}
-NETWORKS = {"lavie_base", "lavie_interpolation", "modelscope_t2v", "diffusers_unet3d_modelscope"}
+NETWORKS = {"lavie_base", "lavie_interpolation", "modelscope_t2v", "diffusers_unet3d_modelscope",
+            "videocrafter_t2v_512_v1.0", "videocrafter_t2v_1024_v1.0", "videocrafter_t2v_512_v2.0"}
 
 
 def test_there_is_an_expectation_for_every_published_file():
@@ -63,13 +66,23 @@ def test_every_published_file_is_told_by_its_keys(name, prefix):
 
 
 def test_an_artists_mistake_gets_a_sentence_with_the_file_what_it_is_and_where_it_belongs():
-    found = identify_keys(PUBLISHED["videocrafter_t2v_512_v1.0"])
+    found = identify_keys(PUBLISHED["videocrafter_i2v_512_v1.0"])
     file = SimpleNamespace(name="model.ckpt")
     sentence = str(refusal(file, found, "temporal", "a file of temporal layers that this pack takes"))
     assert sentence == (
-        "model.ckpt is a VideoCrafter1 checkpoint, not a file of temporal layers that this pack takes. "
-        "It is a whole UNet whose spatial layers were trained together with the temporal ones, so its temporal layers "
-        "alone are not the published model. This version of the pack does not take it.")
+        "model.ckpt is a VideoCrafter image-to-video checkpoint, not a file of temporal layers that this pack takes. "
+        "This version of the pack does not take it. The text-to-video files of VideoCrafter 1 and 2 are taken.")
+
+
+def test_a_network_whose_layers_do_not_work_alone_says_why_in_load_temporal_layers_only():
+    found = identify_keys(PUBLISHED["videocrafter_t2v_512_v2.0"])
+    file = SimpleNamespace(name="model.ckpt")
+    assert str(refusal(file, found, "temporal", "a file of temporal layers")) == (
+        "model.ckpt is VideoCrafter2's text-to-video network, not a file of temporal layers. Its spatial layers were "
+        "trained together with its temporal layers, so on an image model its temporal layers would give noise. Load it "
+        "with Load Video Model.")
+    assert str(refusal(file, found, "motion_lora", "a Motion LoRA")) == (
+        "model.ckpt is VideoCrafter2's text-to-video network, not a Motion LoRA. Load it with Load Video Model.")
 
 
 @pytest.mark.parametrize("load, takes", [
@@ -124,8 +137,45 @@ def test_what_the_loaders_take_is_told_by_the_header_alone(tmp_path):
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in TAKEN | LORAS])
 def test_every_refused_file_has_a_title_with_an_article_and_a_place(name):
     found = identify_keys(PUBLISHED[name])
-    assert found.title.split()[0] in ("a", "an", "the", "LaVie's")
+    assert found.title.split()[0] in ("a", "an", "the", "LaVie's", "VideoCrafter1's", "VideoCrafter2's")
     assert found.advice.endswith(".") and len(found.advice) > 20
+
+
+OTHERS_REFUSED = {
+    "ad_v3_sd15_sparsectrl_rgb": ("sparse_ctrl", "an AnimateDiff SparseCtrl file"),
+    "ad_v3_sd15_sparsectrl_scribble": ("sparse_ctrl", "an AnimateDiff SparseCtrl file"),
+    "animatelcm_sd15_i2v": ("animatelcm_i2v", "an AnimateLCM image-to-video file"),
+    "cameractrl_adv3": ("cameractrl", "a CameraCtrl file"),
+    "dynamicrafter_256": ("dynamicrafter", "a DynamiCrafter checkpoint"),
+    "dynamicrafter_512": ("dynamicrafter", "a DynamiCrafter checkpoint"),
+    "makeavid_sd": ("makeavid_sd", "a makeavid-sd UNet"), "pia": ("pia", "a PIA file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_other_public_file_is_told_by_its_keys_and_refused(name):
+    kind, title = OTHERS_REFUSED[name]
+    found = identify_keys(REFUSED[name])
+    assert (found.kind, found.takes, found.also) == (kind, None, None)
+    assert found.title.startswith(title) and found.advice.endswith(".") and len(found.advice) > 20
+
+
+PLACES = {"temporal": load_temporal, "video_model": load_video_model}
+
+
+@pytest.mark.parametrize("takes", PLACES)
+@pytest.mark.parametrize("name", [*PUBLISHED, *REFUSED])
+def test_a_node_refuses_a_public_file_that_it_does_not_take_by_name_and_place(monkeypatch, name, takes):
+    shapes = (PUBLISHED | REFUSED)[name]
+    found = identify_keys(shapes)
+    if takes in (found.takes, found.also):
+        pytest.skip("this node takes the file")
+    file = SimpleNamespace(name=f"{name}.pt", raw_shapes=shapes, metadata={})
+    monkeypatch.setattr(families, "open_file", lambda path: file)
+    with pytest.raises(VideoLDMError) as caught:
+        PLACES[takes](f"{name}.pt")
+    assert str(caught.value).startswith(f"{name}.pt is {found.title}, not a ")
+    assert str(caught.value).endswith(f". {found.advice}") and found.advice
 
 
 @pytest.mark.parametrize("table, middle, kind", [

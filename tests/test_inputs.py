@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from video_ldm.nodes import decode, interpolate, load, longer, sample, scene_layout, upscale, video, windows
+from video_ldm.nodes import convert, decode, interpolate, load, longer, sample, scene_layout, upscale, video, windows
 from video_ldm.nodes.host import unfinished
 from video_ldm.nodes.host.inputs import CHECKS, checked
 from video_ldm.temporal.errors import VideoLDMError
@@ -17,7 +17,7 @@ from video_ldm.tests.attach_help import models_with_layers
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.longer_help import write_known_frame_layers
 
-NODES = [node for part in (load, scene_layout, sample, windows, longer, interpolate, decode, upscale, video)
+NODES = [node for part in (load, convert, scene_layout, sample, windows, longer, interpolate, decode, upscale, video)
          for node in part.NODES]
 NAMES = [node.define_schema().node_id for node in NODES]
 NAN, INFINITE = float("nan"), float("inf")
@@ -64,7 +64,7 @@ def run(node, **changes):
 
 
 def test_every_node_of_the_pack_checks_what_it_is_given():
-    assert len(NODES) == 15
+    assert len(NODES) == 16
     for node in NODES:
         assert getattr(node.execute.__func__, "checks_inputs", False), node
         assert {kind_of(declared) for declared in node.define_schema().inputs} <= {*CHECKS, "VIDEO_LDM_MOTION_LORA"}
@@ -96,7 +96,8 @@ def test_a_whole_number_is_whole_and_within_its_bounds(node, declared):
 
 @inputs_of("FLOAT")
 def test_a_number_is_finite_and_within_its_bounds(node, declared):
-    for value in (declared.min - 0.01, declared.max + 0.01, NAN, INFINITE, -INFINITE, 10 ** 400, None, True, "3"):
+    missing = [] if declared.optional else [None]
+    for value in (declared.min - 0.01, declared.max + 0.01, NAN, INFINITE, -INFINITE, 10 ** 400, True, "3", *missing):
         with pytest.raises(VideoLDMError, match=f": {declared.id} is .* takes numbers from {declared.min:g} to "):
             run(node, **{declared.id: value})
     for value in (declared.min, declared.max, int(declared.max)):

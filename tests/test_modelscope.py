@@ -417,7 +417,7 @@ def test_networks_with_the_same_layers_and_another_input_are_other_files():
     assert identify_keys(diffusers | {"conv_in.weight": (320, 3, 3, 3)}).kind == "show1_pixel"
     assert identify_keys({"unet.transformer_in.transformer_blocks.0.attn1.to_q.lora_up.weight": (512, 8)}).kind \
         == "motion_director"
-    assert identify_keys(own | {"init_attn.0.norm.weight": (320,)}).takes is None
+    assert identify_keys(own | {"init_attn.0.norm.weight": (320,)}).kind == "videocrafter2"
     found = identify_keys(own)
     assert (found.kind, found.takes, found.also) == ("modelscope", "video_model", "temporal")
     assert replace(found, kind="") == replace(identify_keys(diffusers), kind="")

@@ -9,10 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
-CORE = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "ImageFromBatch", "KSampler", "PreviewImage",
-        "VAEDecode")
+CORE = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "ImageBatch", "ImageFromBatch", "ImageScale",
+        "KSampler", "LoadImage", "PreviewImage", "VAEDecode")
 SAMPLERS = ("KSampler", "VideoLDMSampler", "VideoLDMExtend", "VideoLDMInterpolate", "VideoLDMUpscale")
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")      # a widget of the page, beside every seed
+UPLOAD = "IMAGEUPLOAD"      # the button of Load Image: a widget of the page alone
 BYPASSED, MUTED = 4, 2
 # Measured in the pages of ComfyUI, in the units of a graph. Where nodes are drawn by Vue they are taller.
 TITLE = 30              # of a node, above its position
@@ -45,7 +46,9 @@ def inputs_of(node, nodes, links):
     inputs = {}
     for entry in node["inputs"]:
         if "widget" in entry:
-            inputs[entry["name"]] = values.pop(0)
+            value = values.pop(0)
+            if entry["type"] != UPLOAD:
+                inputs[entry["name"]] = value
             if entry["name"] in ("seed", "noise_seed") and values and values[0] in AFTER_GENERATE:
                 values.pop(0)
     assert values == [], f"node {node['id']} stores {len(values)} values more than it has widgets"
@@ -84,7 +87,10 @@ def source_of(link, nodes, links):
 
 
 def test_the_workflows_that_the_readme_names_are_there():
-    assert {"quickstart", "animatediff", "drive", "windows"} <= {path.stem for path in WORKFLOWS}
+    named = {"quickstart", "animatediff", "drive", "windows", "lavie", "animatediff_lavie", "seine_picture",
+             "seine_transition", "zeroscope"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert named == {path.stem for path in WORKFLOWS} and all(f"*{name}*" in readme for name in named)
 
 
 @each_workflow

@@ -70,6 +70,7 @@ class TemporalLayersWrapper:
             max_distance=layers.max_distance,
             known=context_input(self.stack, x, transformer_options),
             fps=clip_options(transformer_options).fps,
+            told_fps=layers.told_fps,
         )
         self.warn(settings)
         further = further_channels(layers, x, transformer_options)

@@ -17,11 +17,13 @@ from comfy.cli_args import args
 from ...temporal.errors import VideoLDMError
 from ...temporal.families import taken_by
 from ...temporal.formats.files import check_regular
+from ...temporal.formats.safetensors_files import ENDINGS
 from .api import io, ui
 from .sockets import Hidden
 
 LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, by folder_paths' names
 DECODER_KINDS = (LAYERS, "vae", "checkpoints")                  # kinds among which a decoder is looked for, in order
+ALL_KINDS = (LAYERS, MOTION_LORA, "vae", "checkpoints")         # the same of a file to convert
 DEMO_FOLDER = Path(__file__).resolve().parents[2] / "models" / "demo"
 DEMO_DECODER = "video_ldm_driving_decoder.safetensors"
 DEMO_LAYERS = "video_ldm_"      # the demo's temporal files begin so; Load Demo Models loads its other files
@@ -29,6 +31,7 @@ DEMO_LAYERS = "video_ldm_"      # the demo's temporal files begin so; Load Demo 
 NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora"}
 DATE = re.compile(r"%date:([^%]+)%")
 DATE_MARKS = re.compile("yyy?y?|MM?|dd?|HH?|hh?|mm?|ss?")
+SAFETENSORS, FORBIDDEN = ENDINGS, frozenset('/\\:*?"<>|')       # endings of such files; letters no file name may have
 LONGEST_NAME = 220              # bytes of the 255 that disks allow; the rest is for a number and an ending
 
 
@@ -147,20 +150,61 @@ def decoder_list() -> dict:
 
 
 def _decoder_path(name: str) -> str | None:
-    paths = (folder_paths.get_full_path(kind, name) for kind in DECODER_KINDS)
+    return _path_among(DECODER_KINDS, name)
+
+
+def _path_among(kinds: tuple[str, ...], name: str) -> str | None:
+    paths = (folder_paths.get_full_path(kind, name) for kind in kinds)
     return next((path for path in paths if path is not None), None)
 
 
 def resolve_decoder(name: str) -> str:
     """Full path of a name from `list_decoders`. Raises if the file is gone."""
-    register_folders()
-    path = _decoder_path(name)
+    return _resolve_among(DECODER_KINDS, name, "models/video_ldm, models/vae or models/checkpoints")
+
+
+def _resolve_among(kinds: tuple[str, ...], name: str, folders: str) -> str:
+    """Full path of the first file of that name. Raises if there is none. folders: the kinds' folders, for a message."""
+    for kind in (kind for kind in kinds if kind in NEIGHBOURS):
+        register_folders(kind)
+    path = _path_among(kinds, name)
     if path is not None:
         return path
-    for kind in DECODER_KINDS:
+    for kind in kinds:
         _refuse_other_than_files(kind, name)
-    raise VideoLDMError(f"There is no file {name} in models/video_ldm, models/vae or models/checkpoints. Put it into "
-                        "the first of these and refresh the page (R), or choose another file.")
+    raise VideoLDMError(f"There is no file {name} in {folders}. Put it into the first of these and refresh the page "
+                        "(R), or choose another file.")
+
+
+def convertible_list() -> dict:
+    """`options` and `default` of a list of all files that may be converted. Torch files come first: they gain most."""
+    names = {*list_decoders(), *list_files(MOTION_LORA)}
+    ordered = sorted(names, key=lambda name: (name.lower().endswith(SAFETENSORS), name))
+    return {"options": ordered, "default": next(iter(ordered), None)}
+
+
+def resolve_convertible(name: str) -> str:
+    """Full path of a name from `convertible_list`. Raises if the file is gone."""
+    return _resolve_among(ALL_KINDS, name, "models/video_ldm, models/vae or models/checkpoints")
+
+
+def new_model_file(name: str, source: str) -> Path:
+    """Full path of a new safetensors file in models/video_ldm.
+
+    Args:
+        name: of the file, with or without its ending, and without folders. "": the name of `source`.
+        source: the file that it is made from.
+    """
+    stem = name.strip() or Path(source).stem
+    stem = stem[: -len(SAFETENSORS[0])] if stem.lower().endswith(SAFETENSORS[0]) else stem
+    refused = next((letter for letter in stem if letter in FORBIDDEN or not letter.isprintable()), None)
+    if refused is not None or not stem.strip(". ") or stem.startswith(".") or stem.endswith((".", " ")):
+        raise VideoLDMError(f"name is '{_shortened(name)}', and it takes the name of a file without folders, such as "
+                            "lavie_base. The file is written to models/video_ldm.")
+    if len(os.fsencode(stem)) > LONGEST_NAME:
+        raise VideoLDMError(f"name '{_shortened(stem)}' is too long: a file's name can have {LONGEST_NAME} bytes, and "
+                            f"this has {len(os.fsencode(stem))}. Shorten it.")
+    return Path(folder_paths.models_dir) / "video_ldm" / f"{stem}{SAFETENSORS[0]}"
 
 
 def input_videos() -> list[str]:

@@ -46,7 +46,8 @@ def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_ke
 
     Args:
         params: the layers.
-        tensors: the file's weights.
+        tensors: the file's weights. They are taken out of the dictionary one by one and become the stack's own where
+            they have this dtype, so that memory holds no second copy. With a stack that exists already they stay.
         dtype: of the weights to make.
         cache_key: MODELs with the same key and dtype share one stack, while any of them is alive. None: no sharing.
     """
@@ -54,8 +55,7 @@ def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_ke
     stack = _stacks.get(key) if cache_key is not None else None
     if stack is None:
         stack = TemporalStack(params, Factory(layer_operations(), dtype, "meta", host_attention))
-        # Copies: the tensors of safetensors are views of the file, and Windows cannot replace a file with views.
-        stack.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
+        stack.load_state_dict({name: tensors.pop(name).to(dtype) for name in list(tensors)}, assign=True)
         stack.requires_grad_(False).eval()
         if cache_key is not None:
             _stacks[key] = stack

@@ -166,7 +166,14 @@ def load_image_model(path: str | Path) -> Model:
 
 
 def patcher_of_model(config: Any, tensors: dict, prefix: str) -> Model:
-    """A MODEL with these weights, in the dtype that ComfyUI would choose. config: as its model detection makes it."""
+    """A MODEL with these weights, in the dtype that ComfyUI would choose.
+
+    Args:
+        config: as ComfyUI's model detection makes it.
+        tensors: the weights of exactly this network. They are taken out of the dictionary one by one and become the
+            network's own where they have the right dtype, so that memory holds no second copy.
+        prefix: of the names in `tensors`.
+    """
     weight_dtype = comfy.utils.weight_dtype(tensors, prefix)
     count = comfy.utils.calculate_parameters(tensors, prefix)
     device = comfy.model_management.get_torch_device()
@@ -174,22 +181,49 @@ def patcher_of_model(config: Any, tensors: dict, prefix: str) -> Model:
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device,
                                                                               config.supported_inference_dtypes))
     offload = comfy.model_management.unet_offload_device()
-    model = config.get_model(tensors, prefix, device=offload)
-    model.load_model_weights(tensors, prefix)
+    model = config.get_model(tensors, prefix, device=torch.device("meta"))
+    give_weights(model.diffusion_model, tensors, prefix, dtype, offload)
+    model.device = offload
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def latent_format_of(params: LatentParams) -> type:
+    """The class of ComfyUI's latent formats for these latents."""
+    class Latents(comfy.latent_formats.LatentFormat):
+        def __init__(self) -> None:
+            self.scale_factor = params.scale_factor
+            self.latent_channels = len(params.rgb_factors)
+            self.latent_rgb_factors = [list(row) for row in params.rgb_factors]
+            self.latent_rgb_factors_bias = list(params.rgb_bias)
+    return Latents
+
+
+def give_weights(network: nn.Module, tensors: dict, prefix: str, dtype: torch.dtype, device: Any) -> None:
+    """Replace a network's weights on the "meta" device by these tensors. ComfyUI's UNet has no other state.
+
+    Args:
+        network: the network.
+        tensors, prefix: as in patcher_of_model.
+        dtype: of weights that ComfyUI makes when they are loaded.
+        device: of the weights.
+    """
+    shells = dict(network.state_dict(keep_vars=True))
+    weights = {}
+    for key in list(tensors):
+        name = key.removeprefix(prefix)
+        shell = shells.get(name)
+        value = tensors.pop(key).to(device, dtype if shell is None else shell.dtype)
+        # With an option of ComfyUI's the weights of convolutions have another order in memory.
+        weights[name] = value if shell is None or shell.stride() == value.stride() else \
+            torch.empty_like(shell, device=device).copy_(value)
+        del value
+    network.load_state_dict(weights, assign=True)
 
 
 def model_config(params: ImageParams) -> Any:
     """The config object that ComfyUI's model detection would make for this network."""
-    class DemoLatent(comfy.latent_formats.LatentFormat):
-        def __init__(self) -> None:
-            self.scale_factor = params.latent.scale_factor
-            self.latent_channels = params.unet.latent_channels
-            self.latent_rgb_factors = [list(row) for row in params.latent.rgb_factors]
-            self.latent_rgb_factors_bias = list(params.latent.rgb_bias)
-
     class DemoModel(comfy.supported_models_base.BASE):
-        latent_format = DemoLatent
+        latent_format = latent_format_of(params.latent)
         unet_extra_config: dict = {}
         sampling_settings = {"beta_schedule": "linear", "linear_start": params.linear_start,
                              "linear_end": params.linear_end}

@@ -7,7 +7,8 @@ the file: no network is built that is larger than its weights.
 from dataclasses import dataclass
 from typing import Any
 
-from ...temporal.formats.metadata import betas_of, entries_of, list_of, number, whole
+from ...temporal.formats.latents import LatentParams, read_latents
+from ...temporal.formats.metadata import betas_of, entries_of, list_of, whole
 
 START, END = 49406, 49407               # tokens of CLIP's vocabulary; the end token is also the padding
 VOCABULARY, LENGTH = 49408, 77          # tokens in CLIP's vocabulary, and in a text
@@ -51,14 +52,6 @@ class UNetParams:
             "use_linear_in_transformer": False, "use_checkpoint": False, "legacy": False,
             "use_temporal_attention": False, "use_temporal_resblock": False,
         }
-
-
-@dataclass(frozen=True)
-class LatentParams:
-    """Latents of the image LDM."""
-    scale_factor: float                             # the VAE's latents are multiplied by it
-    rgb_factors: tuple[tuple[float, ...], ...]      # linear map from latents to a preview's RGB
-    rgb_bias: tuple[float, ...]                     # its bias
 
 
 @dataclass(frozen=True)
@@ -133,11 +126,7 @@ def read_unet_params(stored: Any, held: int) -> UNetParams:
 def read_image_params(stored: Any, held: int) -> ImageParams:
     stored = entries_of(stored, "params", tuple(ImageParams.__dataclass_fields__))
     unet = read_unet_params(stored["unet"], held)
-    entries = entries_of(stored["latent"], "latent", tuple(LatentParams.__dataclass_fields__))
-    channels = unet.latent_channels
-    rows = list_of(entries["rgb_factors"], "rgb_factors", channels, channels)
-    latent = LatentParams(number(entries["scale_factor"], "scale_factor", 0, 1e6), tuple(map(colour, rows)),
-                          colour(entries["rgb_bias"]))
+    latent = read_latents(stored["latent"], unet.latent_channels)
     if stored["prediction"] not in ("eps", "v"):
         raise ValueError("prediction is neither eps nor v")
     return ImageParams(unet, latent, *betas_of(stored, text=False), stored["prediction"])
@@ -165,7 +154,3 @@ def sizes_in(value: Any, what: str, most: int) -> tuple[int, ...]:
     if isinstance(value, tuple):        # as UpscalerParams has it
         value = list(value)
     return tuple(whole(size, what, 0, most) for size in list_of(value, what, MOST_LEVELS, 1))
-
-
-def colour(value: Any) -> tuple[float, ...]:
-    return tuple(number(part, "a colour", -1e6, 1e6) for part in list_of(value, "a colour", 3, 3))

@@ -6,6 +6,8 @@ The prediction and its step rule (eps, v, LCM, zero terminal SNR) belong to the 
 Load Temporal Layers replaces the MODEL's object by one with the trained betas and the same prediction. A
 ModelSamplingDiscrete node after it makes a new object with the image model's betas. Each sampling then replaces that
 object by one with the trained betas.
+
+A whole network whose schedule scales the latents (scaled_latents.py) keeps its schedule in the same way.
 """
 
 import logging
@@ -18,7 +20,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...temporal.diffusion import DataScale
 from ...temporal.errors import VideoLDMError
+from ...temporal.formats.temporal_file import Schedule
+from .scaled_latents import scale_of, scaled_class
 from .sockets import Executor, Model, ModelSampling
 
 KEY = "video_ldm_schedule"          # of the wrapper that keeps the trained betas
@@ -38,9 +43,11 @@ class TrainedBetas:
     linear_end: float           # the last beta
     prediction: str | None      # "eps", "v" or "x0" with these layers; None: the image model's own
     title: str                  # the layers' name, for reports
+    scale: DataScale | None = None      # the factor on the clean latents; None: there is none
 
     def words(self) -> str:
-        return f"{self.beta_schedule} {self.linear_start:g} to {self.linear_end:g}"
+        betas = f"{self.beta_schedule} {self.linear_start:g} to {self.linear_end:g}"
+        return f"{betas}, latents scaled down to {self.scale.last:g}" if self.scale else betas
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +93,9 @@ def with_schedule(model: Model, beta_schedule: str, linear_start: float, linear_
     """
     trained = TrainedBetas(beta_schedule, linear_start, linear_end, prediction, title)
     base, before = model.get_model_object(OBJECT), schedule_wrapper(model)
+    if before is not None and before.trained.scale is not None:
+        raise VideoLDMError(f"{before.trained.title} samples latents that are scaled down, and {title} was not trained "
+                            "on such. Set schedule on Load Temporal Layers to the model's own.")
     of_model = OBJECT in model.object_patches
     if before is not None and base is before.made:
         of_model = before.of_model
@@ -96,9 +106,28 @@ def with_schedule(model: Model, beta_schedule: str, linear_start: float, linear_
         made = schedule_of(beta_schedule, linear_start, linear_end, prediction, base.zsnr)
     m = model.clone()
     m.add_object_patch(OBJECT, made)
+    return keeping(m, KeepTrainedBetas(trained, made, of_model))
+
+
+def keeping(model: Model, wrapper: KeepTrainedBetas) -> Model:
+    """A clone with this wrapper in place of an earlier one."""
+    m = model.clone()
     m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, KeepTrainedBetas(trained, made, of_model))
+    m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, wrapper)
     return m
+
+
+def keep_scaled(model: Model, schedule: Schedule, title: str) -> Model:
+    """A clone that keeps its own scaled schedule. A node such as ModelSamplingDiscrete would drop the scale.
+
+    Args:
+        model: the MODEL, whose object has the schedule already.
+        schedule: the schedule.
+        title: the network's name, for reports.
+    """
+    trained = TrainedBetas(schedule.beta_schedule, schedule.linear_start, schedule.linear_end, schedule.prediction,
+                           title, schedule.scale)
+    return keeping(model, KeepTrainedBetas(trained, model.get_model_object(OBJECT), of_model=False))
 
 
 def schedule_wrapper(model: Model) -> KeepTrainedBetas | None:
@@ -115,28 +144,37 @@ def with_trained_betas(model: Model) -> Model:
 
 def with_sampling(model: Model, sampling: ModelSampling) -> Model:
     """A clone with this model_sampling object. The log says why."""
-    logging.info("[Video LDM] A node after Load Temporal Layers brought betas of its own. The clip is sampled with "
-                 "the betas of the layers' training and with that node's prediction.")
+    logging.info("[Video LDM] A node behind the video model brought a noise schedule of its own. The clip is sampled "
+                 "with the schedule of the model's training and with that node's prediction.")
     m = model.clone()
     m.add_object_patch(OBJECT, sampling)
     return m
 
 
 def schedule_of(beta_schedule: str, linear_start: float, linear_end: float, prediction: str,
-                zsnr: bool = False) -> ModelSampling:
-    """ComfyUI's object for a noise schedule of 1000 steps and what the network predicts."""
+                zsnr: bool = False, scale: DataScale | None = None) -> ModelSampling:
+    """ComfyUI's object for a noise schedule of 1000 steps and what the network predicts.
+
+    Args:
+        beta_schedule, linear_start, linear_end: the betas, in ComfyUI's names.
+        prediction: a key of PREDICTIONS.
+        zsnr: whether the betas are rescaled to zero terminal SNR.
+        scale: the factor on the clean latents. None: there is none.
+    """
     kind = type("TrainedSchedule", (comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[prediction]), {})
+    kind = scaled_class(kind, scale, "The network")
     return kind(SimpleNamespace(sampling_settings={
         "beta_schedule": beta_schedule, "linear_start": linear_start, "linear_end": linear_end}), zsnr=zsnr)
 
 
 def with_betas(base: ModelSampling, trained: TrainedBetas) -> ModelSampling:
-    """An object of the class of `base`, so with its prediction and step rule, and with the trained betas."""
+    """An object of the class of `base`, so with its prediction and step rule, and with the trained betas and scale."""
     check_discrete(base, trained)
     settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                 "linear_end": trained.linear_end, "timesteps": base.num_timesteps}
+    kind = scaled_class(type(base), trained.scale, trained.title)
     try:
-        return type(base)(SimpleNamespace(sampling_settings=settings), zsnr=base.zsnr)
+        return kind(SimpleNamespace(sampling_settings=settings), zsnr=base.zsnr)
     except TypeError:
         raise no_place(base, trained) from None
 
@@ -151,6 +189,9 @@ def no_place(base: ModelSampling, trained: TrainedBetas) -> VideoLDMError:
     """The error for a model_sampling object that cannot take betas."""
     kind = next(kind.__name__ for kind in type(base).__mro__ if kind.__module__.startswith("comfy.")
                 or kind is type(base))
+    if trained.scale is not None:
+        return VideoLDMError(f"The MODEL's noise schedule ({kind}) has no place for the scaled latents that "
+                             f"{trained.title} was trained on. Remove the node that set it.")
     return VideoLDMError(f"The MODEL's noise schedule ({kind}) has no place for the betas that {trained.title} were "
                          "trained on. Remove the node that set it, or set schedule on Load Temporal Layers to the "
                          "model's own.")
@@ -194,6 +235,9 @@ def words(sampling: ModelSampling) -> str:
         found.append(f"{levels} of {steps} steps")
     if getattr(sampling, "zsnr", False):
         found.append("zero terminal SNR")
+    scale = scale_of(sampling)
+    if scale is not None:
+        found.append(f"latents scaled down to {scale.last:g}")
     return ", ".join(found)
 
 

@@ -26,10 +26,11 @@ class LayerSet:
     params: StackParams
     title: str = ""                         # what the layers are, with an article
     name: str = ""                          # the name of their file, "" if there is none
-    fps: float | None = None                # frame rate of the clips they make
+    fps: float | None = None                # frame rate that the clips they make are played at
     noise: NoiseLevels | None = None        # for an upscaler's layers: noise levels of the small frames in training
     strength: float = 1.0                   # 0 is the image model, 1 is as trained
     max_distance: int | None = None         # how many frames away attention over time reaches; None: all frames
+    told_fps: float | None = None           # frame rate to tell a network with an embedding of it; None: its authors'
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.contents import first_line
+from ...temporal.formats.temporal_file import TemporalFile
 from ...temporal.formats.video_network import VideoNetwork
 from . import compat
 from .attach import attach_layers
 from .layer_weights import build_stack, layer_dtype
-from .models import UNET_PREFIX, patcher_of_model
-from .options import LayerSet
+from .models import UNET_PREFIX, latent_format_of, patcher_of_model
+from .noise_schedule import keep_scaled, schedule_of
+from .options import LayerSet, set_clip_options
 from .sockets import Model
 
 FIRST = "input_blocks.0.0.weight"       # ComfyUI's model detection reads the sizes of the UNet from here on
@@ -29,7 +31,7 @@ def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = No
 
     Args:
         network: the open file.
-        fps: the frame rate to tell a network that is told one. 0: its authors'.
+        fps: the frame rate of the clips, which a network with an embedding of it is told. 0: its authors'.
         shared: as `cache_key` of build_stack.
 
     Raises VideoLDMError for a file that does not hold exactly the tensors of its network.
@@ -38,8 +40,14 @@ def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = No
     model = patcher_of_model(config, {UNET_PREFIX + name: tensor for name, tensor in network.read_spatial().items()},
                              UNET_PREFIX)
     layers = network.layers
+    if layers.schedule.scale is not None:
+        model = keep_scaled(model, layers.schedule, layers.name)
     stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
-    return attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, fps or layers.fps))
+    rate = fps or layers.fps
+    m = attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, rate, told_fps=fps or None))
+    if layers.params.fps_width:
+        set_clip_options(m, fps=rate)       # for its frame-rate token. Latent Interpolate x4 sets its own rates
+    return m
 
 
 def model_config(network: VideoNetwork) -> Any:
@@ -51,6 +59,8 @@ def model_config(network: VideoNetwork) -> Any:
         title = layers.params.family
         unet_extra_config: dict = {}            # unet_config() states the heads
         text_source = network.text.source       # texts.py names it where a text does not fit
+        latent_format = comfy.supported_models.SD15.latent_format if network.latents is None else \
+            latent_format_of(network.latents)
         sampling_settings = {"beta_schedule": trained.beta_schedule, "linear_start": trained.linear_start,
                              "linear_end": trained.linear_end}
 
@@ -60,7 +70,11 @@ def model_config(network: VideoNetwork) -> Any:
 
         def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> Any:
             # The class of Stable Diffusion 1.x would take 8 or 9 input channels for instructpix2pix or inpainting.
-            return comfy.model_base.BaseModel(self, model_type=self.model_type(state_dict, prefix), device=device)
+            made = comfy.model_base.BaseModel(self, model_type=self.model_type(state_dict, prefix), device=device)
+            if trained.scale is not None:
+                made.model_sampling = schedule_of(trained.beta_schedule, trained.linear_start, trained.linear_end,
+                                                  trained.prediction or "eps", scale=trained.scale)
+            return made
     return VideoUNet(unet_config(network))
 
 
@@ -97,12 +111,25 @@ def report_of(network: VideoNetwork, fps: float) -> str:
     lines = [
         f"{layers.name}: {layers.title}, {len(layers.params.bricks)} temporal layers on its own spatial layers.",
         f"Text: {network.text.name}. Use {network.text.source}.",
-        f"VAE: that of a {layers.base.family} checkpoint.",
-        f"Trained on clips of {layers.params.frames} frames"
-        + (f" at {fps or layers.fps:g} frames per second." if layers.fps else "."),
-        f"Noise schedule: {trained.beta_schedule} {trained.linear_start:g} to {trained.linear_end:g}. Prediction: "
-        f"{trained.prediction}.",
+        f"VAE: use {layers.base.source('VAE')}.",
+        *rate_lines(layers, fps),
+        f"Noise schedule: {trained.beta_schedule} {trained.linear_start:g} to {trained.linear_end:g}"
+        + (f", latents scaled down to {trained.scale.last:g}" if trained.scale else "")
+        + f". Prediction: {trained.prediction}.",
     ]
     if layers.licence:
         lines.append(f"Licence: {layers.licence}.")
     return "\n".join(lines + list(layers.notes))
+
+
+def rate_lines(layers: TemporalFile, fps: float) -> list[str]:
+    """The lines about the length and the frame rate of clips. fps: as in load_video_network."""
+    frames, told = layers.params.frames, layers.params.usual_fps
+    if told is None:
+        return [f"Trained on clips of {frames} frames"
+                + (f" at {fps or layers.fps:g} frames per second." if layers.fps else ".")]
+    lines = [f"Trained on clips of {frames} frames, of many frame rates.",
+             f"It is told {fps or told:g} frames per second, and its clips play at {fps or layers.fps or told:g}."]
+    if not fps:
+        lines[-1] += " So do its authors. Set fps to tell it another rate, at which the clips then play too."
+    return lines

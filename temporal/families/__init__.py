@@ -26,7 +26,18 @@ from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
 from ..formats.video_network import VideoNetwork
 from ..params import StackParams
-from . import animatediff, hotshot_xl, lavie, modelscope, refused, svd, video_ldm, video_super_resolution
+from . import (
+    animatediff,
+    hotshot_xl,
+    lavie,
+    modelscope,
+    own_network,
+    refused,
+    svd,
+    video_ldm,
+    video_super_resolution,
+    videocrafter,
+)
 from .family import LOADERS, Family
 from .svd import Initialisation
 
@@ -37,12 +48,14 @@ FAMILIES: tuple[Family, ...] = (
            scene_layout_file.load),
     Family("video upscalers in pixel space, written by this pack", "video_model", pixel_upscaler.detect,
            pixel_upscaler.load),
+    own_network.FAMILY,
     Family("Motion LoRA for AnimateDiff, in AnimateDiff's names or diffusers'", "motion_lora", motion_lora.detect,
            motion_lora.load),
     hotshot_xl.FAMILY,
     animatediff.FAMILY,
     lavie.FAMILY,
     modelscope.FAMILY,
+    videocrafter.FAMILY,
     video_super_resolution.FAMILY,
     svd.FAMILY,
     Family("temporal decoders: Stable Video Diffusion's (svd.safetensors, svd_xt.safetensors, or their VAE) and those "
@@ -101,11 +114,27 @@ def load(path: StrPath, takes: str, wanted: str) -> Any:
     return family.load(file, found)
 
 
+def load_supported(file: TensorFile) -> tuple[Identified, Any]:
+    """What an open file is, and what its loader makes of it. Raises VideoLDMError for a file that no node loads.
+
+    A checkpoint with an image network and a temporal decoder counts as the decoder.
+    """
+    keys = Keys(file.raw_shapes)
+    family, found = find(keys, file.metadata)
+    if family is not None and family.load is not None and found.takes is not None:
+        return found, family.load(file, found)
+    temporal_decoder = decoder.detect(keys, file.metadata)
+    if temporal_decoder is not None:
+        return temporal_decoder, decoder.load(file, temporal_decoder)
+    advice = found.advice or f"It takes {'; '.join(family.listed for family in FAMILIES if family.takes)}."
+    raise VideoLDMError(f"{file.name} is {found.title}, not a file that this pack takes. {advice}")
+
+
 def refusal(file: TensorFile, found: Identified, takes: str, wanted: str) -> VideoLDMError:
     """The error for a file of another kind: what it is, and where it belongs or what the node loads."""
-    if takes == "temporal" and found.not_alone:
-        return VideoLDMError(f"{file.name} is {found.title}. {found.not_alone} {found.advice}")
     advice = found.advice or f"{LOADERS[takes]} takes {listing(takes)}."
+    if takes == "temporal" and found.not_alone:
+        advice = f"{found.not_alone} {advice}"
     return VideoLDMError(f"{file.name} is {found.title}, not {wanted}. {advice}")
 
 

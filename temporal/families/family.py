@@ -1,5 +1,7 @@
 """A family of files: how it is recognised, how it is loaded, and facts from its authors."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import VideoLDMError
+from ..formats.contents import WEIGHT_TYPES
 from ..formats.files import TensorFile
 from ..formats.temporal_file import (
     Base,
@@ -15,7 +18,9 @@ from ..formats.temporal_file import (
     SamplerHint,
     Schedule,
     TemporalFile,
+    dtype_name,
     require_complete,
+    require_distinct,
     require_one_dtype,
 )
 from ..formats.tensor_names import Keys
@@ -29,6 +34,9 @@ from ..spatial_names import places
 # The nodes that load files: {Identified.takes: the node's title}
 LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "decoder": "Load Temporal Decoder",
            "layout": "Scene Layout", "video_model": "Load Video Model"}
+
+
+NUMBERED = re.compile(r"(?:input_blocks|middle_block|output_blocks|transformer_blocks)\.(\d+)\.")     # in LDM's names
 
 
 @dataclass(frozen=True)
@@ -118,14 +126,18 @@ class NetworkFacts:
             unused: file keys that are known and not needed.
             notes: further sentences for the report.
 
-        Raises VideoLDMError for tensors that belong to neither part, and for missing or incomplete temporal layers.
+        Raises VideoLDMError for tensors that belong to neither part, for missing or incomplete temporal layers, and for
+        spatial weights that are quantised.
         """
         surplus = set(file.shapes) - set(layer_names) - set(spatial_names.values()) - set(unused)
         if surplus:
             raise VideoLDMError(f"{file.name} looks like {self.facts.title}, but holds {len(surplus)} tensors that it "
                                 f"does not have (the first: {min(surplus)}). It comes from a variant that this pack "
                                 "does not know.")
+        require_distinct(file.name, self.facts.title, ((own, key) for key, own in layer_names.items()))
+        require_weights(file, self.facts.title, spatial_names.values())
         spatial = {name: file.shapes[key] for name, key in spatial_names.items()}
+        require_consecutive(file.name, self.facts.title, spatial)
         self.check_text(file, spatial)
         self.check_layers(file, params, spatial)
         tensors = {layer_names[key]: tensor for key, tensor in file.read(layer_names).items()}
@@ -156,3 +168,33 @@ class NetworkFacts:
                 raise VideoLDMError(f"{looks} its temporal layer {site.name} has {found[site]} channels where its "
                                     f"spatial layers have {due.get(site, 'no place for one')}. The file is damaged or "
                                     "from an unknown variant.")
+
+
+def require_consecutive(name: str, title: str, spatial: Iterable[str]) -> None:
+    """Raise VideoLDMError if the network's blocks are not numbered from 0 without a gap.
+
+    Args:
+        name: the file's name.
+        title: what the file is, with an article.
+        spatial: the names of the spatial weights in LDM's UNet.
+    """
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
+    for key in spatial:
+        for match in NUMBERED.finditer(key):
+            numbers[key[:match.start(1)]].add(int(match[1]))
+    for place, found in numbers.items():
+        if max(found) + 1 != len(found):
+            raise VideoLDMError(f"{name} looks like {title}, but its {place.rstrip('.')} are numbered up to "
+                                f"{max(found)}, and it holds {len(found)} of them. The file is incomplete or damaged: "
+                                "download it again.")
+
+
+def require_weights(file: TensorFile, title: str, keys: Iterable[str]) -> None:
+    """Raise VideoLDMError for tensors that are no floating-point weights. They are not read."""
+    for key in keys:
+        if file.dtypes and file.dtypes[key] not in WEIGHT_TYPES:
+            stored = file.dtypes[key]
+            what = dtype_name(stored) if stored else "a type that this pack does not know"
+            raise VideoLDMError(f"{file.name} looks like {title}, but holds {key} as {what}, which is not a "
+                                "floating-point type that this pack computes with. Quantised files are not taken: use "
+                                "the float16 or float32 file.")

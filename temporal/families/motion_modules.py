@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import VideoLDMError
 from ..formats.files import TensorFile
-from ..formats.temporal_file import TemporalFile
+from ..formats.temporal_file import TemporalFile, require_distinct
 from ..formats.tensor_names import Keys
 from ..layers import MotionParams, interleaved_sinusoid
 from ..slots import Site, run_order
@@ -85,8 +85,9 @@ def load_modules(file: TensorFile, kind: str, facts: Facts, layout: Layout = ANI
     modules = {key: ModuleKey(key, layout) for key in file.shapes}
     names = UNetNames(resblocks_per_level((module.side, module.module) for module in modules.values()))
     check_levels(file.name, modules.values(), names.resblocks, layout)
-    tensors = {f"layers.{modules[key].site(names).name}.{modules[key].suffix}": tensor
-               for key, tensor in file.read(file.shapes).items()}
+    own = {key: f"layers.{module.site(names).name}.{module.suffix}" for key, module in modules.items()}
+    require_distinct(file.name, facts.title, ((name, key) for key, name in own.items()))
+    tensors = {own[key]: tensor for key, tensor in file.read(file.shapes).items()}
     tables = {key: tensors.pop(key) for key in list(tensors) if key.endswith(PE)}
     length = length_of(file.name, facts.title, tables)
     learned = bool(tables) and not all(map(is_sinusoid, tables.values()))

@@ -13,8 +13,6 @@ from ..formats.temporal_file import Identified
 from ..formats.tensor_names import Keys
 
 LATER = "This version of the pack does not take it."
-OWN_UNET = ("It is a whole UNet whose spatial layers were trained together with the temporal ones, so its temporal "
-            "layers alone are not the published model. " + LATER)
 LOADER = "Load it with core's {}."
 LOAD_LORA = "Load it with core's Load LoRA, on the image MODEL before Load Temporal Layers."
 LOAD_MODEL = "It is a model of its own: load it with core's Load Diffusion Model."
@@ -47,6 +45,10 @@ def levels(keys: Keys) -> int:
 
 
 TEMPORAL = (
+    Entry("cameractrl", "a CameraCtrl file (camera movements for AnimateDiff v3)", LATER,
+          (r".*encoder_down_conv_blocks\.\d+\.",)),
+    Entry("makeavid_sd", "a makeavid-sd UNet (temporal convolutions on Stable Diffusion 1.5's inpainting model)", LATER,
+          (r"conv_in\.spatial_conv\.", r".*\.temporal_conv\.")),
     Entry("sparse_ctrl", "an AnimateDiff SparseCtrl file (key frames or sketches as conditions)", LATER,
           (MOTION,), test=lambda keys: keys.has(r".*controlnet_cond_embedding") or not keys.has(r"up_blocks\.")),
     Entry("animatelcm_i2v", "an AnimateLCM image-to-video file",
@@ -72,10 +74,14 @@ TEMPORAL = (
           (r"(?:.*\.)?decoder\..*\.conv_3d\.weight",)),
     Entry("lavie_unknown", "a UNet of LaVie's kind whose input channels no published one has",
           "Use LaVie's base or interpolation network or SEINE.", (r".*\.attn_temp\.to_q\.",)),
-    Entry("videocrafter_i2v", "a VideoCrafter image-to-video checkpoint", OWN_UNET,
+    Entry("dynamicrafter", "a DynamiCrafter checkpoint (image to video)", LATER,
+          (r"init_attn\.0\.", r".*\.to_k_ip\."),
+          test=lambda keys: keys.shape(r"input_blocks\.0\.0\.weight")[1:2] == (8,)),
+    Entry("videocrafter_i2v", "a VideoCrafter image-to-video checkpoint",
+          LATER + " The text-to-video files of VideoCrafter 1 and 2 are taken.",
           (r"init_attn\.0\.", r".*\.to_k_ip\.")),
-    Entry("videocrafter2", "a VideoCrafter2 checkpoint", OWN_UNET, (r"init_attn\.0\.", r".*temopral_conv\.")),
-    Entry("videocrafter1", "a VideoCrafter1 checkpoint", OWN_UNET, (r"init_attn\.0\.",)),
+    Entry("videocrafter_unknown", "a UNet of VideoCrafter's kind whose input channels no published one has",
+          "Use the text-to-video file of VideoCrafter 1 or 2.", (r"init_attn\.0\.",)),
     Entry("i2vgen_xl", "an I2VGen-XL UNet (image to video)", LATER, (r"transformer_in\.", r"image_latents_")),
     Entry("show1_pixel", "a pixel-space UNet of the Show-1 kind", LATER, (r".*temp_attentions\.\d+\.",),
           test=lambda keys: keys.shape(r"conv_in\.weight")[1:2] not in ((4,), ())),

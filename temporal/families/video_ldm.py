@@ -146,6 +146,9 @@ def load(file: TensorFile, found: Identified | None = None) -> TemporalFile:
         raise contradiction(file.name, f"{surplus[0]} is no temporal layer's")
     params = rebuild(file)
     names = stack_keys(file.shapes)
+    if len(names) < len(file.shapes):
+        lost = next(key for key in file.shapes if key not in names.values())
+        raise contradiction(file.name, f"{lost} is the same tensor as another")
     stored = file.read(names.values())
     tensors = {key: stored[name] for key, name in names.items()}
     require_complete(file.name, TITLE, params, tensors)

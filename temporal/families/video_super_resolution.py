@@ -21,7 +21,15 @@ from torch import Tensor
 
 from ..errors import VideoLDMError
 from ..formats.files import TensorFile
-from ..formats.temporal_file import X4_UPSCALER, Base, Identified, NoiseLevels, Schedule, TemporalFile
+from ..formats.temporal_file import (
+    X4_UPSCALER,
+    Base,
+    Identified,
+    NoiseLevels,
+    Schedule,
+    TemporalFile,
+    require_distinct,
+)
 from ..formats.tensor_names import Keys
 from ..layers import BrickParams, LevelParams, ResidualConvParams, RotaryParams
 from ..layers.position import rotation_angles
@@ -157,6 +165,7 @@ def load(file: TensorFile, found: Identified) -> TemporalFile:
         shapes.setdefault(site, {})[suffix] = file.shapes[key]
     bricks = tuple((site, brick_of(file.name, facts.title, site, shapes[site]))
                    for site in sorted(shapes, key=run_order))
+    require_distinct(file.name, facts.title, ((own, key) for key, own in names.items()))
     tensors = {names[key]: tensor for key, tensor in file.read(names).items()}
     content = facts.temporal_file(file, found.kind, facts.stack_params(bricks, None), tensors)
     check_rotation(file, facts.title)

@@ -1,6 +1,7 @@
 """The content of an open model file, and the faults that every kind of file can have."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,11 @@ class Contents:
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype | None]       # None: a type that no weights have
     metadata: dict[str, str]
-    read: Callable[[Iterable[str]], dict[str, Tensor]]      # reads the tensors of these names
+    # Reads the tensors of these names one after another. Each has memory of its own: a view of the file would keep
+    # the file in memory beside its copies, and Windows cannot replace a file that has views.
+    each: Callable[[Iterable[str]], Iterator[tuple[str, Tensor]]]
 
     def read_all(self) -> dict[str, Tensor]:
         """Read all tensors. Raises VideoLDMError if one holds NaN or infinity."""
@@ -47,11 +51,36 @@ class Contents:
 
     def read_finite(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Read tensors. Raises VideoLDMError if one holds NaN or infinity."""
-        tensors = self.read(keys)
-        for key, tensor in tensors.items():
+        return dict(self.each_finite(keys))
+
+    def each_finite(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Read tensors one after another. Raises VideoLDMError if one holds NaN or infinity."""
+        for key, tensor in self.each(keys):
             if not is_finite(tensor):
                 raise not_finite(self.path, key)
-        return tensors
+            yield key, tensor
+
+
+class Stamp:
+    """Notices when a file changes between two reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen = self.now()
+
+    def now(self) -> tuple[int, int, int]:
+        status = os.stat(self.path)
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def check(self) -> None:
+        """Raise VideoLDMError if the file is gone or another one."""
+        try:
+            same = self.now() == self.seen
+        except OSError:
+            same = False
+        if not same:
+            raise VideoLDMError(f"{file_name(self.path)} changed while it was read. Wait until its download or copy is "
+                                "complete, and run again.")
 
 
 def file_name(path: Path) -> str:

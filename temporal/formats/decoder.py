@@ -18,7 +18,7 @@ Other entries of the metadata are kept unchanged.
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,19 @@ def names_of(keys: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
     if any(name.startswith("mid_block.") for name in inside):
         found = (re.match(r"up_blocks\.(\d+)\.", name) for name in inside)
         levels = 1 + max((int(match[1]) for match in found if match), default=0)
-        inside = {ldm_name(name, levels): key for name, key in inside.items()}
-    inside = {re.sub(r"^time_mix_conv\.", "conv_out.time_mix_conv.", name): key for name, key in inside.items()}
+        inside = renamed(inside, lambda name: ldm_name(name, levels))
+    inside = renamed(inside, lambda name: re.sub(r"^time_mix_conv\.", "conv_out.time_mix_conv.", name))
     quant = {part: f"{prefix}post_quant_conv.{part}" for part in ("weight", "bias")}
     return inside, {part: key for part, key in quant.items() if key in keys}
+
+
+def renamed(names: Mapping[str, str], rule: Callable[[str], str]) -> dict[str, str]:
+    """{name: file key} with other names. A name that another tensor has already stays, so that it is refused later."""
+    found: dict[str, str] = {}
+    for name, key in names.items():
+        new = rule(name)
+        found[name if new in found else new] = key
+    return found
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:

@@ -7,16 +7,18 @@ refused with one sentence.
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..atomic import StrPath
 from ..errors import VideoLDMError
 from . import safetensors_files, torch_files
 from .contents import Contents, check_names, damaged, file_name, first_line
-from .tensor_names import bare_names
+from .metadata import shown
+from .tensor_names import bare, bare_names
 
 PROBE = 512                     # first bytes of a file that are searched for web pages and other mistakes
 KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -31,6 +33,8 @@ class TensorFile:
     metadata: dict[str, str]
     raw_keys: tuple[str, ...]                               # the file's own keys, in the order of `shapes`
     read: Callable[[Iterable[str]], dict[str, Tensor]]      # reads the tensors of these bare keys; refuses NaN
+    # By bare key. None: a type that no weights have. Empty: not known
+    dtypes: dict[str, torch.dtype | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -44,15 +48,26 @@ class TensorFile:
 
 def open_file(path: StrPath) -> TensorFile:
     """Open a `.safetensors` or torch file. Raises VideoLDMError for any other file."""
-    contents = open_contents(path)
+    return tensor_file(open_contents(path))
+
+
+def tensor_file(contents: Contents) -> TensorFile:
+    """An open file by bare keys. Raises VideoLDMError if two of its keys are the same without their prefixes."""
     names = bare_names(contents.shapes)
+    if len(names) < len(contents.shapes):
+        kept = set(names.values())
+        second = next(key for key in contents.shapes if key not in kept)
+        raise VideoLDMError(f"{file_name(contents.path)} holds {shown(names[bare(second)], 120)} and "
+                            f"{shown(second, 120)}, which name the same tensor. It was put together from two files: "
+                            "use one of these.")
 
     def read(keys: Iterable[str]) -> dict[str, Tensor]:
         keys = list(keys)
         found = contents.read_finite(names[key] for key in keys)
         return {key: found[names[key]] for key in keys}
     shapes = {key: contents.shapes[raw] for key, raw in names.items()}
-    return TensorFile(contents.path, shapes, contents.metadata, tuple(names.values()), read)
+    dtypes = {key: contents.dtypes[raw] for key, raw in names.items()}
+    return TensorFile(contents.path, shapes, contents.metadata, tuple(names.values()), read, dtypes)
 
 
 def open_contents(path: StrPath) -> Contents:

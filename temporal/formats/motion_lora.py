@@ -16,7 +16,7 @@ from ..params import StackParams
 from ..slots import Site
 from ..unet_names import UNetNames, resblocks_per_level
 from .files import TensorFile
-from .temporal_file import Identified, require_one_dtype
+from .temporal_file import Identified, require_distinct, require_one_dtype
 from .tensor_names import Keys
 
 TITLE = "a Motion LoRA"
@@ -126,6 +126,8 @@ def load(file: TensorFile, found: Identified | None = None) -> MotionLora:
     halves: dict[PatchKey, dict[str, str]] = {}
     for key in file.shapes:
         patch_key, half = parse(file, key)
+        require_distinct(file.name, TITLE, ((half, other) for other in
+                                            (halves.get(patch_key, {}).get(half, key), key)))
         halves.setdefault(patch_key, {})[half] = key
     tensors = file.read(file.shapes)
     require_one_dtype(file.name, tensors, kind=lambda key: "all of them")

@@ -3,20 +3,27 @@
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .contents import Contents, damaged, first_line
+from .contents import Contents, Stamp, damaged, first_line
 
 ENDINGS = (".safetensors", ".sft")
 LARGEST_HEADER = 16_000_000     # bytes; headers of published files are below a million
 MOST_SIZES = 16                 # dimensions of a tensor
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
         "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+         "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+         "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}      # the library reads the others
+STORED = TYPES | {"BOOL": torch.bool}
+NAMES = {dtype: name for name, dtype in STORED.items()}
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -26,21 +33,52 @@ def is_safetensors(head: bytes) -> bool:
 
 def open_safetensors(path: Path) -> Contents:
     """Open a file. Raises VideoLDMError if it is damaged."""
-    entries = header_of(path)
+    stamp = Stamp(path)
+    entries, start = header_of(path)
     metadata = entries.pop("__metadata__", {})
 
-    def read(keys: Iterable[str]) -> dict[str, Tensor]:
-        try:
-            with safe_open(str(path), framework="pt", device="cpu") as file:
-                return {key: file.get_tensor(key) for key in keys}
-        except Exception as error:      # safetensors raises its own class, which has moved between versions
-            raise damaged(path, f"cannot be read ({first_line(error)})") from None
+    def each(keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        stamp.check()
+        with open(path, "rb") as file:
+            for key in keys:
+                known = entries[key]["dtype"] in TYPES
+                yield key, read_tensor(path, file, entries[key], start) if known else read_by_library(path, key)
 
-    return Contents(path, {key: tuple(entry["shape"]) for key, entry in entries.items()}, metadata, read)
+    return Contents(path, {key: tuple(entry["shape"]) for key, entry in entries.items()},
+                    {key: STORED.get(entry["dtype"]) for key, entry in entries.items()}, metadata, each)
 
 
-def header_of(path: Path) -> dict:
-    """The entries of the header. Raises VideoLDMError unless its tensors fill the file exactly."""
+def read_tensor(path: Path, file: BufferedReader, entry: dict, start: int) -> Tensor:
+    """The tensor of an entry. The library would map the file, and its pages would count beside what is made of them.
+
+    Args:
+        path: of the file, for the message.
+        file: the open file.
+        entry: the tensor's entry of the header.
+        start: where the tensors begin in the file.
+    """
+    first, last = entry["data_offsets"]
+    content = torch.empty(last - first, dtype=torch.uint8)
+    file.seek(start + first)
+    if file.readinto(content.numpy()) != last - first:
+        raise damaged(path, "breaks off while it is read")
+    return content.view(TYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def read_by_library(path: Path, key: str) -> Tensor:
+    """A tensor of a dtype that read_tensor does not know."""
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return file.get_tensor(key).clone()
+    except Exception as error:      # safetensors raises its own class, which has moved between versions
+        raise damaged(path, f"cannot be read ({first_line(error)})") from None
+
+
+def header_of(path: Path) -> tuple[dict, int]:
+    """The entries of the header, and where the tensors begin.
+
+    Raises VideoLDMError unless the tensors fill the file exactly.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
@@ -53,7 +91,7 @@ def header_of(path: Path) -> dict:
     due = 8 + length + last_byte(path, {key: entry for key, entry in entries.items() if key != "__metadata__"})
     if size != due:
         raise damaged(path, f"has {size} bytes where its header announces {due}")
-    return entries
+    return entries, 8 + length
 
 
 def parsed_header(header: bytes) -> dict | None:
@@ -104,3 +142,32 @@ def last_byte(path: Path, entries: dict) -> int:
                                 f"and type {first_line(entry['dtype'])}")
         end = last
     return end
+
+
+# Writing
+
+def write_tensors(path: Path, kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+                  tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> None:
+    """Write a file tensor by tensor. Memory holds one of them at a time. The library's function needs all at once.
+
+    Args:
+        path: of the file.
+        kinds: {name: (dtype, shape)} of the tensors.
+        tensors: the same tensors by name, in any order.
+        metadata: of the file.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    # Wide types come first, so that each tensor begins at a multiple of its element's size.
+    for name in sorted(kinds, key=lambda name: -kinds[name][0].itemsize):
+        dtype, shape = kinds[name]
+        first, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [first, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors:
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        file.truncate(8 + len(text) + end)

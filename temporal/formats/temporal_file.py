@@ -1,13 +1,14 @@
 """The content of a file of temporal layers, and checks that all such files need."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..diffusion import DataScale
 from ..errors import VideoLDMError
 from ..layers import Factory
 from ..params import StackParams
@@ -40,6 +41,7 @@ class Schedule:
     linear_start: float             # the first beta
     linear_end: float               # the last beta
     prediction: str | None = None   # "eps", "v" or "x0". None: that of the image model
+    scale: DataScale | None = None  # the factor on the clean latents. None: there is none
 
 
 X4_UPSCALER, DEMO, DEMO_UPSCALER = "Stable Diffusion x4 upscaler", "Video LDM demo", "the Video LDM demo's upscaler"
@@ -175,6 +177,21 @@ def require_complete(name: str, title: str, params: StackParams, tensors: Mappin
         if tuple(tensors[key].shape) != shape:
             raise VideoLDMError(f"{name} looks like {title}, but {key} has shape {list(tensors[key].shape)} where "
                                 f"{list(shape)} is due. The file is damaged or from an unknown variant.")
+
+
+def require_distinct(name: str, title: str, pairs: Iterable[tuple[str, str]]) -> None:
+    """Raise VideoLDMError for two keys of a file that mean the same tensor, as in down_blocks.0 and down_blocks.00.
+
+    Args:
+        name: the file's name.
+        title: what the file is, with an article.
+        pairs: (the pack's name of a tensor, the file's key) of all tensors.
+    """
+    first: dict[str, str] = {}
+    for own, key in pairs:
+        if first.setdefault(own, key) != key:
+            raise VideoLDMError(f"{name} looks like {title}, but its {shown(first[own], 120)} and {shown(key, 120)} "
+                                "are the same tensor. It comes from a variant that this pack does not know.")
 
 
 def published_suffix(key: str) -> str:

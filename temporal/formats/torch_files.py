@@ -11,7 +11,9 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import VideoLDMError
-from .contents import LONGEST_NAME, Contents, damaged, file_name, first_line
+from .contents import LONGEST_NAME, Contents, Stamp, damaged, file_name, first_line
 from .metadata import shown
 
 ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
@@ -27,32 +29,108 @@ WRAPPERS = ("ema", "state_dict", "module", "model_state_dict", "params_ema", "pa
 DEEPEST = 8                     # nested dictionaries around the weights, and nested tuples
 LARGEST_PICKLE = 16_000_000     # bytes of names and sizes; those of published files are below a million
 LEGACY_PICKLES = 5              # magic number, protocol, system, weights, keys of the storages
+SMALLEST_PART, PARTS = 2 ** 25, 32      # a file is read in parts of these bytes at least, and in so many at most
 SHARED = 4                      # tensors that share memory may together be this many times as large as the file
 
 
 def open_torch(path: Path, head: bytes) -> Contents:
     """Open a file. head: its first bytes. Raises VideoLDMError if it is damaged or needs code."""
-    found = flat_tensors(path, load_weights(path, head))
-    if not found:
-        raise VideoLDMError(f"{file_name(path)} holds no named tensors, so it is no model file of any kind that this "
-                            "pack knows.")
-    for key, tensor in found.items():
-        check_plain(path, key, tensor)
-
-    def read(keys: Iterable[str]) -> dict[str, Tensor]:
-        tensors = {key: found[key].detach() for key in keys}
-        check_sizes(path, tensors)
-        return tensors
-    return Contents(path, {key: tuple(tensor.shape) for key, tensor in found.items()}, {}, read)
+    zipped = is_archive(path, head)
+    stamp = Stamp(path)
+    check_pickles(path, archived_pickle(path) if zipped else legacy_pickles(path))
+    reader = Reader(path, zipped, stamp)
+    return Contents(path, {key: size.shape for key, size in reader.sizes.items()},
+                    {key: size.dtype for key, size in reader.sizes.items()}, {}, reader.each)
 
 
-def load_weights(path: Path, head: bytes) -> Any:
-    """What `torch.load` returns for a file. Raises VideoLDMError if it is damaged or needs code."""
+@dataclass(frozen=True)
+class Size:
+    """The size of a tensor in the file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    nbytes: int     # of its elements
+    stored: int     # bytes of the storage that holds them. Other tensors may have the same storage
+
+
+class Reader:
+    """Reads tensors from a file whose pickles have been checked.
+
+    An archive is mapped, which takes no memory for what is not read. What is read stays in memory while the file is
+    mapped. So the file is mapped anew for each part. A file in torch's older format is read as a whole. What was
+    given away of it is read again when it is asked for a second time.
+    """
+
+    def __init__(self, path: Path, zipped: bool, stamp: Stamp) -> None:
+        self.path, self.zipped, self.stamp = path, zipped, stamp
+        self.part = max(SMALLEST_PART, stamp.seen[1] // PARTS)
+        self.kept: dict[str, Tensor] = {}       # of a file in the older format: what was not given away
+        self.alone: set[str] = set()            # of such a file: tensors that have their storage for themselves
+        found = self.load()
+        if not found:
+            raise VideoLDMError(f"{file_name(path)} holds no named tensors, so it is no model file of any kind that "
+                                "this pack knows.")
+        for key, tensor in found.items():
+            check_plain(path, key, tensor)
+        self.sizes = {key: Size(tuple(tensor.shape), tensor.dtype, tensor.nbytes, tensor.untyped_storage().nbytes())
+                      for key, tensor in found.items()}
+        if not zipped:
+            users = Counter(tensor.untyped_storage().data_ptr() for tensor in found.values())
+            self.alone = {key for key, tensor in found.items() if tensor.is_contiguous()
+                          and users[tensor.untyped_storage().data_ptr()] == 1
+                          and tensor.nbytes == tensor.untyped_storage().nbytes()}
+            self.kept = found
+
+    def load(self) -> dict[str, Tensor]:
+        """All tensors. Those of an archive are views of the mapped file."""
+        return flat_tensors(self.path, load_weights(self.path, self.zipped))
+
+    def each(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Read tensors, as in Contents."""
+        keys = list(keys)
+        check_sizes(self.path, {key: self.sizes[key] for key in keys})
+        for part in self.parts(keys) if self.zipped else [keys]:
+            yield from self.each_of_part(part)
+
+    def each_of_part(self, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """Read tensors with the file mapped once."""
+        self.stamp.check()
+        if self.zipped:
+            found = self.load()
+        else:
+            if not all(key in self.kept for key in keys):
+                self.kept.clear()       # before, so that memory never holds two copies
+                self.kept = self.load()
+            found = self.kept
+        for key in keys:
+            tensor = found.pop(key).detach()
+            yield key, tensor if key in self.alone else tensor.clone(memory_format=torch.contiguous_format)
+
+    def parts(self, keys: list[str]) -> Iterator[list[str]]:
+        """The keys in groups whose tensors take about `part` bytes."""
+        group: list[str] = []
+        size = 0
+        for key in keys:
+            if group and size + self.sizes[key].nbytes > self.part:
+                yield group
+                group, size = [], 0
+            group.append(key)
+            size += self.sizes[key].nbytes
+        if group:
+            yield group
+
+
+def is_archive(path: Path, head: bytes) -> bool:
+    """Whether a file is an archive, and not in torch's older format. Raises VideoLDMError if it is neither."""
     zipped = head.startswith(b"PK\x03\x04")
     if not zipped and not head.startswith(b"\x80"):
         raise VideoLDMError(f"{file_name(path)} is neither a torch file nor a safetensors file: it begins with "
                             f"{head[:8]!r}. Download it again, and check what the link leads to.")
-    check_pickles(path, archived_pickle(path) if zipped else legacy_pickles(path))
+    return zipped
+
+
+def load_weights(path: Path, zipped: bool) -> Any:
+    """What `torch.load` returns for a file. Raises VideoLDMError if it is damaged or needs code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
@@ -227,12 +305,12 @@ def check_plain(path: Path, key: str, tensor: Tensor) -> None:
                             "Use the original float16 or float32 file.")
 
 
-def check_sizes(path: Path, tensors: dict[str, Tensor]) -> None:
+def check_sizes(path: Path, sizes: dict[str, Size]) -> None:
     """Raise VideoLDMError for tensors larger than their bytes in the file. Strides can repeat bytes to any size."""
-    for key, tensor in tensors.items():
-        if tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise damaged(path, f"holds {key} of shape {list(tensor.shape)} as {tensor.untyped_storage().nbytes()} "
-                                f"bytes that repeat, where {tensor.nbytes} are due")
-    together = sum(tensor.nbytes for tensor in tensors.values())
+    for key, size in sizes.items():
+        if size.nbytes > size.stored:
+            raise damaged(path, f"holds {key} of shape {list(size.shape)} as {size.stored} bytes that repeat, where "
+                                f"{size.nbytes} are due")
+    together = sum(size.nbytes for size in sizes.values())
     if together > SHARED * path.stat().st_size:
         raise damaged(path, f"has {path.stat().st_size} bytes, and the tensors that share them would take {together}")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import VideoLDMError
 from .files import TensorFile
+from .latents import LatentParams
 from .temporal_file import TemporalFile
 
 
@@ -42,6 +43,7 @@ class VideoNetwork:
     text: TextEncoder
     # Why its temporal layers do not work on an image model, as a sentence. "": they do
     not_alone: str = ""
+    latents: LatentParams | None = None     # None: those of Stable Diffusion 1.x and 2.x
 
     @property
     def spatial_shapes(self) -> dict[str, tuple]:

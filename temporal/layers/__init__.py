@@ -17,9 +17,9 @@ from .vsr import LevelModule, LevelParams, ResidualConv, ResidualConvParams, Rot
 
 __all__ = [
     "TORCH", "Attention", "BrickCall", "BrickParams", "ClipTransformer", "ClipTransformerParams",
-    "ContextDownsampler", "Factory", "FeedForward", "FpsToken", "FrameAttention", "FrameAttentionParams", "GivenCall",
-    "LevelModule", "LevelParams", "Mix", "MotionModule", "MotionParams", "ResBlockParams", "ResidualConv",
-    "ResidualConvParams", "RotaryParams", "RotaryTransformer", "StagedConv", "StagedConvParams", "TemporalResBlock",
-    "TemporalTransformer", "TemporalTransformerBlock", "TransformerParams", "attend", "interleaved_sinusoid",
-    "timestep_sinusoid",
+    "ContextDownsampler", "Factory", "FeedForward", "FpsToken", "FrameAttention", "FrameAttentionParams",
+    "GivenCall", "LevelModule", "LevelParams", "Mix", "MotionModule", "MotionParams", "ResBlockParams",
+    "ResidualConv", "ResidualConvParams", "RotaryParams", "RotaryTransformer", "StagedConv", "StagedConvParams",
+    "TemporalResBlock", "TemporalTransformer", "TemporalTransformerBlock", "TransformerParams", "attend",
+    "interleaved_sinusoid", "timestep_sinusoid",
 ]

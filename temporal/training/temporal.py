@@ -61,6 +61,7 @@ class NoisedClips(NamedTuple):
     context_frames: Tensor | None = None    # c_S `(b t) c+1 h w`, for layers with such an input
     fps: Tensor | None = None               # (b), for layers with such an input
     images: Noised | None = None
+    further: Tensor | None = None           # further channels of the network's own input `(b t) k h w` (network.py)
 
 
 class TemporalLoss(RecordableLoss):
@@ -142,6 +143,9 @@ class TemporalLoss(RecordableLoss):
 
     def video_loss(self, inputs: NoisedClips) -> Tensor:
         """The denoising loss of a batch of clips, with temporal layers."""
-        settings = CallSettings(frames=inputs.frames, known=inputs.context_frames, fps=inputs.fps)
-        with self.open_call(self.backbone, [(self.stack, settings)], context=inputs.clips.context):
+        with self.open_call(self.backbone, self.sets(inputs), context=inputs.clips.context):
             return denoising_loss(self.backbone, self.diffusion, inputs.clips, self.x0_weighting)
+
+    def sets(self, inputs: NoisedClips) -> list[tuple[TemporalStack, CallSettings]]:
+        """The temporal layers with the settings of this call."""
+        return [(self.stack, CallSettings(frames=inputs.frames, known=inputs.context_frames, fps=inputs.fps))]

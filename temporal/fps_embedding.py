@@ -1,0 +1,51 @@
+"""The frame rate as a part of the timestep embedding: VideoCrafter's networks are told it
+(docs/papers.md#videocrafter)."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Factory, timestep_sinusoid
+
+
+class ToldCall(Protocol):
+    """The part of an open call (temporal/call.py) that this change uses."""
+
+    @property
+    def acting(self) -> bool: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def told_fps(self) -> Tensor | float | None: ...
+
+
+@dataclass(frozen=True)
+class FpsEmbedding:
+    """A change of the spatial network: `emb + embedding(sinusoid(fps))`, for every frame of a clip."""
+
+    width: int          # of the sinusoid: the channels of the network's first convolution
+    emb_dim: int        # width of the timestep embedding
+    usual: float        # the frame rate that its authors tell it
+    note = "It is told the frame rate of its clips."
+
+    def build(self, make: Factory) -> nn.Module:
+        return nn.Sequential(make.linear(self.width, self.emb_dim), nn.SiLU(),
+                             make.linear(self.emb_dim, self.emb_dim))
+
+    def attach(self, call: ToldCall, unet: nn.Module, weights: nn.Module | None) -> list:
+        """Add the embedding of the frame rate to that of the timestep."""
+        assert weights is not None
+
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+            if not call.acting:
+                return None
+            told = self.usual if call.told_fps is None else call.told_fps
+            fps = torch.as_tensor(told, dtype=torch.float32, device=output.device).reshape(-1)
+            rows = weights(timestep_sinusoid(fps, self.width).to(output.dtype))
+            # One row serves all frames. Otherwise there is one for each clip.
+            return output + (rows if len(rows) == 1 else rows.repeat_interleave(call.frames, dim=0))
+        return [unet.time_embed.register_forward_hook(hook)]
