@@ -92,7 +92,7 @@ def encoded_grey(model: Model, like: Tensor, vae: Vae | None) -> Tensor | None:
     if grey.shape[1:] != like.shape[1:]:
         raise VideoLDMError(f"The connected VAE makes latents of {' x '.join(map(str, grey.shape[1:]))} (channels, "
                             f"height, width) where this MODEL takes {' x '.join(map(str, like.shape[1:]))}. Connect "
-                            "the VAE of a Stable Diffusion 1.x checkpoint.")
+                            "the VAE that belongs to this MODEL.")
     return grey[0]
 
 
