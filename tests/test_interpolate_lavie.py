@@ -15,6 +15,7 @@ from video_ldm.nodes.host.windows import HANDLER
 from video_ldm.nodes.interpolate import LatentInterpolate
 from video_ldm.nodes.longer import ContextFrames
 from video_ldm.nodes.sample import VideoLDMSampler
+from video_ldm.nodes.windows import CONVOLUTION
 from video_ldm.temporal.conditioning import copies_input
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.params import COPIES, InputFramesParams
@@ -171,6 +172,9 @@ def test_frame_windows_on_the_model_sets_the_windows(networks):
     with pytest.raises(VideoLDMError, match="windows of 4 frames.*Set length to 5 or more"):
         interpolate(short_windows(networks[LAVIE], length=4, overlap=1), frames_of(7))
     assert HANDLER not in networks[LAVIE].model_options
+    whole, seen = inputs_of(short_windows(networks[LAVIE], mode=CONVOLUTION))
+    interpolate(whole, frames_of(17), cfg=1.0)
+    assert [len(call) for call in seen] == [65]             # convolution in time: all frames at once
 
 
 def test_the_memory_of_an_interpolation_does_not_grow_with_the_clip(networks):
