@@ -13,11 +13,12 @@ import torch
 from ..temporal.errors import VideoLDMError
 from ..temporal.params import StackParams
 from ..temporal.rollout import PER_KEY, interpolated_length
+from ..temporal.schedules import keys_within
 from .host import context, latents, sampling
 from .host.api import io
 from .host.frame_conditioning import CallFrames, model_of, settings_of
 from .host.inputs import checked
-from .host.options import LayerSet
+from .host.options import LayerSet, layer_sets
 from .host.required_layers import require_layers
 from .host.sockets import Conditioning, Latent, Model, Vae
 from .host.texts import check_texts
@@ -25,7 +26,7 @@ from .host.windows import with_windows_between_keys
 
 WINDOW = 5      # a key frame, three frames to make, the next key frame (docs/papers.md#interpolation)
 ENDS = (0, -1)
-LAVIE_WINDOW, LAVIE_OVERLAP = 61, 13    # 16 key frames, and 4 that neighbouring windows share
+SHARED = 4          # neighbouring windows of a clip that is made anew share one of so many of their key frames
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,11 @@ def check_layers(sets: list[LayerSet]) -> None:
                                 "frames between them. Load a file of interpolation layers onto the image model with "
                                 "Load Temporal Layers, or lavie_interpolation with Load Video Model, and connect that "
                                 "MODEL here.")
+    anew = [layers for layers in sets if layers.params.remakes_key_frames]
     others = [layers for layers in sets if not layers.params.remakes_key_frames]
-    if 0 < len(others) < len(sets):
-        raise VideoLDMError(f"The MODEL of LaVie's interpolation also has other temporal layers ({others[0].title}), "
-                            "which interpolate in another way. Remove the Load Temporal Layers node.")
+    if anew and others:
+        raise VideoLDMError(f"This MODEL ({anew[0].title}) also has other temporal layers ({others[0].title}), which "
+                            "interpolate in another way. Remove the Load Temporal Layers node.")
 
 
 def interpolates(params: StackParams) -> bool:
@@ -224,6 +226,16 @@ def sample_windows(keys: torch.Tensor, noise: torch.Tensor, one_pass: Interpolat
     return made.unflatten(0, (-1, WINDOW))
 
 
+def trained_windows(sets: list[LayerSet]) -> tuple[int, int]:
+    """Frames of a window, and the frames that windows share, for a network that makes all frames anew.
+
+    A window is as long as the clips of training. For LaVie's that is 61 frames: 16 key frames, of which 4 are shared.
+    """
+    length = max(min(layers.params.frames for layers in sets), WINDOW)
+    shared = max(keys_within(length) // SHARED, 1)
+    return length, interpolated_length(shared)
+
+
 def interpolate_anew(keys: torch.Tensor, one_pass: InterpolationPass) -> torch.Tensor:
     """Key frames `t c h w` -> all frames `4(t-1)+1 c h w`, made in one sampling. A long clip is divided in each step.
 
@@ -233,7 +245,7 @@ def interpolate_anew(keys: torch.Tensor, one_pass: InterpolationPass) -> torch.T
     frames = one_pass.finished_frames(range(length), len(keys))
     noise = sampling.noise_like(torch.zeros(length, *keys.shape[1:]), one_pass.seed)
     model = model_of(one_pass.model, length, one_pass.temporal_prompt, one_pass.rate, frames)
-    model = with_windows_between_keys(model, LAVIE_WINDOW, LAVIE_OVERLAP)
+    model = with_windows_between_keys(model, *trained_windows(layer_sets(model)))
     made = sampling.sample(context.with_key_frames(model, keys), one_pass.seed, settings_of(one_pass.settings, frames),
                            torch.zeros_like(noise), noise, one_pass.progress.callback)
     if one_pass.keep:

@@ -46,6 +46,22 @@ class SmallFramesParams:
     in_channels: int = 3    # channels of the small frames
 
 
+def is_trained(trained: tuple[tuple[int, ...], ...] | None, known: set[int], frames: int) -> bool:
+    """Whether a set of known frames is among those trained for.
+
+    Args:
+        trained: the sets, as in ContextParams. None: any set.
+        known: frame numbers from 0.
+        frames: of the clip.
+    """
+    return trained is None or any(known == {p % frames for p in candidate} for candidate in trained)
+
+
+def listed(trained: tuple[tuple[int, ...], ...] | None) -> str:
+    """The sets of known frames that layers were trained for, in words."""
+    return "; ".join(", ".join(map(str, candidate)) or "none" for candidate in trained or ())
+
+
 MASK_FIRST, MASK_LAST, COPIES = "mask, latents", "latents, mask", "copies"     # forms of InputFramesParams
 GREY, ZEROS = "grey", "zeros"                                                   # fillers of InputFramesParams
 

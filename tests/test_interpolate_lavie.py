@@ -1,5 +1,7 @@
 """LaVie's interpolation in Latent Interpolate x4: copies of key frames, all frames made anew, windows of 61."""
 
+from dataclasses import replace
+
 import comfy.model_management
 import comfy.sample
 import pytest
@@ -8,16 +10,19 @@ from comfy.patcher_extension import WrappersMP
 
 from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes.host import sampling
+from video_ldm.nodes.host.options import layer_sets, transformer_options
 from video_ldm.nodes.host.windows import HANDLER
 from video_ldm.nodes.interpolate import LatentInterpolate
 from video_ldm.nodes.longer import ContextFrames
 from video_ldm.nodes.sample import VideoLDMSampler
+from video_ldm.nodes.windows import CONVOLUTION
 from video_ldm.temporal.conditioning import copies_input
 from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.params import COPIES, InputFramesParams
 from video_ldm.temporal.rollout import copied_key
 from video_ldm.temporal.schedules import shifting_windows, static_windows, windows_between_keys
 from video_ldm.tests import input_frames_help
-from video_ldm.tests.input_frames_help import SCALE, SIZE, ddim, frames_of, inputs_of, text
+from video_ldm.tests.input_frames_help import SCALE, SIZE, ddim, frames_of, inputs_of, text, with_input
 from video_ldm.tests.longer_help import run_extend
 from video_ldm.tests.small import relative_error
 from video_ldm.tests.windows_help import windowed
@@ -150,6 +155,14 @@ def test_windows_are_joined_as_by_hand_and_a_clip_of_one_window_is_one_call(netw
     assert relative_error(interpolate(short_windows(m), keys)[0]["samples"], expected) < 1e-5
 
 
+def test_windows_are_as_long_as_the_clips_that_the_network_was_trained_on(networks):
+    """Of 7 key frames: windows of 4, which share 1; windows of 2; and 2 are the fewest."""
+    for trained, windows in ((13, [13] * 2), (5, [5] * 6), (3, [5] * 6)):
+        m, seen = inputs_of(with_input(networks[LAVIE], InputFramesParams(COPIES), frames=trained))
+        interpolate(m, frames_of(7), cfg=1.0)
+        assert [len(call) for call in seen] == windows
+
+
 def test_frame_windows_on_the_model_sets_the_windows(networks):
     m, seen = inputs_of(short_windows(networks[LAVIE], length=12, overlap=2))
     interpolate(m, frames_of(7), cfg=1.0)
@@ -159,6 +172,9 @@ def test_frame_windows_on_the_model_sets_the_windows(networks):
     with pytest.raises(VideoLDMError, match="windows of 4 frames.*Set length to 5 or more"):
         interpolate(short_windows(networks[LAVIE], length=4, overlap=1), frames_of(7))
     assert HANDLER not in networks[LAVIE].model_options
+    whole, seen = inputs_of(short_windows(networks[LAVIE], mode=CONVOLUTION))
+    interpolate(whole, frames_of(17), cfg=1.0)
+    assert [len(call) for call in seen] == [65]             # convolution in time: all frames at once
 
 
 def test_the_memory_of_an_interpolation_does_not_grow_with_the_clip(networks):
@@ -242,6 +258,13 @@ def test_a_cancel_ends_the_interpolation_within_a_step(networks):
 def test_key_frame_models_are_refused_in_latent_interpolate(networks):
     with pytest.raises(VideoLDMError, match="LaVie's base text-to-video network.*make key frames.*Load Video Model"):
         interpolate(networks["lavie_base"], frames_of(3))
+
+
+def test_other_layers_on_the_model_of_lavies_interpolation_are_refused(networks):
+    m = networks[LAVIE].clone()
+    transformer_options(m)["video_ldm/other"] = replace(layer_sets(networks["a4"])[0], title="other layers")
+    with pytest.raises(VideoLDMError, match="frame interpolation.*also has other temporal layers .other layers"):
+        interpolate(m, frames_of(3))
 
 
 def test_lavies_interpolation_is_sent_to_its_own_node_by_all_others(networks):

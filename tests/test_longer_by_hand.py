@@ -202,6 +202,13 @@ def test_known_frames_of_several_clips_in_windows_stay_with_their_clips(models):
         assert relative_error(both[clip * LONG:(clip + 1) * LONG], alone) < 1e-5
 
 
+def test_windows_whose_known_frames_stand_where_none_were_trained_are_refused(models):
+    """Looped windows of 4 in a clip of 6: the last is 4, 5, 0, 1, where the known first frame is number 2."""
+    looped = with_frames(windowed(models["prediction"], schedule="looped"), frames_of(1), "0")
+    with pytest.raises(VideoLDMError, match="In a window of 4 frames the context frames are 2.*none; 0; 0, 1. Set the"):
+        prediction(looped)
+
+
 # What a LATENT says beside its frames
 
 def sampler(model, frames=FRAMES, **changes):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
-from ...temporal.params import GREY
+from ...temporal.params import GREY, is_trained, listed
 from ...temporal.rollout import PER_KEY, interpolated_length
 from .compat import with_own_id
 from .known_frames import refuse_copies
@@ -61,11 +61,8 @@ def refuse_interpolation_network(model: Model) -> None:
 def trained_for(layers: LayerSet, positions: tuple[int, ...]) -> bool:
     """Whether these layers and their network were trained for the positions. True if they take no known frames."""
     frames = layers.params.frames
-
-    def among(trained: tuple[tuple[int, ...], ...]) -> bool:
-        known = set(resolve_positions(positions, frames))
-        return any(known == {p % frames for p in candidate} for candidate in trained)
-    return all(takes.positions is None or among(takes.positions) for takes in layers.params.known_frames_inputs)
+    return all(takes.positions is None or is_trained(takes.positions, set(resolve_positions(positions, frames)), frames)
+               for takes in layers.params.known_frames_inputs)
 
 
 def check_trained(model: Model, positions: tuple[int, ...]) -> None:
@@ -73,8 +70,7 @@ def check_trained(model: Model, positions: tuple[int, ...]) -> None:
     for layers in layer_sets(model):
         if trained_for(layers, positions):
             continue
-        sets = "; ".join(", ".join(map(str, candidate)) or "none"
-                         for takes in layers.params.known_frames_inputs for candidate in takes.positions or ())
+        sets = "; ".join(listed(takes.positions) for takes in layers.params.known_frames_inputs)
         raise VideoLDMError(f"The temporal layers ({layers.title}) were trained for the context frames {sets}, "
                             f"not for {', '.join(map(str, positions)) or 'none'}. Numbers count from 0, and from the "
                             "end where negative. Choose one of these sets.")
@@ -96,7 +92,7 @@ def encoded_grey(model: Model, like: Tensor, vae: Vae | None) -> Tensor | None:
     if grey.shape[1:] != like.shape[1:]:
         raise VideoLDMError(f"The connected VAE makes latents of {' x '.join(map(str, grey.shape[1:]))} (channels, "
                             f"height, width) where this MODEL takes {' x '.join(map(str, like.shape[1:]))}. Connect "
-                            "the VAE of a Stable Diffusion 1.x checkpoint.")
+                            "the VAE that belongs to this MODEL.")
     return grey[0]
 
 

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from ...temporal.conditioning import clips_from_latents, context_input_from_latents, copies_input, masked_input
 from ...temporal.errors import VideoLDMError
-from ...temporal.params import COPIES, SmallFramesParams
+from ...temporal.params import (
+    COPIES,
+    ContextParams,
+    InputFramesParams,
+    SmallFramesParams,
+    is_trained,
+    listed,
+)
 from ...temporal.stack import TemporalStack
 from .options import CallClips, ContextFrames, LayerSet, clip_options, clips_in_call, layer_sets_in
 
@@ -42,6 +49,18 @@ def frames_in_call(known: ContextFrames, call: CallClips, options: dict) -> Fram
     return FramesInCall(latents, [numbers.index(known.positions[n]) for n in inside])
 
 
+def check_window(takes: ContextParams | InputFramesParams, inside: FramesInCall, call: CallClips,
+                 options: dict) -> None:
+    """Refuse a window whose known frames stand where the layers were not trained to have them."""
+    if options.get("context_window") is None or clip_options(options).hide_context:
+        return
+    if not is_trained(takes.positions, set(inside.positions), call.frames):
+        places = ", ".join(map(str, sorted(inside.positions))) or "none"
+        raise VideoLDMError(f"In a window of {call.frames} frames the context frames are {places}, and the temporal "
+                            f"layers were trained for {listed(takes.positions)}. Set the schedule of Frame Windows to "
+                            "static, or sample the clip in one window.")
+
+
 def check_size(known: ContextFrames, x: Tensor) -> None:
     """Refuse a call for a part of the picture."""
     if known.scaled.shape[2:] != x.shape[2:]:
@@ -69,6 +88,7 @@ def context_input(stack: TemporalStack, x: Tensor, options: dict) -> Tensor | No
     check_size(known, x)
     call = clips_in_call(len(x), options)
     inside = frames_in_call(known, call, options)
+    check_window(takes, inside, call, options)
     if not inside.positions:
         return None
     c_s = context_input_from_latents(inside.latents, inside.positions, call.frames, call.clips)
@@ -88,6 +108,7 @@ def further_channels(layers: LayerSet, x: Tensor, options: dict) -> Tensor | Non
         channels = copies_input(keys, numbers_in_call(known, call, options))
     else:
         inside = frames_in_call(known, call, options)
+        check_window(params, inside, call, options)
         clips, mask = clips_from_latents(inside.latents, inside.positions, call.frames, call.clips)
         channels = masked_input(params, clips, mask, known.grey)
     return channels.to(x).repeat(len(call.parts), 1, 1, 1)
