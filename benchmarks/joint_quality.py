@@ -21,7 +21,7 @@ from ..nodes.host.video_network import load_video_network
 from ..temporal.families import load_video_model
 from ..temporal.metrics import frechet_distance, motion_ratio
 from . import colours
-from .cascade import SAMPLER, Cascade, in_batches
+from .cascade import SAMPLER, Cascade, in_batches, shuffled
 
 PAINT = "blue"
 STEPS, CFG = 10, 2.0                        # of the sampler
@@ -31,7 +31,7 @@ SHARE = 0.5                                 # of the frames of a clip
 LEAST_KEPT, MOST_LEFT = 2 / 3, 1 / 2        # of the image model's share: with pictures, and with clips alone
 IMAGE, NETWORKS = "image model, fine-tuned on nothing", {joint_stage.ALONE: "trained on clips alone",
                                                         joint_stage.JOINT: "trained on clips and pictures"}
-SECOND = "real, a second set (the floor)"
+SECOND, SHUFFLED = "real, a second set (the floor)", "real, frames shuffled"
 HEAD = ["| network | show the night | show the paint | frames with the paint | distance of other clips | motion |",
         "|---|---|---|---|---|---|"]
 
@@ -42,7 +42,8 @@ def joint(arguments) -> tuple[str, list[str]]:
     cascade = Cascade(arguments.models, arguments.train, STEPS, CFG)
     drives = prompts(arguments.clips)
     measure = Measure(arguments.models, drives, folder)
-    rows = {SECOND: measure.row({name: np.stack(list(map(joint_stage.film, found))) for name, found in drives.items()})}
+    real = {name: np.stack(list(map(joint_stage.film, found))) for name, found in drives.items()}
+    rows = {SECOND: measure.row(real), SHUFFLED: measure.movement(shuffled(real["others"]))}
     rows[IMAGE] = measure.sampled(cascade, "image-model", lambda: cascade.bundled(strength=0.0), ("paint", "night"))
     for arm, name in NETWORKS.items():
         file = load_video_model(joint_stage.train(arm, folder, arguments.models))
@@ -87,10 +88,11 @@ class Measure:
     def row(self, clips: dict[str, np.ndarray]) -> dict[str, float]:
         painted, dark = frames_with_paint(clips["paint"]), dark_frames(clips["night"])
         figures = {"paint": share(painted), "painted": float(painted.mean()), "night": share(dark)}
-        if "others" in clips:
-            figures |= {"distance": frechet_distance(features_of(self.network, clips["others"]), self.features),
-                        "motion": motion_ratio(clips["others"], self.real)}
-        return figures
+        return figures | (self.movement(clips["others"]) if "others" in clips else {})
+
+    def movement(self, clips: np.ndarray) -> dict[str, float]:
+        return {"distance": frechet_distance(features_of(self.network, clips), self.features),
+                "motion": motion_ratio(clips, self.real)}
 
 
 @torch.inference_mode()
@@ -133,8 +135,8 @@ def table(rows: dict[str, dict[str, float]], drives: dict[str, list]) -> str:
 
 
 def row_of(name: str, figures: dict[str, float]) -> str:
-    parts = [f"{figures[entry]:.0%}" for entry in ("night", "paint", "painted")]
-    parts += [f"{figures[entry]:.2f}" if entry in figures else "-" for entry in ("distance", "motion")]
+    forms = {"night": ".0%", "paint": ".0%", "painted": ".0%", "distance": ".1f", "motion": ".2f"}
+    parts = [format(figures[entry], form) if entry in figures else "-" for entry, form in forms.items()]
     return f"| {name} | {' | '.join(parts)} |"
 
 

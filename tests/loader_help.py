@@ -27,7 +27,8 @@ LONGEST = 1_200             # characters of a sentence
 NAMES = ["layers_1.safetensors", "layers_2.safetensors", "layers_3.safetensors", "layers_4.safetensors",
          "motion.safetensors", "motion.ckpt", "motion_old.ckpt", "lora.safetensors", "lora.ckpt", "vsr.safetensors",
          "vsr.ckpt", "svd.ckpt", "lavie.safetensors", "lavie.ckpt", "decoder.safetensors", "scene.safetensors",
-         "upscaler.safetensors", "last.safetensors", "text.safetensors", "image.safetensors", "autoencoder.safetensors"]
+         "upscaler.safetensors", "last.safetensors", "network.safetensors", "text.safetensors",
+         "image.safetensors", "autoencoder.safetensors"]
 TEXT, IMAGE, VAE = "text.safetensors", "image.safetensors", "autoencoder.safetensors"       # the parts of the demo
 KEY = "mid_block.motion_modules.0.temporal_transformer.proj_in.weight"      # of a tensor in the fixture `tensors`
 

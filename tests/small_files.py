@@ -18,16 +18,19 @@ from video_ldm.temporal.families import (
     load_temporal,
     load_upscaler,
     load_video_model,
+    own_network,
     video_ldm,
 )
 from video_ldm.temporal.formats import decoder as decoder_format
 from video_ldm.temporal.formats import pixel_upscaler as upscaler_format
 from video_ldm.temporal.formats import scene_layout_file as layout
-from video_ldm.temporal.formats.temporal_file import Base, Schedule
-from video_ldm.temporal.layers import ResBlockParams, TransformerParams
-from video_ldm.temporal.params import StackParams
+from video_ldm.temporal.formats.temporal_file import DEMO, Base, Schedule
+from video_ldm.temporal.formats.video_network import Heads
+from video_ldm.temporal.layers import ResBlockParams, RotaryParams, TransformerParams
+from video_ldm.temporal.params import MASK_LAST, InputFramesParams, StackParams
 from video_ldm.temporal.scene_layout import LayoutParams, SceneLayout
-from video_ldm.temporal.slots import Site
+from video_ldm.temporal.slots import Site, unet_sites
+from video_ldm.temporal.spatial_changes import POOLED_NORMS
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.checkpoint import load_checkpoint, save_checkpoint
 from video_ldm.tests import pixel_help, vsr_help
@@ -116,9 +119,23 @@ def write_others(folder: Path):
                  base=BASE, licence="Apache-2.0")
     upscaler_format.write(folder / "upscaler.safetensors", pixel_help.network().state_dict(), pixel_help.PARAMS)
     write_training(folder / "last.safetensors")
+    write_own_network(folder / "network.safetensors")
     return [("decoder.safetensors", load_decoder), ("scene.safetensors", load_layout),
             ("upscaler.safetensors", lambda path: upscaler_model.load_upscaler(load_upscaler(path))),
-            ("last.safetensors", load_checkpoint)]
+            ("last.safetensors", load_checkpoint), ("network.safetensors", load_network)]
+
+
+def write_own_network(path: Path):
+    """A network of this pack: LaVie's layers, and an input for known frames."""
+    takes = InputFramesParams(MASK_LAST, positions=((0, -1),))
+    sizes = replace(UNET, context_dim=128, concat_channels=takes.channels)
+    unet = models.build_unet(sizes)
+    bricks = tuple((site, RotaryParams(channels, channels // 32)) for site, (_, channels) in unet_sites(unet).items()
+                   if site.slot == "in_attn_pre_ff")
+    params = StackParams("LaVie", bricks, 5, None, (POOLED_NORMS,), input_frames=takes)
+    own_network.write(path, unet.state_dict(), randomise(TemporalStack(params), 6).state_dict(),
+                      own_network.NetworkParams(params, Schedule("linear", 0.0015, 0.0195, "v"), DEMO, Heads(width=32),
+                                                "small", IMAGE.latent, 8.0, "Apache-2.0"))
 
 
 def write_training(path: Path):

@@ -57,7 +57,7 @@ def test_the_part_trains_both_networks_samples_them_and_goes_on_where_it_was_sto
     class Arguments:
         output, models, train, clips = tmp_path, train.BUNDLE, train.WORK, 2
     text, failures = quality.joint(Arguments)
-    assert text.count("\n|") == 2 + 4 and "1 steps of 1 clip" in text and len(failures) <= 2
+    assert text.count("\n|") == 2 + 5 and "1 steps of 1 clip" in text and len(failures) <= 2
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     torch.manual_seed(5)
     assert quality.joint(Arguments) == (text, failures)

@@ -205,6 +205,14 @@ HOSTILE = {
     "known frames outside": (lambda m: dict(input_frames=m["input_frames"].replace("-1", "99")), "a known frame is 99"),
     "another form": (lambda m: dict(input_frames=m["input_frames"].replace("latents, mask", "x")), "form is x"),
     "latents without colours": (lambda m: dict(latents='{"scale_factor": 1}'), "latent lacks"),
+    "a base whose text has another width": (lambda m: dict(base="Stable Diffusion 1.x"),
+                                            "take text of width 128, and CLIP-L makes 768"),
+    "known frames without channels for them": (lambda m: dict(input_frames=None), "input has 9 channels where 4 are"),
+    "known frames of another form": (lambda m: dict(input_frames=m["input_frames"].replace("latents, mask", "copies")),
+                                     "input has 9 channels where 8 are due"),
+    "a layer in a block that the network lacks": (
+        lambda m: dict(bricks=m["bricks"].replace('["input", 1, "post_res", 0]', '["input", 9, "post_res", 0]')),
+        "temporal layer|tensors are missing"),
     "a frame-rate token of another width": (lambda m: dict(fps_width="64"), "fps_token"),
 }
 
@@ -219,6 +227,21 @@ def test_a_changed_file_is_refused_with_one_sentence_that_names_it(written, tmp_
         LoadVideoModel.execute(path.name)
     assert "changed.safetensors is a" in str(refused.value) or "changed.safetensors looks like" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong, match", [
+    (("input", 9, "post_res", 0), "layer input_9_post_res_0 has 32 channels where its spatial layers have no place"),
+    (("middle", 0, "post_res", 0), "layer middle_0_post_res_0 has 32 channels where its spatial layers have 64")])
+def test_layers_of_another_network_are_refused_and_not_sampled(trained, folder, wrong, match):
+    """Tensors and metadata of the layers agree with each other, but not with the spatial weights."""
+    network, _ = trained
+    layers = StackParams("Video LDM", ((Site(*wrong), ResBlockParams(32, 128, 1)),), FRAMES, None,
+                         input_frames=network.params.layers.input_frames)
+    path = folder / "other_layers.safetensors"
+    own_network.write(path, network.unet.state_dict(), TemporalStack(layers).state_dict(),
+                      replace(network.params, layers=layers))
+    with pytest.raises(VideoLDMError, match=match):
+        LoadVideoModel.execute(path.name)
 
 
 @pytest.mark.parametrize("kind", ["lost", "surplus", "lost layer"])

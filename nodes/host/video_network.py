@@ -10,11 +10,13 @@ import comfy.model_detection
 import comfy.supported_models
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import nn
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.contents import first_line
 from ...temporal.formats.temporal_file import TemporalFile
 from ...temporal.formats.video_network import VideoNetwork
+from ...temporal.slots import unet_sites
 from . import compat
 from .attach import attach_layers
 from .layer_weights import build_stack, layer_dtype
@@ -101,7 +103,40 @@ def unet_config(network: VideoNetwork) -> dict:
             raise VideoLDMError(f"{name} looks like {title}, but {key} is {list(shapes.get(key, ())) or 'missing'} "
                                 f"where {list(wanted.get(key, ())) or 'nothing'} is due. The file is damaged: download "
                                 "it again.")
+    check_parts(network, unet, config)
     return config
+
+
+def check_parts(network: VideoNetwork, unet: nn.Module, config: dict) -> None:
+    """Raise VideoLDMError where the temporal layers, the text encoder or the known frames are another network's.
+
+    Args:
+        network: the open file.
+        unet: the network with its spatial weights.
+        config: of that network, as in unet_config.
+    """
+    layers = network.layers
+    params, width = layers.params, config.get("context_dim")
+    takes, latents = params.input_frames, config["out_channels"]
+    due = latents + (takes.channels if takes else 0)
+    faults = []
+    if config["in_channels"] != due:
+        faults.append(f"its input has {config['in_channels']} channels where {due} are due")
+    if network.text.width != width:
+        faults.append(f"its spatial layers take text of width {width}, and {network.text.name} makes "
+                      f"{network.text.width}")
+    sites = unet_sites(unet)
+    for site, brick in params.bricks:
+        channels = sites[site].channels if site in sites else 0
+        if brick.channels != channels:
+            faults.append(f"the temporal layer {site.name} has {brick.channels} channels where its spatial layers have "
+                          f"{channels or 'no place for it'}")
+        elif (text := getattr(brick, "context_dim", width)) != width:
+            faults.append(f"the temporal layer {site.name} takes text of width {text} where "
+                          f"its spatial layers take {width}")
+    if faults:
+        raise VideoLDMError(f"{layers.name} looks like {layers.title}, but {faults[0]}. Its parts are not of one "
+                            "network: use the original file.")
 
 
 def report_of(network: VideoNetwork, fps: float) -> str:
