@@ -233,7 +233,7 @@ def state_changed(data: bytes, draw: random.Random) -> bytes:
         lambda: changed(tensors, key, repeated(tensor, 10 ** 6)), lambda: changed(tensors, key, tensor.to_sparse()),
         lambda: changed(tensors, key, tensor.to("meta")), lambda: changed(tensors, key, tensor.to(torch.complex64)),
         lambda: changed(tensors, key, tensor > 0), lambda: changed(tensors, key, tensor.expand(1, *tensor.shape)),
-        lambda: changed(tensors, key, torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)),
+        lambda: changed(tensors, key, torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)),
         lambda: changed(tensors, key, torch.nn.Parameter(tensor)), lambda: changed(tensors, key, tensor.half()),
         lambda: changed(tensors, key, torch.full_like(tensor, draw.choice((float("nan"), float("inf"))))),
         lambda: changed(tensors, key, tensor.to(torch.float8_e4m3fn)), lambda: changed(tensors, key, str(key)),

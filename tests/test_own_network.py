@@ -20,10 +20,18 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import identify, load_temporal, load_video_model, own_network
 from video_ldm.temporal.formats.temporal_file import DEMO, Schedule
 from video_ldm.temporal.formats.video_network import Heads
-from video_ldm.temporal.layers import FrameAttentionParams, RotaryParams
+from video_ldm.temporal.layers import (
+    ClipTransformerParams,
+    FrameAttentionParams,
+    MotionParams,
+    ResBlockParams,
+    RotaryParams,
+    StagedConvParams,
+    TransformerParams,
+)
 from video_ldm.temporal.new_layers import video_ldm_params
 from video_ldm.temporal.params import COPIES, MASK_LAST, InputFramesParams, StackParams
-from video_ldm.temporal.slots import unet_sites
+from video_ldm.temporal.slots import Site, unet_sites
 from video_ldm.temporal.spatial_changes import POOLED_NORMS, SPARSE_CAUSAL
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.batch import Batch
@@ -176,6 +184,11 @@ HOSTILE = {
     "channels without end": (lambda m: dict(bricks=changed_brick(m, channels=10 ** 9)), "whole number from 0"),
     "channels of text": (lambda m: dict(bricks=changed_brick(m, channels="32")), "whole number from 0"),
     "no channels": (lambda m: dict(bricks=changed_brick(m, channels=0)), "no layer has its sizes|is due"),
+    "a flag that is a number": (lambda m: dict(bricks=json.dumps([
+        dict(site=["input", 1, "post_attn", 0], kind="MotionParams", channels=32, heads=1, blocks=1, attentions=1,
+             table_length=0, norm_pooled=1)])), "norm_pooled is 1, where true or false is due"),
+    "nothing where a number is due": (lambda m: dict(bricks=m["bricks"].replace('"heads": 1', '"heads": null')),
+                                      "heads is None, where a whole number"),
     "a site that is no list": (lambda m: dict(bricks=changed_brick(m, site="input")), "a site is"),
     "a slot of another name": (lambda m: dict(bricks=changed_brick(m, site=["input", 1, "eval", 0])), "slot is eval"),
     "two layers at one site": (lambda m: dict(bricks=json.dumps(json.loads(m["bricks"])[:1] * 2)), "two layers at"),
@@ -220,6 +233,15 @@ def test_a_file_that_lacks_a_tensor_or_has_another_is_refused(written, folder, k
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(VideoLDMError, match="out.2.weight|evil.weight|are missing"):
         LoadVideoModel.execute(path.name)
+
+
+@pytest.mark.parametrize("brick", [
+    ResBlockParams(32, 128, 1), TransformerParams(32, 1, 128, 1), RotaryParams(32, 1), FrameAttentionParams(32, 1),
+    MotionParams(32, 1, table_length=16, norm_pooled=True), StagedConvParams(32), ClipTransformerParams(32, 1, 32),
+    ClipTransformerParams(32, 1, 32, reach=8)], ids=lambda brick: type(brick).__name__)
+def test_every_kind_of_layer_is_read_back_as_it_was_written(trained, brick):
+    params = replace(trained[0].params, layers=StackParams("any", ((Site("input", 1, "post_res"), brick),), 16, 24))
+    assert own_network.read_params(own_network.header_of(params)) == params
 
 
 def test_a_network_that_the_format_cannot_hold_is_not_written(folder, trained):

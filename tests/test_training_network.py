@@ -13,6 +13,7 @@ from video_ldm.temporal.params import COPIES, GREY, MASK_FIRST, MASK_LAST, Input
 from video_ldm.temporal.training.batch import Batch
 from video_ldm.temporal.training.clips import Clips
 from video_ldm.temporal.training.loop import Loop, LoopParams, StepContext
+from video_ldm.temporal.training.loss_inputs import map_tensors, tensors_of
 from video_ldm.temporal.training.moving_pictures import MovingPictures, patches_of
 from video_ldm.temporal.training.network import FIRST, MOST_NOISE, NetworkLoss, widened
 from video_ldm.temporal.training.temporal import TemporalLoss
@@ -157,6 +158,30 @@ def test_the_sets_of_known_frames_are_drawn_for_each_clip_and_grey_fills_the_oth
     assert not given[:, 1:].any() and 15 < given[:, 0].sum() < 45
     assert (further[:, :, 1:] == torch.where(given, 1.0, 0.25)[:, :, None, None, None]).all()
     assert (seen(loss)[1][:, 5:] == 0.25).all() and (seen(loss)[1][:, 4] == 1).all()
+
+
+def test_a_step_can_be_recorded_all_that_is_random_is_drawn_before_it():
+    """What `draw` returns is tensors and numbers, and `compute` gives the same figures from a copy of them."""
+    _, unet, stack = network(SEINE)
+    loss = NetworkLoss(unet, stack, DIFFUSION, clips(), images=images(), most_noise=MOST_NOISE,
+                       grey=torch.full((4, 6, 8), 0.25), null_context=torch.zeros(3, TEXT), dropout=0.5)
+    inputs = loss.draw(step())
+    copied = map_tensors(inputs, torch.clone)
+    torch.manual_seed(8)
+    first = loss.compute(inputs)
+    torch.manual_seed(9)
+    assert all(torch.equal(first[name], value) for name, value in loss.compute(copied).items())
+    assert any(tensor is inputs.further for tensor in tensors_of(inputs))
+
+
+def test_gradient_checkpointing_gives_a_network_the_same_gradients():
+    found = []
+    for checkpointing in (False, True):
+        _, unet, stack = network(A4)
+        loss = NetworkLoss(unet, stack, DIFFUSION, clips(), images=images(), checkpointing=checkpointing)
+        loss(step())["loss"].backward()
+        found.append([p.grad for module in (unet, stack) for p in module.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_a_resumed_training_of_a_network_equals_an_uninterrupted_one(tmp_path):

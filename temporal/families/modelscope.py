@@ -52,14 +52,14 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 
 def load(file: TensorFile, found: Identified) -> VideoNetwork:
     """Load a file that `detect` has recognised. Raises VideoLDMError if it is damaged."""
-    file = with_linear_projections(file)
+    file = with_flat_weights(file)
     names = diffusers_names(file.shapes) if "conv_in.weight" in file.shapes else own_names(file.shapes)
     bricks = bricks_of(file, NETWORK.facts.title, names)
     layer_names = {key: f"layers.{site.name}.{suffix}" for key, (site, suffix) in names.layers.items()}
     return NETWORK.network(file, found.kind, NETWORK.facts.stack_params(bricks, None), layer_names, names.spatial)
 
 
-def with_linear_projections(file: TensorFile) -> TensorFile:
+def with_flat_weights(file: TensorFile) -> TensorFile:
     """The file without sizes of 1 behind its weights, as this pack's layers have them.
 
     In the authors' layout a projection over one frame is a convolution `o i 1`; it is the linear layer `o i`. The

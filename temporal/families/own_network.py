@@ -53,7 +53,16 @@ from ..formats.temporal_file import (
 )
 from ..formats.tensor_names import Keys
 from ..formats.video_network import CLIP_L, OPENCLIP_H, Heads, TextEncoder, VideoNetwork
-from ..layers import BrickParams, FrameAttentionParams, MotionParams, ResBlockParams, RotaryParams, TransformerParams
+from ..layers import (
+    BrickParams,
+    ClipTransformerParams,
+    FrameAttentionParams,
+    MotionParams,
+    ResBlockParams,
+    RotaryParams,
+    StagedConvParams,
+    TransformerParams,
+)
 from ..params import COPIES, GREY, MASK_FIRST, MASK_LAST, ZEROS, InputFramesParams, StackParams
 from ..slots import SLOTS, Site
 from ..spatial_changes import POOLED_NORMS, SPARSE_CAUSAL, SpatialChange
@@ -68,7 +77,8 @@ UNET, LAYERS = "model.diffusion_model.", "temporal."
 LARGEST = 1 << 20
 PREDICTIONS = ("eps", "v")
 BRICKS: dict[str, Any] = {kind.__name__: kind for kind in (
-    ResBlockParams, TransformerParams, RotaryParams, FrameAttentionParams, MotionParams)}
+    ResBlockParams, TransformerParams, RotaryParams, FrameAttentionParams, MotionParams, StagedConvParams,
+    ClipTransformerParams)}
 SPATIAL: dict[str, SpatialChange] = {"pooled norms": POOLED_NORMS, "sparse-causal attention": SPARSE_CAUSAL}
 TEXTS = {DEMO: TextEncoder("the demo's", "the CLIP of Load Demo Models", 128), "Stable Diffusion 1.x": CLIP_L,
          "Stable Diffusion 2.x": OPENCLIP_H}
@@ -165,9 +175,7 @@ def read_bricks(stored: Any) -> tuple[tuple[Site, BrickParams], ...]:
                     one_of(slot, "a site's slot", tuple(SLOTS)), whole(n, "a site's last number", 0, LARGEST))
         if site in found:
             raise MetadataError(f"bricks has two layers at {site.name}")
-        sizes = {field.name: flag(entry[field.name], field.name) if field.type is bool else
-                 whole(entry[field.name], field.name, 0, LARGEST) for field in fields(kind)}
-        found[site] = kind(**sizes)
+        found[site] = kind(**{field.name: size_of(entry[field.name], field.name, field.type) for field in fields(kind)})
     return tuple(found.items())
 
 
@@ -192,10 +200,13 @@ def one_of(value: Any, what: str, due: tuple[str, ...]) -> str:
     return value
 
 
-def flag(value: Any, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise MetadataError(f"{what} is {shown(value)}, where true or false is due")
-    return value
+def size_of(value: Any, what: str, kind: Any) -> int | bool | None:
+    """Check the value of a layer's field, and return it. kind: the field's type."""
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise MetadataError(f"{what} is {shown(value)}, where true or false is due")
+        return value
+    return None if value is None and kind == (int | None) else whole(value, what, 0, LARGEST)
 
 
 # Writing

@@ -20,7 +20,7 @@ from ..formats.tensor_names import Keys
 from ..formats.video_network import OPENCLIP_H, Heads, VideoNetwork
 from ..fps_embedding import FpsEmbedding
 from .family import Facts, Family, NetworkFacts
-from .modelscope import HEAD_WIDTH, bricks_of, own_names, with_linear_projections
+from .modelscope import HEAD_WIDTH, bricks_of, own_names, with_flat_weights
 
 TOLD = 28.0             # the frame rate that the authors' script tells a network
 PLAYED = 10.0           # the frame rate at which it saves the clips
@@ -80,7 +80,7 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 
 def load(file: TensorFile, found: Identified) -> VideoNetwork:
     """Load a file that `detect` has recognised. Raises VideoLDMError if it is damaged."""
-    file = with_linear_projections(file)
+    file = with_flat_weights(file)
     network = VERSIONS[found.kind]
     unused = {key for key in file.shapes if UNUSED.fullmatch(key)}
     fps = {key: f"spatial.0.{match['rest']}" for key in file.shapes if (match := FPS.fullmatch(key))}

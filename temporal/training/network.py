@@ -76,6 +76,11 @@ class NetworkLoss(TemporalLoss):
         if images is not None:
             self.image_loss = ImageLoss(self.run_on_images, diffusion, images, null_context, dropout)
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        if self.grey is not None:       # here, because a recorded step must not copy it
+            self.grey = self.grey.to(device)
+
     def draw_clips(self, batch: Batch, generator: torch.Generator) -> NoisedClips:
         inputs = super().draw_clips(batch, generator)
         if self.takes is None:
