@@ -175,6 +175,11 @@ def test_what_the_networks_cannot_take_is_refused_at_the_node(networks, kind, po
         context_frames(networks[kind], positions, **given)
 
 
+def test_context_guidance_is_refused_for_a_network_that_always_had_both_ends(networks):
+    with pytest.raises(VideoLDMError, match="never trained without them. Set it to 1"):
+        context_frames(networks["a4"], "0, -1", 2.0, latent={"samples": frames_of(2)})
+
+
 def test_known_frames_of_another_size_are_refused(networks):
     m, _ = context_frames(networks["seine"], latent={"samples": torch.zeros(1, 4, 4, 3)})
     with pytest.raises(VideoLDMError, match="context frames are 24x32 pixels and the clip is 24x16"):

@@ -108,6 +108,12 @@ def test_context_guidance_is_the_papers_formula_and_linear(models):
     assert relative_error(pos, without) > 1e-3
 
 
+def test_context_guidance_is_refused_for_layers_that_always_had_context_frames(models):
+    with_frames(models["between"], 2, "0, -1")
+    with pytest.raises(VideoLDMError, match="never trained without them. Set it to 1"):
+        with_frames(models["between"], 2, "0, -1", guidance=2.0)
+
+
 def test_context_guidance_of_1_calls_the_model_no_more_than_without(models):
     m = with_frames(models["prediction"], guidance=1.0)
     assert torch.equal(denoised(m, 3.0), denoised(with_frames(models["prediction"]), 3.0))

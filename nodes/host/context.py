@@ -76,6 +76,14 @@ def check_trained(model: Model, positions: tuple[int, ...]) -> None:
                             "end where negative. Choose one of these sets.")
 
 
+def check_guidance(model: Model) -> None:
+    """Refuse context guidance for layers that were never trained without known frames."""
+    for layers in layer_sets(model):
+        if not all(takes.from_noise for takes in layers.params.known_frames_inputs):
+            raise VideoLDMError(f"Context guidance compares with a prediction without context frames, and the temporal "
+                                f"layers ({layers.title}) were never trained without them. Set it to 1.")
+
+
 def encoded_grey(model: Model, like: Tensor, vae: Vae | None) -> Tensor | None:
     """Mid-grey `c h w`, encoded at the size of the latents `like`, where the network on MODEL needs it. Else None.
 
@@ -119,6 +127,7 @@ def with_context_frames(model: Model, latents: Tensor, positions: Iterable[int],
         return with_known(model, latents, positions, sample_with_noise_mask)
     m = with_known(model, latents, positions, sample_with_context, grey)
     if guidance != 1:
+        check_guidance(model)
         m.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, ContextGuidance(guidance))
     return m
 

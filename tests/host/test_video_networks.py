@@ -94,6 +94,33 @@ def test_a_text_of_another_encoder_is_refused_with_the_name_of_the_right_one(net
         client.run(graph)
 
 
+@pytest.mark.parametrize("file, node, sentence", [
+    (BASE, "interpolate", "make key frames, not the frames between them"),
+    (INTERPOLATION, "ksampler", "Latent Interpolate x4 alone: connect it there"),
+    (INTERPOLATION, "clip", "Latent Interpolate x4 alone: connect it there"),
+    (SEINE, "ksampler", "Connect Context Frames between this MODEL and the sampler"),
+    (SEINE, "layers", "were trained for a network whose input takes known frames"),
+])
+def test_a_network_in_the_wrong_place_is_refused_at_that_node(networks, client, file, node, sentence):
+    graph = Graph()
+    if node == "layers":
+        made = graph.layers(graph.image_model(), file)
+    else:
+        model = graph.add("VideoLDMLoadVideoModel", file=file)
+        if node == "interpolate":
+            made = graph.add("VideoLDMInterpolate", model=model, positive=graph.text(POSITIVE),
+                             negative=graph.text(NEGATIVE), latent=graph.empty_latent(2), seed=1, steps=1,
+                             times=1, cfg=1.0, sampler="euler", scheduler="normal", fps=8.0, windows=0)
+        else:
+            made = getattr(graph, node)(model)
+    if node == "layers":
+        graph.add("PreviewAny", source=out(made, 1))
+    else:
+        graph.add("SaveLatent", samples=made, filename_prefix="x")
+    with pytest.raises(NodeError, match=sentence):
+        client.run(graph)
+
+
 # The workflows
 
 def stand_ins(name):
