@@ -14,6 +14,7 @@ from .host.image_model import context_dim, model_title, spatial_unet
 from .host.inputs import checked
 from .host.layer_weights import build_stack, layer_dtype
 from .host.options import LayerSet
+from .host.required_layers import refuse_own_layers
 from .host.sockets import Model
 
 DEMO_LAYERS, DEMO_UPSCALER = "video_ldm_driving.safetensors", "video_ldm_driving_upscaler.safetensors"
@@ -72,6 +73,7 @@ class LoadTemporalLayers(io.ComfyNode):
         layers = load_temporal(path)
         channels = {site: count for site, (_, count) in unet_sites(unet).items()}
         layers.check_base(channels, context_dim(model), model_title(model))
+        refuse_own_layers(model, layers)
         if layers.params.takes_small_frames:
             upscaling.check_upscaler(model, f"{layers.name} is made for an upscaler and takes its small frames")
         if frames_per_clip:

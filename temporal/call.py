@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class Call:
     maps: list[Tensor] | None = None                    # context channels per resolution; set at the first site
     emb: Tensor | None = None                           # the network's timestep embedding; set at the first ResBlock
     due: dict[Site, Tensor] = field(default_factory=dict)   # residuals to add when their block ends (slots.py)
+    unet: nn.Module | None = None                       # the network that its hooks are on
 
     @property
     def acting(self) -> bool:
@@ -224,11 +226,16 @@ def attach_hooks(unet: nn.Module, call: Call) -> list[Any]:
                             "layers: they were made for another kind of model.")
     if params.context is not None:
         call.levels = block_levels(unet, params.family, params.context.levels)
+    call.unet = unet
+    before = [other for other in takewhile(lambda other: other is not call, _open_calls.get())
+              if other.unet is unet and other.frames == call.frames]
     handles = [first_resblock(unet).register_forward_pre_hook(capture_timestep_embedding(call))]
     for site, _ in params.bricks:
         handles += SLOTS[site.slot].attach(call, site, sites[site])
     for n, change in enumerate(params.spatial):
         weights = call.stack.spatial[str(n)] if str(n) in call.stack.spatial else None
+        if weights is None and any(change in other.stack.params.spatial for other in before):
+            continue        # another set has made this change of the network already
         handles += change.attach(call, unet, weights)
     return handles
 

@@ -11,7 +11,7 @@ import torch
 from comfy.k_diffusion.sampling import sample_euler
 from comfy_extras.nodes_model_advanced import LCM, ModelSamplingContinuousEDM, ModelSamplingDiscrete
 
-from video_ldm.nodes.host.noise_schedule import keep_scaled, report, schedule_of, with_schedule, with_trained_betas
+from video_ldm.nodes.host.noise_schedule import keep_networks, report, schedule_of, with_schedule, with_trained_betas
 from video_ldm.temporal.diffusion import DataScale
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.formats.temporal_file import Schedule
@@ -136,7 +136,7 @@ def scaled(image):
     """The image MODEL with a scaled schedule, as a video network has it."""
     m = image.clone()
     m.add_object_patch("model_sampling", schedule_of(*BETAS, "eps", scale=SCALED.scale))
-    return keep_scaled(m, SCALED, "net.ckpt")
+    return keep_networks(m, SCALED, "net.ckpt")
 
 
 def discrete(model, kind, zsnr=False):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import comfy.ops
 import comfy.sample
+import comfy.supported_models
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -124,6 +125,13 @@ def test_the_frame_rate_counts_where_the_network_is_told_it(kind, path):
         assert relative_error(slow, fast) > 1e-3
         each = predicted(unet, stack, x, text, torch.tensor([8.0, 28.0]))
         assert relative_error(each[0], slow[0]) < 1e-5 and relative_error(each[1], fast[1]) < 1e-5
+
+
+def test_attention_in_half_precision_is_computed_as_core_does_for_stable_diffusion_2(path):
+    """Its keys and queries overflow in fp16. core: `attn_precision` of its class SD20."""
+    unet, _ = core_unet(load_video_model(path))
+    found = {module.attn_precision for module in unet.modules() if hasattr(module, "attn_precision")}
+    assert found == {comfy.supported_models.SD20.unet_extra_config["attn_precision"]} == {torch.float32}
 
 
 # Files

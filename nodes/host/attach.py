@@ -20,9 +20,10 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...temporal.call import CallSettings, open_call
 from ...temporal.stack import TemporalStack
 from .compat import core_windows_act, refuse_core_windows
-from .conflicts import refuse_readers_of_attention
+from .conflicts import refuse_merged_in_part, refuse_readers_of_attention
 from .image_model import refuse_compiled
 from .known_frames import check_all_given, context_input, further_channels, with_further_channels
+from .latents import check_latents
 from .layer_weights import lora_patches, patcher_of
 from .options import (
     CLIP,
@@ -131,7 +132,9 @@ def reserve_memory(executor: Executor, model: Model, noise_shape: Sequence[int],
 def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Wraps a sampling: checks what the guider brings, and fixes the number of frames of its clips."""
     guider = executor.class_obj
+    check_latents(guider.model_patcher, noise)
     check_conditions(guider.model_patcher, guider.conds)
+    refuse_merged_in_part(guider.model_patcher)
     refuse_readers_of_attention(guider.model_options)
     options = guider.model_options.setdefault("transformer_options", {})    # the guider's own, for this sampling
     check_all_given(options)

@@ -7,10 +7,13 @@ import dis
 from collections.abc import Callable, Iterator
 
 from comfy.patcher_extension import WrappersMP, get_all_wrappers, get_wrappers_with_key
+from comfy.utils import get_attr
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.spatial_changes import SPARSE_CAUSAL
+from .image_model import model_title
 from .options import layer_sets_in
+from .sockets import Patcher
 
 GUIDANCE = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function",
             "sampler_calc_cond_batch_function")      # core's keys for functions that run in a step, outside the network
@@ -62,6 +65,21 @@ def refuse_readers_of_attention(model_options: dict) -> None:
         raise VideoLDMError(f"The node {recorder} reads the spatial self-attention of a step as that of each frame to "
                             "itself, and this network's frames see the first and the previous frame instead. Remove "
                             f"{recorder}.")
+
+
+def refuse_merged_in_part(model: Patcher) -> None:
+    """Refuse a merge with a MODEL of other sizes. Core scales such a weight down and adds nothing."""
+    for key, patches in model.patches.items():
+        for strength, value, strength_model, *_ in patches:
+            if not isinstance(value, list) or (strength, strength_model) == (0, 1):
+                continue        # no merge, or one that leaves this weight as it is
+            own, other = (tuple(tensor.shape) for tensor in (get_attr(model.model, key), value[0][0]))
+            if own != other:
+                name = key.removeprefix("diffusion_model.")
+                raise VideoLDMError(f"A node merges this MODEL ({model_title(model)}) with one of another kind: "
+                                    f"{name} is {list(own)} in this one and {list(other)} in that one. Merge it with a "
+                                    f"MODEL of its own kind. If no other weight differs, ModelMergeSD1 leaves this "
+                                    f"one as it is where {'.'.join(name.split('.')[:2])}. is 1.")
 
 
 def patches_in(options: dict) -> Iterator[Callable]:

@@ -35,6 +35,12 @@ def check_channels(frames: Tensor, channels: int, what: str) -> Tensor:
     return frames
 
 
+def check_latents(model: Model, frames: Tensor) -> None:
+    """Refuse latents that the MODEL's network cannot take. frames: of a sampling, as any sampler gives them."""
+    what = "The latents to sample"
+    check_channels(check_frames(frames, what), model.get_model_object("latent_format").latent_channels, what)
+
+
 def kind_of(model: Model) -> str:
     """The kind of a MODEL's latents: the name of ComfyUI's class for them, as in "SD15"."""
     return type(model.get_model_object("latent_format")).__name__

@@ -7,7 +7,8 @@ Load Temporal Layers replaces the MODEL's object by one with the trained betas a
 ModelSamplingDiscrete node after it makes a new object with the image model's betas. Each sampling then replaces that
 object by one with the trained betas.
 
-A whole network whose schedule scales the latents (scaled_latents.py) keeps its schedule in the same way.
+A whole network keeps its schedule in the same way. Its spatial layers were trained with it too, so the betas of other
+layers do not take its place.
 """
 
 import logging
@@ -44,6 +45,7 @@ class TrainedBetas:
     prediction: str | None      # "eps", "v" or "x0" with these layers; None: the image model's own
     title: str                  # the layers' name, for reports
     scale: DataScale | None = None      # the factor on the clean latents; None: there is none
+    network: bool = False               # whether they are a whole network's, whose spatial layers need them too
 
     def words(self) -> str:
         betas = f"{self.beta_schedule} {self.linear_start:g} to {self.linear_end:g}"
@@ -93,9 +95,9 @@ def with_schedule(model: Model, beta_schedule: str, linear_start: float, linear_
     """
     trained = TrainedBetas(beta_schedule, linear_start, linear_end, prediction, title)
     base, before = model.get_model_object(OBJECT), schedule_wrapper(model)
-    if before is not None and before.trained.scale is not None:
-        raise VideoLDMError(f"{before.trained.title} samples latents that are scaled down, and {title} was not trained "
-                            "on such. Set schedule on Load Temporal Layers to the model's own.")
+    if before is not None and before.trained.network:
+        check_same(trained, before.trained)
+        return model.clone()        # with the network's own prediction
     of_model = OBJECT in model.object_patches
     if before is not None and base is before.made:
         of_model = before.of_model
@@ -109,6 +111,18 @@ def with_schedule(model: Model, beta_schedule: str, linear_start: float, linear_
     return keeping(m, KeepTrainedBetas(trained, made, of_model))
 
 
+def check_same(trained: TrainedBetas, network: TrainedBetas) -> None:
+    """Refuse layers whose noise schedule is not that of the whole network on the MODEL."""
+    if network.words() == trained.words():
+        return
+    if network.scale is not None:
+        raise VideoLDMError(f"{network.title} samples latents that are scaled down, and {trained.title} was not "
+                            "trained on such. Set schedule on Load Temporal Layers to the model's own.")
+    raise VideoLDMError(f"The network of {network.title} was trained with another noise schedule "
+                        f"({network.words()}) than {trained.title} ({trained.words()}). Set schedule on Load Temporal "
+                        "Layers to the model's own.")
+
+
 def keeping(model: Model, wrapper: KeepTrainedBetas) -> Model:
     """A clone with this wrapper in place of an earlier one."""
     m = model.clone()
@@ -117,8 +131,8 @@ def keeping(model: Model, wrapper: KeepTrainedBetas) -> Model:
     return m
 
 
-def keep_scaled(model: Model, schedule: Schedule, title: str) -> Model:
-    """A clone that keeps its own scaled schedule. A node such as ModelSamplingDiscrete would drop the scale.
+def keep_networks(model: Model, schedule: Schedule, title: str) -> Model:
+    """A clone that keeps its network's own schedule. Nodes and other layers bring schedules of image models.
 
     Args:
         model: the MODEL, whose object has the schedule already.
@@ -126,7 +140,7 @@ def keep_scaled(model: Model, schedule: Schedule, title: str) -> Model:
         title: the network's name, for reports.
     """
     trained = TrainedBetas(schedule.beta_schedule, schedule.linear_start, schedule.linear_end, schedule.prediction,
-                           title, schedule.scale)
+                           title, schedule.scale, network=True)
     return keeping(model, KeepTrainedBetas(trained, model.get_model_object(OBJECT), of_model=False))
 
 
@@ -192,6 +206,9 @@ def no_place(base: ModelSampling, trained: TrainedBetas) -> VideoLDMError:
     if trained.scale is not None:
         return VideoLDMError(f"The MODEL's noise schedule ({kind}) has no place for the scaled latents that "
                              f"{trained.title} was trained on. Remove the node that set it.")
+    if trained.network:
+        return VideoLDMError(f"The MODEL's noise schedule ({kind}) has no place for the betas that {trained.title} was "
+                             "trained on. Remove the node that set it.")
     return VideoLDMError(f"The MODEL's noise schedule ({kind}) has no place for the betas that {trained.title} were "
                          "trained on. Remove the node that set it, or set schedule on Load Temporal Layers to the "
                          "model's own.")

@@ -31,6 +31,7 @@ class LayerSet:
     strength: float = 1.0                   # 0 is the image model, 1 is as trained
     max_distance: int | None = None         # how many frames away attention over time reaches; None: all frames
     told_fps: float | None = None           # frame rate to tell a network with an embedding of it; None: its authors'
+    network: bool = False                   # whether they are the own layers of the MODEL's network
 
 
 @dataclass(frozen=True)

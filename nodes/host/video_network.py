@@ -15,13 +15,13 @@ from torch import nn
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.contents import first_line
 from ...temporal.formats.temporal_file import TemporalFile
-from ...temporal.formats.video_network import VideoNetwork
+from ...temporal.formats.video_network import OPENCLIP_H, VideoNetwork
 from ...temporal.slots import unet_sites
 from . import compat
 from .attach import attach_layers
 from .layer_weights import build_stack, layer_dtype
 from .models import UNET_PREFIX, latent_format_of, patcher_of_model
-from .noise_schedule import keep_scaled, schedule_of
+from .noise_schedule import keep_networks, schedule_of
 from .options import LayerSet, set_clip_options
 from .sockets import Model
 
@@ -42,11 +42,11 @@ def load_video_network(network: VideoNetwork, fps: float = 0.0, shared: Any = No
     model = patcher_of_model(config, {UNET_PREFIX + name: tensor for name, tensor in network.read_spatial().items()},
                              UNET_PREFIX)
     layers = network.layers
-    if layers.schedule.scale is not None:
-        model = keep_scaled(model, layers.schedule, layers.name)
+    model = keep_networks(model, layers.schedule, layers.name)
     stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
     rate = fps or layers.fps
-    m = attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, rate, told_fps=fps or None))
+    m = attach_layers(model, stack, LayerSet(layers.params, layers.title, layers.name, rate, told_fps=fps or None,
+                                             network=True))
     if layers.params.fps_width:
         set_clip_options(m, fps=rate)       # for its frame-rate token. Latent Interpolate x4 sets its own rates
     return m
@@ -77,6 +77,11 @@ def model_config(network: VideoNetwork) -> Any:
                 made.model_sampling = schedule_of(trained.beta_schedule, trained.linear_start, trained.linear_end,
                                                   trained.prediction or "eps", scale=trained.scale)
             return made
+
+        def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+            raise VideoLDMError(f"Core's nodes would save the spatial layers of {layers.name} alone, without its "
+                                "temporal layers and its noise schedule. What they save would be loaded as an image "
+                                "model and make noise. Keep the file, and load it with Load Video Model.")
     return VideoUNet(unet_config(network))
 
 
@@ -92,6 +97,8 @@ def unet_config(network: VideoNetwork) -> dict:
         found = comfy.model_detection.detect_unet_config(weights, "") or {}
         heads = network.heads
         config = {**found, "num_heads": heads.count or -1, "num_head_channels": heads.width or -1}
+        if network.text == OPENCLIP_H:
+            config["attn_precision"] = torch.float32    # as core has it for Stable Diffusion 2.x: fp16 would overflow
         with torch.device("meta"):
             unet = UNetModel(**config, dtype=torch.float32, operations=compat.decoder_operations())
         wanted = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
