@@ -21,7 +21,7 @@ PREVIEW = 260           # by which a sampler grows while it shows what it makes
 ABOVE_PLAYER, BELOW_PLAYER = 265, 55        # of Save Video File: its widgets, and the line with the frames' size
 TALLEST = {"CheckpointLoaderSimple": 126, "EmptyLatentImage": 118, "VAEDecode": 54, "CLIPTextEncode": 102,
            "KSampler": 270, "VideoLDMLoadTemporalLayers": 214, "VideoLDMSampler": 418, "VideoLDMExtend": 514,
-           "VideoLDMMotionLoRA": 114}
+           "VideoLDMMotionLoRA": 114, "LoadImage": 400}
 PICTURE_LIMIT = 200 * 1024
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
