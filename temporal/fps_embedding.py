@@ -2,25 +2,12 @@
 (docs/papers.md#videocrafter)."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .layers import Factory, timestep_sinusoid
-
-
-class ToldCall(Protocol):
-    """The part of an open call (temporal/call.py) that this change uses."""
-
-    @property
-    def acting(self) -> bool: ...
-
-    @property
-    def frames(self) -> int: ...
-
-    @property
-    def told_fps(self) -> Tensor | float | None: ...
+from .spatial_changes import ChangeCall
 
 
 @dataclass(frozen=True)
@@ -36,7 +23,7 @@ class FpsEmbedding:
         return nn.Sequential(make.linear(self.width, self.emb_dim), nn.SiLU(),
                              make.linear(self.emb_dim, self.emb_dim))
 
-    def attach(self, call: ToldCall, unet: nn.Module, weights: nn.Module | None) -> list:
+    def attach(self, call: ChangeCall, unet: nn.Module, weights: nn.Module | None) -> list:
         """Add the embedding of the frame rate to that of the timestep."""
         assert weights is not None
 

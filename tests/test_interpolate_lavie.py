@@ -25,6 +25,7 @@ from video_ldm.tests import input_frames_help
 from video_ldm.tests.input_frames_help import SCALE, SIZE, ddim, frames_of, inputs_of, text, with_input
 from video_ldm.tests.longer_help import run_extend
 from video_ldm.tests.small import relative_error
+from video_ldm.tests.test_frame_conditioning import heard, numbered
 from video_ldm.tests.windows_help import windowed
 
 networks = input_frames_help.networks       # fixture
@@ -202,22 +203,6 @@ def test_core_reserves_memory_for_one_window(networks, monkeypatch):
 
 
 # What goes with the frames
-
-def heard(model):
-    """A clone that notes the texts of every call of its network, one number for each image, and the notes."""
-    m, calls = model.clone(), []
-
-    def note(executor, x, timesteps, context, *args, **kwargs):
-        calls.append([round(number) for number in context[:, 0, 0].expand(len(x)).tolist()])
-        return executor(x, timesteps, context, *args, **kwargs)
-    m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note)
-    return m, calls
-
-
-def numbered(count):
-    """A CONDITIONING of `count` texts, each full of its own number."""
-    return [[torch.arange(float(count))[:, None, None].expand(count, 77, 768).clone(), {}]]
-
 
 def test_each_frame_hears_the_text_of_its_own_or_of_its_key_frame(networks):
     copies = [0] * 4 + [1] * 4 + [2] * 4 + [3]
