@@ -112,6 +112,7 @@ def test_a_controlnet_sees_the_noisy_latents_alone(networks):
 
         previous_controlnet = cond_hint_original = None
         extra_hooks = None
+        multigpu_clones: dict = {}      # newer versions of ComfyUI look for copies on other cards
         shapes = []
 
         def get_control(self, x, t, cond, batched_number, transformer_options):
