@@ -151,7 +151,8 @@ def test_a_written_network_is_read_back_to_the_bit(trained):
 
 
 def test_its_temporal_layers_alone_are_refused_and_the_sentence_says_where_the_file_belongs(trained):
-    with pytest.raises(VideoLDMError, match="video network trained with this pack.*Load it with Load Video Model"):
+    with pytest.raises(VideoLDMError, match="video network trained with this pack.*trained together with its spatial "
+                                            "layers. Load it with Load Video Model"):
         load_temporal(trained[0].path)
 
 

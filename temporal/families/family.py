@@ -142,7 +142,7 @@ class NetworkFacts:
         self.check_layers(file, params, spatial)
         tensors = {layer_names[key]: tensor for key, tensor in file.read(layer_names).items()}
         layers = self.facts.temporal_file(file, kind, params, tensors, notes)
-        return VideoNetwork(layers, file, dict(spatial_names), self.heads, self.text, self.not_alone)
+        return VideoNetwork(layers, file, dict(spatial_names), self.heads, self.text)
 
     def check_text(self, file: TensorFile, spatial: Mapping[str, tuple]) -> None:
         """Raise VideoLDMError for a network whose text has another width. spatial: as in check_layers."""

@@ -111,7 +111,8 @@ class Parts(NamedTuple):
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
     """Recognise a file by its metadata."""
     if metadata.get("format") == FORMAT:
-        return Identified("own_network", TITLE, f"Load it with {LOADERS['video_model']}.", "video_model")
+        return Identified("own_network", TITLE, f"Load it with {LOADERS['video_model']}.", "video_model",
+                          not_alone="Its temporal layers were trained together with its spatial layers.")
     return None
 
 
@@ -133,8 +134,7 @@ def load(file: TensorFile, found: Identified | None = None) -> VideoNetwork:
     layers = TemporalFile(file.name, "own_network", TITLE, params.layers, tensors, params.schedule,
                           Base(params.base, text.width), params.fps, params.licence, dict(file.metadata),
                           [f"Title: {params.title}.", *(change.note for change in params.layers.spatial)])
-    return VideoNetwork(layers, file, parts.unet, params.heads, text, "Its temporal layers were trained together with "
-                        "its spatial layers.", params.latents)
+    return VideoNetwork(layers, file, parts.unet, params.heads, text, params.latents)
 
 
 def read_params(metadata: Mapping[str, str]) -> NetworkParams:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..errors import VideoLDMError
 from .files import TensorFile
 from .latents import LatentParams
 from .temporal_file import TemporalFile
@@ -41,8 +40,6 @@ class VideoNetwork:
     spatial_names: Mapping[str, str]    # {name in LDM's UNet: the file's key} of its spatial weights
     heads: Heads
     text: TextEncoder
-    # Why its temporal layers do not work on an image model, as a sentence. "": they do
-    not_alone: str = ""
     latents: LatentParams | None = None     # None: those of Stable Diffusion 1.x and 2.x
 
     @property
@@ -56,11 +53,8 @@ class VideoNetwork:
         return {name: tensors[key] for name, key in self.spatial_names.items()}
 
     def layers_alone(self) -> TemporalFile:
-        """The temporal layers, for an image model. Raises VideoLDMError where they would give noise on one."""
+        """The temporal layers, for an image model. `Identified.not_alone` says for which files they are refused."""
         layers = self.layers
-        if self.not_alone:
-            raise VideoLDMError(f"{layers.name} is {layers.title}. {self.not_alone} Load the whole file with Load "
-                                "Video Model.")
         # The image model predicts as it was trained to. Its own spatial layers do that.
         layers.schedule = replace(layers.schedule, prediction=None)
         layers.notes.append("Only its temporal layers are used. They were not trained together with this image model. "
