@@ -45,6 +45,28 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "host" in Path(item.path).relative_to(ROOT / "tests").parts)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def module_folders():
+    """The model folders that a module adds are gone after it: the next one may write a file of the same name."""
+    yield from restored_folders()
+
+
+@pytest.fixture(autouse=True)
+def test_folders():
+    """Likewise those that one test adds."""
+    yield from restored_folders()
+
+
+def restored_folders():
+    import folder_paths
+    table = folder_paths.folder_names_and_paths
+    before = {kind: (list(folders), endings) for kind, (folders, endings) in table.items()}
+    yield
+    table.clear()
+    table.update(before)
+    folder_paths.filename_list_cache.clear()
+
+
 @pytest.fixture(scope="session")
 def host():
     """The ComfyUI that the tests import and start: folder, python, origin."""
