@@ -40,8 +40,14 @@ class Factory:
     def linear(self, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
         return self.operations.Linear(inputs, outputs, bias=bias, **self.weights)
 
+    def conv1d(self, inputs: int, outputs: int, kernel: int) -> nn.Module:
+        return self.operations.Conv1d(inputs, outputs, kernel, **self.weights)
+
     def conv2d(self, inputs: int, outputs: int, kernel: int | tuple, **options: Any) -> nn.Module:
         return self.operations.Conv2d(inputs, outputs, kernel, **options, **self.weights)
+
+    def conv_transpose2d(self, inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+        return self.operations.ConvTranspose2d(inputs, outputs, kernel, stride=stride, **self.weights)
 
     def conv3d(self, inputs: int, outputs: int, kernel: tuple, **options: Any) -> nn.Module:
         return self.operations.Conv3d(inputs, outputs, kernel, **options, **self.weights)
