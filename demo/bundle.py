@@ -13,7 +13,7 @@ from ..temporal.formats import pixel_upscaler as upscaler_format
 from ..temporal.formats.temporal_file import Base, Schedule
 from ..temporal.layers import Factory
 from ..temporal.stack import TemporalStack
-from . import decoder, layers, models, scene_layout_stage, upscaler, world
+from . import decoder, layers, models, pvdm_stages, scene_layout_stage, upscaler, world
 from .data import made, weights_of, write_json
 from .text import text_params
 
@@ -24,7 +24,7 @@ UPSCALER_FILE = "video_ldm_driving_upscaler.safetensors"
 UPSCALER_LAYERS_FILE = "video_ldm_driving_upscaler_layers.safetensors"
 FEATURES_FILE = "features.safetensors"
 STAGES = ("autoencoder", "text", "image", "prediction", "interpolation", "layout", "temporal-decoder", "upscaler",
-          "upscaler-temporal", "features")
+          "upscaler-temporal", *pvdm_stages.TRAINED, "features")
 KEY_FRAMES = "key-frames"       # what prediction and interpolation begin with where the key-frame stage was not run
 
 
@@ -53,6 +53,7 @@ def write(files, output: Path) -> str:
     sizes.append(write_layers(files, output / UPSCALER_LAYERS_FILE, "upscaler-temporal",
                               upscaler.temporal_params(host.build_unet(upscaler.UNET)), upscaler.BASE,
                               upscaler.SCHEDULE))
+    sizes += pvdm_stages.write(output, files)
     sizes.append(write_tensors(output / FEATURES_FILE, weights_of(files, "features", "network"),
                                {"format": "video_ldm_demo_features", **notes("features")}))
     return f"{sum(sizes) / 1e6:.1f} MB in '{output}'"
@@ -129,7 +130,7 @@ def restore(bundle: Path, files, but: str | None = None):
             continue
         if stage == but:
             files.weights(stage).unlink(missing_ok=True)
-        elif not files.weights(stage).exists():
+        elif not files.weights(stage).exists() and pvdm_stages.is_bundled(stage, bundle):
             write_safetensors(files.weights(stage), read(bundle))
     if not files.latent_params.exists():
         stored = host.read_part(bundle / "image.safetensors", "image")[1]["latent"]
@@ -174,5 +175,6 @@ READERS = {
     "temporal-decoder": lambda bundle: as_module("decoder", load_decoder(bundle / DECODER_FILE).tensors),
     "upscaler": lambda bundle: as_module("unet", load_upscaler(bundle / UPSCALER_FILE).tensors),
     "upscaler-temporal": lambda bundle: as_module("temporal", load_temporal(bundle / UPSCALER_LAYERS_FILE).tensors),
+    **{stage: lambda bundle, stage=stage: as_module(*pvdm_stages.read(stage, bundle)) for stage in pvdm_stages.TRAINED},
     "features": lambda bundle: as_module("network", load_file(bundle / FEATURES_FILE)),
 }
