@@ -6,11 +6,13 @@ save, mix and cut them.
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
+import comfy.utils
+import latent_preview
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +24,11 @@ from . import compat, files
 from .decoding import cancellable
 from .latents import KIND, RATE
 from .layer_weights import host_attention
+from .sampling import previews, strip_preview
 from .sockets import Latent, Patcher
 
 PLANES = "PVDM planes"      # the kind of their LATENT
+SHOWN = 4                   # frames of a finished clip in a preview
 TYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -82,7 +86,7 @@ class Pvdm:
 _patchers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def load_pvdm(autoencoder: AutoencoderFile, unet: DiffusionFile, stamps: tuple[Any, Any]) -> Pvdm:
+def load_pvdm(autoencoder: AutoencoderFile, unet: DiffusionFile, stamps: Sequence[Any]) -> Pvdm:
     """The two networks of a PVDM.
 
     Args:
@@ -96,37 +100,36 @@ def load_pvdm(autoencoder: AutoencoderFile, unet: DiffusionFile, stamps: tuple[A
 def autoencoder_network(file: AutoencoderFile, stamp: Any) -> Network:
     """An autoencoder, in the dtype that core chooses for a VAE."""
     management = comfy.model_management
-    device, offload = management.vae_device(), management.vae_offload_device()
-    dtype = management.vae_dtype(device, TYPES)
-    return Network(patcher_of(file, stamp, dtype, device, offload), dtype)
+    devices = compat.Devices(management.vae_device(), management.vae_offload_device())
+    dtype = management.vae_dtype(devices.load_device, TYPES)
+    return Network(patcher_of(file, stamp, dtype, devices), dtype)
 
 
 def unet_network(file: DiffusionFile, stamp: Any) -> Network:
     """A diffusion network, in the dtype that core chooses for a UNet of its size and type."""
     management = comfy.model_management
-    device, offload = management.get_torch_device(), management.unet_offload_device()
+    devices = compat.Devices(management.get_torch_device(), management.unet_offload_device())
     count = sum(tensor.numel() for tensor in file.tensors.values())
-    stored = management.unet_dtype(device, count, TYPES, file.dtype)
-    computed = management.unet_manual_cast(stored, device, TYPES) or stored
-    return Network(patcher_of(file, stamp, stored, device, offload), computed)
+    stored = management.unet_dtype(devices.load_device, count, TYPES, file.dtype)
+    computed = management.unet_manual_cast(stored, devices.load_device, TYPES) or stored
+    return Network(patcher_of(file, stamp, stored, devices), computed)
 
 
-def patcher_of(file: AutoencoderFile | DiffusionFile, stamp: Any, dtype: torch.dtype, device: Any,
-               offload: Any) -> Patcher:
+def patcher_of(file: AutoencoderFile | DiffusionFile, stamp: Any, dtype: torch.dtype,
+               devices: compat.Devices) -> Patcher:
     """A file's network as core's ModelPatcher.
 
     Args:
         file: the file. Its weights are taken out of it.
         stamp: as in load_pvdm.
         dtype: of the weights.
-        device: where it computes.
-        offload: where its weights wait.
+        devices: where it computes, and where its weights wait.
     """
-    key = file.kind, stamp, dtype, device, offload
+    key = file.kind, stamp, dtype, devices
     patcher = _patchers.get(key)
     if patcher is None:
         network = file.network(Factory(compat.layer_operations(), dtype, "meta", host_attention))
-        patcher = _patchers[key] = compat.module_patcher(network, device, offload)
+        patcher = _patchers[key] = compat.module_patcher(network, devices)
     return patcher
 
 
@@ -185,8 +188,8 @@ def planes_of(pvdm: Pvdm, latent: Latent) -> Tensor:
     if latent.get(KIND, PLANES) != PLANES or samples.ndim != 4 or samples.shape[1:] != (channels, 1, length):
         size = "x".join(map(str, samples.shape))
         raise VideoLDMError(f"The connected LATENT of the size {size} does not hold planes of {pvdm.name}, which are "
-                            f"clips x {channels} x 1 x {length}. Connect the planes of PVDM Sampler or PVDM Encode with "
-                            "the same PVDM; other latents belong into VAE Decode.")
+                            f"clips x {channels} x 1 x {length}. Connect the planes of PVDM Sampler or PVDM Encode "
+                            "with the same PVDM; other latents belong into VAE Decode.")
     return samples[:, :, 0].float()
 
 
@@ -256,3 +259,25 @@ def sample_clips(pvdm: Pvdm, seed: int, clips: int, first: SamplerParams, follow
 def seed_of_clip(seed: int, number: int) -> int:
     """The seed of the noise of a clip. Neighbouring seeds and clips have nothing in common."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest(), "big")
+
+
+class ClipProgress:
+    """One bar counts the steps of all clips. Where ComfyUI previews, it shows frames of the last finished clip."""
+
+    def __init__(self, pvdm: Pvdm, steps: int) -> None:
+        """steps: of all clips together."""
+        self.pvdm, self.steps, self.done = pvdm, steps, 0
+        self.bar = comfy.utils.ProgressBar(steps)
+
+    def step(self, done: int, clean: Tensor) -> None:
+        """A step of a clip is done."""
+        self.done += 1
+        self.bar.update_absolute(self.done, self.steps)
+
+    def finish(self, row: Tensor) -> None:
+        """A clip is done. row: its planes `c l`."""
+        if previews():
+            clip = decode_clip(self.pvdm, row)
+            chosen = clip[:: -(-len(clip) // SHOWN)]
+            pictures = [latent_preview.preview_to_image(frame, do_scale=False) for frame in chosen]
+            self.bar.update_absolute(self.done, self.steps, strip_preview(pictures))

@@ -169,8 +169,8 @@ def load_pvdm(path: StrPath, kind: str) -> PvdmFile:
     file = open_file(path)
     found = find(Keys(file.raw_shapes), file.metadata)[1]
     if found.kind in (AUTOENCODER, DIFFUSION) and found.kind != kind:
-        raise VideoLDMError(f"{file.name} is {found.title}, not {wanted}. Swap the two files: {LOADERS['pvdm']} takes "
-                            "the autoencoder first, then the diffusion model.")
+        raise VideoLDMError(f"{file.name} is {found.title}, not {wanted}. The two files of {LOADERS['pvdm']} are "
+                            "swapped, or one is chosen twice: choose this one for the other input.")
     return load(path, "pvdm", wanted)
 
 

@@ -320,7 +320,7 @@ def require_computed(name: str, kind: str, params: AutoencoderParams | UNetParam
         rounding = torch.finfo(stored.dtype).eps if stored.dtype != torch.float32 else 1e-6
         if not torch.allclose(stored.float(), due.float(), rtol=2 * rounding, atol=1e-6):
             raise VideoLDMError(f"{name} looks like {TITLES[kind]}, but {key} does not hold the numbers that every "
-                                "such network has. It is damaged, or comes from a variant that this pack does not know.")
+                                "such network has. It is damaged or from a variant that this pack does not know.")
 
 
 # Two files that belong together
