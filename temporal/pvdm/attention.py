@@ -18,7 +18,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class FrameRotation(nn.Module):
-    """Rotary positions over time. The angle of feature i belongs to frequency i modulo d/2, as in the published code."""
+    """Rotary positions over time. Feature i turns with frequency i modulo d/2, as published."""
 
     inv_freqs: Tensor
 
@@ -68,8 +68,10 @@ class Attention(nn.Module):
         self.to_qkv = make.linear(channels, 3 * heads * width, bias=False)
         self.to_out = nn.Sequential(make.linear(heads * width, channels))
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None, first: int | None = None) -> Tensor:
+        """x `b n c`. With `first`, only that many first rows are returned."""
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        q = q[:, :first]
         if rotation is not None:
             q, k = (rotate(part.unflatten(-1, (self.heads, -1)), rotation).flatten(-2) for part in (q, k))
         return self.to_out(self.attention(q, k, v, self.heads))
@@ -130,7 +132,7 @@ class TimeSformer(nn.Module):
 
 
 class AxisTransformer(nn.Module):
-    """Attention along the axis that a plane lacks, on `b n c`."""
+    """Attention along the axis that a plane lacks. Of `b n c` it gives the first of the n tokens, `b c`."""
 
     def __init__(self, channels: int, depth: int, heads: int, width: int, hidden: int, make: Factory) -> None:
         super().__init__()
@@ -140,7 +142,8 @@ class AxisTransformer(nn.Module):
             for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        for attention, feed_forward in self.layers:
-            x = x + attention(x)
+        for number, (attention, feed_forward) in enumerate(self.layers, 1):
+            kept = 1 if number == len(self.layers) else None    # nothing reads the others behind the last layer
+            x = x[:, :kept] + attention(x, None, kept)
             x = x + feed_forward(x)
-        return x
+        return x[:, 0]
