@@ -63,7 +63,7 @@ class Model:
     @classmethod
     def load(cls, folder: Path) -> "Model":
         """The two files of a folder of demo models, in float32."""
-        return cls(*pvdm_stages.networks(folder))
+        return cls(*(pvdm_stages.load(stage, folder) for stage in pvdm_stages.TRAINED))
 
     @torch.no_grad()
     def through(self, clips: np.ndarray) -> np.ndarray:
@@ -73,7 +73,10 @@ class Model:
 
     @torch.no_grad()
     def videos(self, numbers: range, clips: int, steps: tuple[int, int]) -> np.ndarray:
-        """A video for each number, which is its seed: uint8 (n clips t h w 3). steps: of the first clip and of others."""
+        """A video for each number, which is its seed: uint8 (n clips t h w 3).
+
+        steps: of the first clip, and of each of the others.
+        """
         parts = []
         for first in range(0, len(numbers), TOGETHER):
             planes = self.planes(numbers[first:first + TOGETHER], clips, steps)
@@ -139,7 +142,8 @@ def quality(arguments) -> tuple[str, list[str]]:
         return f"PVDM is left out: {error}\n", []
     network = load_network(arguments.models / "features.safetensors")
     count, steps = min(arguments.clips, ROLLOUTS), (QUICK, QUICK) if arguments.quick else (STEPS, FOLLOWING)
-    numbers, measure, rows = range(REAL, REAL + count), Measure(network, real=2 * count if arguments.quick else REAL), {}
+    numbers, rows = range(REAL, REAL + count), {}
+    measure = Measure(network, real=2 * count if arguments.quick else REAL)
 
     def add(name: str, figures: Figures) -> None:
         rows[name] = figures
@@ -188,7 +192,8 @@ def joint_ratio(videos: np.ndarray, real_motion: float) -> float:
 
     videos: uint8 (n clips t h w 3). real_motion: that of neighbouring frames of real clips at the same rate.
     """
-    return motion(np.stack([videos[:, :-1, -1], videos[:, 1:, 0]], axis=2).reshape(-1, 2, *videos.shape[3:])) / real_motion
+    pairs = np.stack([videos[:, :-1, -1], videos[:, 1:, 0]], axis=2)
+    return motion(pairs.reshape(-1, 2, *videos.shape[3:])) / real_motion
 
 
 # What is shown
@@ -201,8 +206,8 @@ def table(rows: dict[str, Figures], count: int, steps: tuple[int, int], restored
     lines += [row_of(name, figures) for name, figures in rows.items()]
     lines += ["", f"Encoded and decoded, {count} real clips: PSNR {restored[0]:.2f} dB, Frechet distance to the clips "
                   f"themselves {restored[1]:.3f}.",
-              f"From the last frame of a PVDM clip to the first of the next one the motion is {joint:.2f} times that of "
-              f"neighbouring real frames."]
+              f"From the last frame of a PVDM clip to the first of the next one the motion is {joint:.2f} times that "
+              "of neighbouring real frames."]
     return "\n".join(lines) + "\n"
 
 

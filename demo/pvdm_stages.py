@@ -1,24 +1,30 @@
 """The stages of `train-demo` that train the demo's PVDM (demo/pvdm.py), and its two files of the bundle."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..temporal.atomic import write_atomically
+from ..temporal.families import load_pvdm
+from ..temporal.layers import Factory
 from ..temporal.pvdm import Autoencoder, PlaneUNet, diffusion
+from ..temporal.pvdm import files as pvdm_files
 from ..temporal.training.distributed import pick_device
 from ..temporal.training.planes import PlaneDiffusionLoss, StoredPlanes
 from . import data, models, pvdm
 from .autoencoder import to_model
 from .data import made, weights_of
-from .stages import frozen, prepare, save_array, seeded, train
+from .stages import frozen, halved, notes, prepare, save_array, seeded, train
 
-AUTOENCODER_FILE = "video_ldm_driving_pvdm_autoencoder.safetensors"
-DIFFUSION_FILE = "video_ldm_driving_pvdm.safetensors"
+FILES = {"pvdm-autoencoder": "video_ldm_driving_pvdm_autoencoder.safetensors",
+         "pvdm-diffusion": "video_ldm_driving_pvdm.safetensors"}
+KINDS = {"pvdm-autoencoder": pvdm_files.AUTOENCODER, "pvdm-diffusion": pvdm_files.DIFFUSION}
 TRAINED = {"pvdm-autoencoder": "autoencoder", "pvdm-diffusion": "unet"}      # the trained module of each stage
 ENCODED = 8                                 # videos that are encoded together
-KNOWN = 0.3                                 # the share of clips that know the clip before, as published for UCF-101
+KNOWN = 0.4                                 # the share of clips that know the clip before
 
 
 # Stages
@@ -76,37 +82,37 @@ STEPS = {"pvdm-render": render, "pvdm-autoencoder": train_autoencoder, "pvdm-pla
 
 # The bundle
 
-def write(output: Path, files) -> list[int]:
+def write(files, output: Path) -> list[int]:
     """Write both files of a finished training. Returns their sizes in bytes."""
     return write_files(output, *(weights_of(files, stage, module) for stage, module in TRAINED.items()))
 
 
-def write_files(output: Path, autoencoder: dict[str, torch.Tensor], unet: dict[str, torch.Tensor]) -> list[int]:
+def write_files(output: Path, autoencoder: dict[str, Tensor], unet: dict[str, Tensor]) -> list[int]:
     """Write the two files in half precision. Returns their sizes in bytes.
 
     autoencoder, unet: the averaged weights, under the names that our networks have.
     """
-    from safetensors.torch import save_file
-    for name, w in ((AUTOENCODER_FILE, autoencoder), (DIFFUSION_FILE, unet)):
-        save_file({k: v.half().contiguous() for k, v in w.items()}, output / name)
-    return [(output / name).stat().st_size for name in (AUTOENCODER_FILE, DIFFUSION_FILE)]
+    about = {stage: notes(stage, pvdm.CLIPS) for stage in TRAINED}
+    described = {stage: pvdm_files.About(pvdm.FPS, about[stage].pop("title"), models.LICENCE, pvdm.AUTOENCODER.shape)
+                 for stage in TRAINED}
+    pvdm_files.write_autoencoder(output / FILES["pvdm-autoencoder"], halved(autoencoder), pvdm.AUTOENCODER,
+                                 described["pvdm-autoencoder"], about["pvdm-autoencoder"])
+    pvdm_files.write_diffusion(output / FILES["pvdm-diffusion"], halved(unet), pvdm.UNET,
+                               described["pvdm-diffusion"], about["pvdm-diffusion"])
+    return [(output / file).stat().st_size for file in FILES.values()]
 
 
-def read(stage: str, folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
+def read(stage: str, bundle: Path) -> tuple[str, dict[str, Tensor]]:
     """The name of a stage's module, and its weights from the bundle."""
-    from safetensors.torch import load_file
-    return TRAINED[stage], load_file(folder / FILES[stage])
+    network = load(stage, bundle)
+    return TRAINED[stage], network.state_dict()
 
 
-FILES = {"pvdm-autoencoder": AUTOENCODER_FILE, "pvdm-diffusion": DIFFUSION_FILE}
+def load(stage: str, bundle: Path) -> Any:
+    """The network of a stage from the bundle, in float32."""
+    return load_pvdm(bundle / FILES[stage], KINDS[stage]).network(Factory(device="meta"))
 
 
-def is_bundled(stage, folder):
-    return stage not in FILES or (folder / FILES[stage]).exists()
-
-
-def networks(folder: Path) -> tuple[Autoencoder, PlaneUNet]:
-    out = []
-    for stage, net in (("pvdm-autoencoder", Autoencoder(pvdm.AUTOENCODER)), ("pvdm-diffusion", PlaneUNet(pvdm.UNET))):
-        out.append(frozen(net, {k: v.float() for k, v in read(stage, folder)[1].items()}))
-    return tuple(out)
+def is_bundled(stage: str, bundle: Path) -> bool:
+    """Whether the bundle has a stage's file. Bundles from before PVDM lack its two files. All have the others."""
+    return stage not in FILES or (bundle / FILES[stage]).exists()

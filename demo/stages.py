@@ -1,4 +1,4 @@
-"""What the stages of `train-demo` share: a training that resumes, and data that one process prepares."""
+"""What the stages of `train-demo` share: a training that resumes, data that one process prepares, and bundled files."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from ..temporal.atomic import write_atomically
 from ..temporal.training.distributed import rank
 from ..temporal.training.loop import Loop
-from . import models
+from . import models, world
 
 
 def train(stage, files, modules, loss, arguments):
@@ -53,3 +53,16 @@ def prepare(make, path, *arguments):
 def save_array(path, array):
     with open(path, "wb") as file:      # np.save would append .npy to the temporary name
         np.save(file, array)
+
+
+def halved(tensors: dict) -> dict:
+    return {key: tensor.to(torch.float16).contiguous() for key, tensor in tensors.items()}
+
+
+def notes(stage, clips=None):
+    """Where a file's weights come from. clips: how many drives it was trained on, if not those of most stages."""
+    about = models.stage(stage)
+    return {"title": f"Video LDM demo: {about.title}", "author": "video-ldm", "licence_note": models.LICENCE,
+            "trained_on": f"procedural driving world, seeds 0 to {(clips or models.TRAIN_CLIPS) - 1}",
+            "held_out_seeds": f"{world.HELD_OUT} and up", "steps": about.loop.steps, "seed": about.loop.seed,
+            "batch": about.batch, "size": f"{models.WIDTH}x{models.HEIGHT}"}
