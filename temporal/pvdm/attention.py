@@ -18,7 +18,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class FrameRotation(nn.Module):
-    """Rotary positions over time. The angle of feature i belongs to frequency i modulo d/2, as in the published code."""
+    """Rotary positions over time. Feature i turns with frequency i modulo d/2, as published."""
 
     inv_freqs: Tensor
 
@@ -27,10 +27,8 @@ class FrameRotation(nn.Module):
         self.register_buffer("inv_freqs", BASE ** -(torch.arange(0, width, 2).float() / width))
 
     def forward(self, count: int, like: Tensor) -> Rotation:
-        """Sines and cosines, `count d`."""
         angles = torch.arange(count, device=like.device)[:, None] * self.inv_freqs.to(like.device, torch.float32)
-        angles = torch.cat([angles, angles], dim=1)
-        return angles.sin().to(like.dtype), angles.cos().to(like.dtype)
+        return sines(torch.cat([angles, angles], dim=1), like)
 
 
 class PictureRotation(nn.Module):
@@ -43,20 +41,23 @@ class PictureRotation(nn.Module):
         self.register_buffer("scales", torch.logspace(0, math.log2(MAX_FREQUENCY / 2), width // 4, base=2))
 
     def forward(self, height: int, width: int, like: Tensor) -> Rotation:
-        """Sines and cosines, `(h w) d`."""
         scales = self.scales.to(like.device, torch.float32) * math.pi
         rows, columns = (torch.linspace(-1, 1, count, device=like.device)[:, None] * scales
                          for count in (height, width))
         angles = torch.cat([rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)], dim=2)
-        angles = angles.flatten(0, 1).repeat_interleave(2, dim=1)
-        return angles.sin().to(like.dtype), angles.cos().to(like.dtype)
+        return sines(angles.flatten(0, 1).repeat_interleave(2, dim=1), like)
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn neighbouring pairs of features. x `b n h d`; sines and cosines `n d`."""
-    sin, cos = (part[:, None] for part in rotation)
-    even, odd = x[..., ::2], x[..., 1::2]
-    return x * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
+def sines(angles: Tensor, like: Tensor) -> Rotation:
+    """What `rotate` needs for angles `n d`: sines and cosines `n 1 d`. The sines of even features are negative."""
+    signs = torch.tensor([-1.0, 1.0], device=angles.device).repeat(angles.shape[1] // 2)
+    return (angles.sin() * signs)[:, None].to(like.dtype), angles.cos()[:, None].to(like.dtype)
+
+
+def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    """Turn neighbouring pairs of features of x `b n h d`."""
+    neighbours = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos, neighbours, sin)
 
 
 class Attention(nn.Module):
@@ -68,10 +69,12 @@ class Attention(nn.Module):
         self.to_qkv = make.linear(channels, 3 * heads * width, bias=False)
         self.to_out = nn.Sequential(make.linear(heads * width, channels))
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None, first: int | None = None) -> Tensor:
+        """x `b n c`. With `first`, only that many first rows are returned."""
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        q = q[:, :first]
         if rotation is not None:
-            q, k = (rotate(part.unflatten(-1, (self.heads, -1)), rotation).flatten(-2) for part in (q, k))
+            q, k = (rotate(part.unflatten(-1, (self.heads, -1)), *rotation).flatten(-2) for part in (q, k))
         return self.to_out(self.attention(q, k, v, self.heads))
 
 
@@ -130,7 +133,7 @@ class TimeSformer(nn.Module):
 
 
 class AxisTransformer(nn.Module):
-    """Attention along the axis that a plane lacks, on `b n c`."""
+    """Attention along the axis that a plane lacks. Of `b n c` it gives the first of the n tokens, `b c`."""
 
     def __init__(self, channels: int, depth: int, heads: int, width: int, hidden: int, make: Factory) -> None:
         super().__init__()
@@ -140,7 +143,8 @@ class AxisTransformer(nn.Module):
             for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        for attention, feed_forward in self.layers:
-            x = x + attention(x)
+        for number, (attention, feed_forward) in enumerate(self.layers, 1):
+            kept = 1 if number == len(self.layers) else None    # nothing reads the others behind the last layer
+            x = x[:, :kept] + attention(x, None, kept)
             x = x + feed_forward(x)
-        return x
+        return x[:, 0]

@@ -113,7 +113,7 @@ class Autoencoder(nn.Module):
         b, i, j, n, c = tokens.shape
         token, positions = (getattr(self, f"{plane}_{part}").to(tokens) for part in ("token", "pos_embedding"))
         x = torch.cat([tokens.flatten(0, 2), token.expand(b * i * j, -1, -1)], dim=1) + positions[:, :n + 1]
-        x = getattr(self, f"{plane}_quant_attn")(x)[:, 0]
+        x = getattr(self, f"{plane}_quant_attn")(x)
         return getattr(self, f"pre_{plane}")(rearrange(x, "(b i j) c -> b c i j", i=i, j=j)).tanh()
 
     def shape_of(self, x: Tensor) -> PlaneShape:
@@ -125,6 +125,6 @@ class Autoencoder(nn.Module):
         p = self.params
         frames, height, width = x.shape[2:]
         if height % p.patch or width % p.patch or frames > p.frames or height > p.height or width > p.width:
-            raise VideoLDMError(f"This PVDM autoencoder takes clips of up to {p.frames} frames of {p.width}x{p.height}, "
-                                f"with sides that divide by {p.patch}, and was given {frames} frames of "
-                                f"{width}x{height}.")
+            raise VideoLDMError(f"This PVDM autoencoder takes clips of up to {p.frames} frames of "
+                                f"{p.width}x{p.height}, with sides that divide by {p.patch}, and was given {frames} "
+                                f"frames of {width}x{height}.")

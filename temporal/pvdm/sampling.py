@@ -86,8 +86,9 @@ def ddim_step(schedule: Diffusion, clean: Tensor, eps: Tensor, now: int, then: i
     return x + sigma * noise.to(x)
 
 
-def roll_out(clips: int, first: SamplerParams, following: SamplerParams, network: Network, noise: Callable[[int], Tensor],
-             schedule: Diffusion, generator: Callable[[int], torch.Generator], before: Tensor | None = None,
+def roll_out(clips: int, first: SamplerParams, following: SamplerParams, network: Network,
+             noise: Callable[[int], Tensor], schedule: Diffusion, generator: Callable[[int], torch.Generator],
+             before: Tensor | None = None,
              on_step: Callable[[int, Tensor], None] | None = None) -> Iterator[Tensor]:
     """Planes of one clip after another. Each is conditioned on the planes before it, as they were sampled.
 
