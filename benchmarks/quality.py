@@ -21,20 +21,31 @@ from ..demo import train
 from ..demo.features import features_of, load_network
 from ..temporal.errors import VideoLDMError
 from ..temporal.metrics import frechet_distance, motion_ratio
-from . import colours, joint_quality, longer, reconstruction, scene_layout_quality, upscale_quality
+from . import (
+    colours,
+    joint_quality,
+    longer,
+    pvdm_parts,
+    pvdm_quality,
+    reconstruction,
+    scene_layout_quality,
+    upscale_quality,
+)
 from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
 REAL, COUNT = 512, 128                  # reference clips, clips per row
 STEPS, CFG = 30, 2.0                     # as the quickstart has them
 SHEET_CLIPS = 6
+QUICK_CLIPS, QUICK_STEPS = 8, 4         # with --quick
 MOTION_RANGE = (0.7, 1.4)
 LEAST_KEPT = 0.9                        # of the share of cars that keep their colour through the autoencoder
 SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuffled", "real, first frame frozen"
 THROUGH = "real, through the autoencoder"
 IMAGE, ATTENTION, FULL = "image model alone (mix 1)", "attention only", "convolution + attention"
 BUNDLED = "the bundled layers: convolution + attention, trained on with context frames"
-PARTS = ("key-frames", "longer", "interpolation", "layout", "reconstruction", "upscaling", "joint")
+PARTS = ("key-frames", "longer", "interpolation", "layout", "reconstruction", "upscaling", "joint", "pvdm",
+         "pvdm-parts")
 
 
 def main(argv=None):
@@ -46,7 +57,11 @@ def main(argv=None):
     parser.add_argument("--clips", type=int, default=COUNT, help="clips per row; figures are quoted for the default")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the key frames")
     parser.add_argument("--cfg", type=float, default=CFG, help="of the key frames")
+    parser.add_argument("--quick", action="store_true",
+                        help="few clips and steps: shows that a part runs; its figures mean nothing")
     arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.clips, arguments.steps = min(arguments.clips, QUICK_CLIPS), min(arguments.steps, QUICK_STEPS)
     if arguments.clips < BATCH:
         raise SystemExit(f"--clips must be {BATCH} or more.")
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -161,4 +176,5 @@ def contact_sheet(rows):
 
 MEASURES = {"key-frames": key_frames, "longer": longer.extension, "interpolation": longer.interpolation,
             "layout": scene_layout_quality.control, "reconstruction": reconstruction.decoders,
-            "upscaling": upscale_quality.upscaled_parts, "joint": joint_quality.joint}
+            "upscaling": upscale_quality.upscaled_parts, "joint": joint_quality.joint, "pvdm": pvdm_quality.quality,
+            "pvdm-parts": pvdm_parts.parts}

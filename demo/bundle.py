@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from ..nodes.host import models as host
@@ -13,8 +12,9 @@ from ..temporal.formats import pixel_upscaler as upscaler_format
 from ..temporal.formats.temporal_file import Base, Schedule
 from ..temporal.layers import Factory
 from ..temporal.stack import TemporalStack
-from . import decoder, layers, models, scene_layout_stage, upscaler, world
+from . import decoder, layers, models, pvdm_stages, scene_layout_stage, upscaler
 from .data import made, weights_of, write_json
+from .stages import halved, notes
 from .text import text_params
 
 LAYOUT_FILE = "video_ldm_driving_layout.safetensors"
@@ -24,7 +24,7 @@ UPSCALER_FILE = "video_ldm_driving_upscaler.safetensors"
 UPSCALER_LAYERS_FILE = "video_ldm_driving_upscaler_layers.safetensors"
 FEATURES_FILE = "features.safetensors"
 STAGES = ("autoencoder", "text", "image", "prediction", "interpolation", "layout", "temporal-decoder", "upscaler",
-          "upscaler-temporal", "features")
+          "upscaler-temporal", *pvdm_stages.TRAINED, "features")
 KEY_FRAMES = "key-frames"       # what prediction and interpolation begin with where the key-frame stage was not run
 
 
@@ -53,6 +53,7 @@ def write(files, output: Path) -> str:
     sizes.append(write_layers(files, output / UPSCALER_LAYERS_FILE, "upscaler-temporal",
                               upscaler.temporal_params(host.build_unet(upscaler.UNET)), upscaler.BASE,
                               upscaler.SCHEDULE))
+    sizes += pvdm_stages.write(files, output)
     sizes.append(write_tensors(output / FEATURES_FILE, weights_of(files, "features", "network"),
                                {"format": "video_ldm_demo_features", **notes("features")}))
     return f"{sum(sizes) / 1e6:.1f} MB in '{output}'"
@@ -79,10 +80,6 @@ def without_prefix(prefix: str, tensors: dict) -> dict:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def halved(tensors: dict) -> dict:
-    return {key: tensor.to(torch.float16).contiguous() for key, tensor in tensors.items()}
-
-
 def write_part(folder, part, tensors, params):
     return write_tensors(folder / f"{part}.safetensors", tensors, host.part_metadata(part, params, notes(part)))
 
@@ -107,15 +104,6 @@ def write_upscaler(files, path):
     return path.stat().st_size
 
 
-def notes(stage):
-    """Where a file's weights come from."""
-    about = models.stage(stage)
-    return {"title": f"Video LDM demo: {about.title}", "author": "video-ldm", "licence_note": models.LICENCE,
-            "trained_on": f"procedural driving world, seeds 0 to {models.TRAIN_CLIPS - 1}",
-            "held_out_seeds": f"{world.HELD_OUT} and up", "steps": about.loop.steps, "seed": about.loop.seed,
-            "batch": about.batch, "size": f"{models.WIDTH}x{models.HEIGHT}"}
-
-
 # The way back: from the bundled files to what a stage leaves in the work folder
 
 def restore(bundle: Path, files, but: str | None = None):
@@ -129,7 +117,7 @@ def restore(bundle: Path, files, but: str | None = None):
             continue
         if stage == but:
             files.weights(stage).unlink(missing_ok=True)
-        elif not files.weights(stage).exists():
+        elif not files.weights(stage).exists() and pvdm_stages.is_bundled(stage, bundle):
             write_safetensors(files.weights(stage), read(bundle))
     if not files.latent_params.exists():
         stored = host.read_part(bundle / "image.safetensors", "image")[1]["latent"]
@@ -174,5 +162,6 @@ READERS = {
     "temporal-decoder": lambda bundle: as_module("decoder", load_decoder(bundle / DECODER_FILE).tensors),
     "upscaler": lambda bundle: as_module("unet", load_upscaler(bundle / UPSCALER_FILE).tensors),
     "upscaler-temporal": lambda bundle: as_module("temporal", load_temporal(bundle / UPSCALER_LAYERS_FILE).tensors),
+    **{stage: lambda bundle, stage=stage: as_module(*pvdm_stages.read(stage, bundle)) for stage in pvdm_stages.TRAINED},
     "features": lambda bundle: as_module("network", load_file(bundle / FEATURES_FILE)),
 }

@@ -29,6 +29,8 @@ class Files:
         self.latents = self.folder / "latents.npy"          # float32 (n t c h/8 w/8), scaled to unit deviation
         self.interpolation = self.folder / "interpolation.npy"     # the same of interpolation_clip(0), (1), ...
         self.large, self.large_boxes = self.folder / "large.npy", self.folder / "large-boxes.npy"    # for the upscaler
+        self.pvdm_frames, self.pvdm_boxes = self.folder / "pvdm-frames.npy", self.folder / "pvdm-boxes.npy"
+        self.pvdm_planes = self.folder / "pvdm-planes.npy"  # float16 (n k c l) of k windows of each video
         self.latent_params = self.folder / "latents.json"
         self.texts = self.folder / "texts.safetensors"      # embeddings of the different captions, and each clip's row
 
@@ -92,19 +94,23 @@ def key_frames(index):
 
 def render_training_set(files):
     """Render frames and boxes once; seeds 0..TRAIN_CLIPS-1."""
-    if files.frames.exists() and files.boxes.exists():
+    render_set(files.frames, files.boxes, key_frames, TRAIN_CLIPS, FRAMES)
+
+
+def render_set(path, boxes_path, render, count, length):
+    """Write the frames and boxes of render(0), render(1), ..., which gives both of `length` frames."""
+    if path.exists() and boxes_path.exists():
         return
-    files.folder.mkdir(parents=True, exist_ok=True)
-    temporary = files.frames.with_suffix(".tmp")
-    shape = (TRAIN_CLIPS, FRAMES, HEIGHT, WIDTH, 3)
-    frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-    boxes = np.zeros((TRAIN_CLIPS, FRAMES, 3, 4), np.float32)
-    for index, clip in enumerate(render_clips(key_frames, TRAIN_CLIPS)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(count, length, HEIGHT, WIDTH, 3))
+    boxes = np.zeros((count, length, 3, 4), np.float32)
+    for index, clip in enumerate(render_clips(render, count)):
         frames[index], boxes[index] = clip
     frames.flush()
     del frames
-    np.save(files.boxes, boxes)
-    os.replace(temporary, files.frames)
+    np.save(boxes_path, boxes)
+    os.replace(temporary, path)
 
 
 def car_weights(boxes, height, width):

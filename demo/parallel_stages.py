@@ -17,13 +17,17 @@ RUN = Path(__file__).resolve().parents[1] / "run.py"
 LANES = (("render", "autoencoder", "latents", "image", "temporal", "prediction", "bundle"),     # the longest lane
          ("text", "features", "interpolation-data", "temporal-decoder", "temporal-attention"),
          ("render-large", "upscaler", "upscaler-temporal"),
-         ("layout", "interpolation"))
+         ("layout", "interpolation"),
+         ("pvdm-render", "pvdm-autoencoder", "pvdm-planes", "pvdm-diffusion"))
 NEEDS = {"autoencoder": ("render",), "latents": ("render", "autoencoder", "text"), "image": ("latents",),
          "temporal": ("latents", "image"), "temporal-attention": ("latents", "image"), "layout": ("latents", "image"),
          "prediction": ("latents", "temporal"), "interpolation": ("latents", "temporal", "interpolation-data"),
          "interpolation-data": ("latents",), "temporal-decoder": ("autoencoder",), "features": ("render",),
          "upscaler": ("render-large", "latents"), "upscaler-temporal": ("render-large", "latents", "upscaler"),
-         "bundle": ("prediction", "interpolation", "layout", "temporal-decoder", "upscaler-temporal", "features")}
+         "pvdm-autoencoder": ("pvdm-render",), "pvdm-planes": ("pvdm-render", "pvdm-autoencoder"),
+         "pvdm-diffusion": ("pvdm-planes",),
+         "bundle": ("prediction", "interpolation", "layout", "temporal-decoder", "upscaler-temporal", "pvdm-diffusion",
+                    "features")}
 POLL = 0.2                              # seconds
 
 
@@ -84,4 +88,5 @@ def finished(stage, files: data.Files) -> bool:
 def data_files(files: data.Files) -> dict[str, tuple]:
     """The files of the stages that only prepare data."""
     return {"render": (files.frames,), "render-large": (files.large,), "latents": (files.latents, files.texts),
-            "interpolation-data": (files.interpolation,)}
+            "interpolation-data": (files.interpolation,), "pvdm-render": (files.pvdm_frames, files.pvdm_boxes),
+            "pvdm-planes": (files.pvdm_planes,)}

@@ -23,10 +23,14 @@ TERMS = PlaneAutoencoderTerms(pixels=1.0, perceptual=0.0, adversarial=0.0, featu
 STORED = (0, 8, 16)                         # starts of the windows whose planes are stored
 
 
+def start(index: int) -> float:
+    """Where in its drive a video begins, seconds."""
+    return (index * 0.6180339887) % 1 * LATEST
+
+
 def video(index: int) -> tuple[np.ndarray, np.ndarray]:
     """Frames and corners of the cars of a training video."""
-    start = (index * 0.6180339887) % 1 * LATEST
-    clip = world.clip(world.train_seed(index), 2 * AUTOENCODER.frames, models.HEIGHT, models.WIDTH, FPS, start)
+    clip = world.clip(world.train_seed(index), 2 * AUTOENCODER.frames, models.HEIGHT, models.WIDTH, FPS, start(index))
     return clip.frames, corners_of(clip)
 
 

@@ -2,7 +2,7 @@
 
 The order is the paper's: autoencoder, text encoder, image LDM, temporal layers on the frozen image LDM. The other
 stages are the attention-only arm of the ablation, scene layout, prediction, interpolation, temporal decoder, upscaler,
-and the video network of the metric. A stage resumes where it was stopped, and is skipped when it is finished.
+PVDM, and the video network of the metric. A stage resumes where it was stopped, and is skipped when it is finished.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from ..temporal.stack import TemporalStack
 from ..temporal.training.clips import Clips
 from ..temporal.training.distributed import pick_device, rank
 from ..temporal.training.image import ImageLoss
-from ..temporal.training.loop import Loop
 from ..temporal.training.temporal import TemporalLoss
-from . import bundle, data, decoder, layers, models, parallel_stages, scene_layout_stage, upscaler
+from . import bundle, data, decoder, layers, models, parallel_stages, pvdm_stages, scene_layout_stage, upscaler
 from .autoencoder import AutoencoderLoss, encode
 from .data import made, weights_of
 from .features import FeatureLoss, VideoNetwork
+from .stages import frozen, prepare, save_array, seeded, train
 from .text import TextLoss, encode_ids, text_params, token_ids
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,35 +85,6 @@ def stages_of(arguments, files):
 
 
 # Trained stages
-
-def train(stage, files, modules, loss, arguments):
-    """Run or resume one Loop, then write its averaged weights to files.weights(stage). Returns its last figures."""
-    about = models.stage(stage)
-    if files.weights(stage).exists() and not (files.folder / stage).exists():
-        return "taken from the bundle"
-    loop = Loop(about.loop, modules, loss, files.folder / stage, about.title)
-    limit = arguments.max_minutes
-    if not loop.run(max_seconds=None if limit is None else limit * 60):
-        raise SystemExit(f"{about.title}: stopped at step {loop.step} of {about.loop.steps}; run again to go on.")
-    weights = {f"{name}.{key}": tensor.contiguous() for name in modules for key, tensor in loop.ema_state(name).items()}
-    if rank() == 0:
-        write_atomically(files.weights(stage), lambda temporary: save_file(weights, temporary))
-    last = json.loads(loop.log.read_text(encoding="utf-8").splitlines()[-1])
-    numbers = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key not in ("step", "lr", "seconds"))
-    return f"step {loop.step}, {numbers}, trained {loop.seconds:.0f} s in all"
-
-
-def seeded(stage, build):
-    """Build a network with the initial weights that belong to a stage."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(models.stage(stage).loop.seed)
-        return build()
-
-
-def frozen(network, weights):
-    network.load_state_dict(weights)
-    return network.requires_grad_(False).eval()
-
 
 def train_autoencoder(files, arguments):
     frames, boxes = np.load(made(files.frames, "render"), mmap_mode="r"), np.load(made(files.boxes, "render"))
@@ -229,14 +200,6 @@ def train_features(files, arguments):
 
 # Prepared data: the first process makes it, the others wait for the file
 
-def prepare(make, path, *arguments):
-    """Call `make` in the first process if `path` is missing. Return when the file is there."""
-    if rank() == 0 and not path.exists():
-        make(*arguments)
-    while not path.exists():
-        time.sleep(1)
-
-
 def render(files, arguments):
     prepare(data.render_training_set, files.frames, files)
     return f"{models.TRAIN_CLIPS} clips of {models.FRAMES} frames, {models.WIDTH}x{models.HEIGHT}"
@@ -308,11 +271,6 @@ def encode_interpolation(files):
     write_atomically(files.interpolation, lambda temporary: save_array(temporary, latents))
 
 
-def save_array(path, array):
-    with open(path, "wb") as file:      # np.save would append .npy to the temporary name
-        np.save(file, array)
-
-
 def preview_map(latents, frames):
     """Least squares from latents (n c h w) to colours -1..1 of the frames averaged over each latent's pixels."""
     factor = frames.shape[1] // latents.shape[-2]
@@ -350,4 +308,5 @@ STEPS = {"render": render, "autoencoder": train_autoencoder, "text": train_text,
          "layout": train_layout, "prediction": train_prediction,
          "interpolation-data": make_interpolation_data, "interpolation": train_interpolation,
          "temporal-decoder": train_decoder, "render-large": render_large, "upscaler": train_upscaler,
-         "upscaler-temporal": train_upscaler_layers, "features": train_features, "bundle": write_bundle}
+         "upscaler-temporal": train_upscaler_layers, **pvdm_stages.STEPS, "features": train_features,
+         "bundle": write_bundle}

@@ -15,7 +15,7 @@ from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.layers import Factory
 from video_ldm.temporal.pvdm import PVDM_L, PVDM_S, RELEASED, Autoencoder, PlaneShape, PlaneUNet, join
 from video_ldm.tests.formats_help import PUBLISHED
-from video_ldm.tests.pvdm_help import (
+from video_ldm.tests.pvdm_networks import (
     AUTOENCODER,
     GRID,
     RECORDED_AUTOENCODER,

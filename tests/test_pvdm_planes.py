@@ -7,7 +7,7 @@ from torch import nn
 from video_ldm.temporal.layers import Factory
 from video_ldm.temporal.pvdm import PVDM_S, RELEASED, Autoencoder, PlaneShape, PlaneUNet
 from video_ldm.temporal.pvdm.planes import broadcast
-from video_ldm.tests.pvdm_help import AUTOENCODER, GRID, UNET, autoencoder, clips, rows, unet
+from video_ldm.tests.pvdm_networks import AUTOENCODER, GRID, UNET, autoencoder, clips, rows, unet
 
 SQUARE = PlaneShape(4, 6, 6)
 STEP = torch.tensor([400])

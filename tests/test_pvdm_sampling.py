@@ -15,7 +15,7 @@ import torch
 from video_ldm.temporal.diffusion import Diffusion
 from video_ldm.temporal.pvdm import PlaneShape, SamplerParams, diffusion, roll_out, sample
 from video_ldm.temporal.pvdm.sampling import LINEAR_END, LINEAR_START, times
-from video_ldm.tests.pvdm_help import RECORDED_UNET, formula, rows
+from video_ldm.tests.pvdm_networks import RECORDED_UNET, formula, rows
 from video_ldm.tests.reference_pvdm import ancestral, cumulative_alphas, ddim
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "pvdm.json").read_text())

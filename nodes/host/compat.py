@@ -5,7 +5,7 @@ import copy
 import inspect
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.context_windows
 import comfy.model_management
@@ -79,19 +79,25 @@ def copied_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def vae_patcher(first_stage: nn.Module, like: Patcher) -> Patcher:
-    """A VAE's network under ComfyUI's memory management, on the devices of the patcher `like`.
+class Devices(NamedTuple):
+    """Where a network computes, and where its weights wait."""
+    load_device: Any
+    offload_device: Any
+
+
+def module_patcher(module: nn.Module, like: Patcher | Devices) -> Patcher:
+    """A network under ComfyUI's memory management, on the devices of `like`.
 
     It is the plain patcher, for the reasons that layer_patcher gives.
     """
-    patcher = comfy.model_patcher.ModelPatcher(first_stage, load_device=like.load_device,
+    patcher = comfy.model_patcher.ModelPatcher(module, load_device=like.load_device,
                                                offload_device=like.offload_device)
-    patcher.cached_patcher_init = (copied_vae_patcher, (first_stage, like))
+    patcher.cached_patcher_init = (copied_module_patcher, (module, like))
     return patcher
 
 
-def copied_vae_patcher(first_stage: nn.Module, like: Patcher, disable_dynamic: bool = False) -> Patcher:
-    return vae_patcher(copy.deepcopy(first_stage), like)
+def copied_module_patcher(module: nn.Module, like: Patcher | Devices, disable_dynamic: bool = False) -> Patcher:
+    return module_patcher(copy.deepcopy(module), like)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

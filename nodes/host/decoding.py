@@ -210,10 +210,10 @@ def check_tile(tile: int) -> None:
 
 
 @contextmanager
-def cancellable(network: nn.Module) -> Iterator[None]:
-    """While open, every convolution of the network checks for Cancel. One window may take a minute."""
+def cancellable(network: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> Iterator[None]:
+    """While open, every layer of this kind in the network checks for Cancel. One window may take a minute."""
     hooks = [part.register_forward_pre_hook(lambda *_: files.check_cancelled())
-             for part in network.modules() if isinstance(part, nn.Conv2d)]
+             for part in network.modules() if isinstance(part, kind)]
     try:
         yield
     finally:

@@ -17,7 +17,8 @@ from .api import io
 from .latents import CLIP_FRAMES, RATE
 from .sockets import Model, Vae, Video
 
-FILE = "file"           # an input of this name may name a file outside its list: the node reports a missing file
+# Inputs of these names may name a file outside their list: the node reports a missing file.
+FILES = ("file", "autoencoder", "diffusion")
 LONGEST_QUOTE = 40      # characters of a wrong text that a sentence quotes
 LINKED = "Correct what is linked there."
 
@@ -96,7 +97,7 @@ def text(declared: io.Input, value: Any) -> str:
 
 
 def choice(declared: io.Input, value: Any) -> str:
-    if declared.id == FILE:
+    if declared.id in FILES:
         if not isinstance(value, str) or not value:
             raise Wrong(f"is {shown(value)}, and it takes the name of a file. Choose one from its list.")
         return value
@@ -198,6 +199,12 @@ def video(declared: io.Input, value: Any) -> Video:
     return value
 
 
+def pvdm(declared: io.Input, value: Any) -> Any:
+    if not all(hasattr(value, part) for part in ("autoencoder", "unet", "shape")):
+        raise Wrong(f"was given {what(value)}, and it takes a PVDM. Connect that of Load PVDM.")
+    return value
+
+
 def what(value: Any) -> str:
     return "nothing" if value is None else f"something of the type {type(value).__name__}"
 
@@ -208,4 +215,5 @@ def size(tensor: torch.Tensor) -> str:
 
 CHECKS: dict[str, Callable] = {
     "INT": whole_number, "FLOAT": number, "BOOLEAN": boolean, "STRING": text, "COMBO": choice, "MODEL": model,
-    "VAE": vae, "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video}
+    "VAE": vae, "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video,
+    "VIDEO_LDM_PVDM": pvdm}

@@ -116,14 +116,21 @@ class RolloutProgress:
         return [self.previewer.decode_latent_to_preview(frame[None]) for frame in frames]
 
     def show(self, value: int, pictures: list) -> None:
-        preview = None
-        if pictures:
-            width, height = pictures[0].size
-            sheet = Image.new("RGB", (width * len(pictures), height))
-            for number, picture in enumerate(pictures):
-                sheet.paste(picture.convert("RGB"), (width * number, 0))
-            preview = ("JPEG", sheet, latent_preview.MAX_PREVIEW_RESOLUTION * 2)
-        self.bar.update_absolute(value, preview=preview)
+        self.bar.update_absolute(value, preview=strip_preview(pictures) if pictures else None)
+
+
+def previews() -> bool:
+    """Whether ComfyUI shows previews while it samples."""
+    return latent_preview.args.preview_method != latent_preview.LatentPreviewMethod.NoPreviews
+
+
+def strip_preview(pictures: list) -> tuple:
+    """Pictures side by side, as core's progress bar takes a preview."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width * len(pictures), height))
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture.convert("RGB"), (width * number, 0))
+    return "JPEG", sheet, latent_preview.MAX_PREVIEW_RESOLUTION * 2
 
 
 def process_latent_in(model: Model, latents: torch.Tensor) -> torch.Tensor:

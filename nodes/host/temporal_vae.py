@@ -38,7 +38,7 @@ def with_temporal_decoder(vae: Vae, file: DecoderFile) -> Vae:
         first_stage.post_quant_conv = post_quant_conv(file, vae.vae_dtype)
     made = copy.copy(vae)
     made.first_stage_model = first_stage
-    made.patcher = compat.vae_patcher(first_stage, vae.patcher)
+    made.patcher = compat.module_patcher(first_stage, vae.patcher)
     made.size = None
     made.model_size()
     return made

@@ -3,7 +3,7 @@
     identify(path) -> Identified            load_temporal(path) -> TemporalFile
     load_motion_lora(path) -> MotionLora    load_svd_initialisation(path, params) -> Initialisation
     load_decoder(path) -> DecoderFile       load_layout(path) -> LayoutFile
-    load_video_model(path) -> UpscalerFile | VideoNetwork
+    load_video_model(path) -> UpscalerFile | VideoNetwork    load_pvdm(path, kind) -> PvdmFile
 
 To add a family of temporal layers, write one file here and add one entry to FAMILIES. Node texts, refusals and the
 sentence for unknown files are made from that list. refused.py names all other files.
@@ -26,12 +26,15 @@ from ..formats.temporal_file import Identified, TemporalFile
 from ..formats.tensor_names import Keys
 from ..formats.video_network import VideoNetwork
 from ..params import StackParams
+from ..pvdm.files import AUTOENCODER, DIFFUSION, PvdmFile
+from ..pvdm.files import TITLES as PVDM_TITLES
 from . import (
     animatediff,
     hotshot_xl,
     lavie,
     modelscope,
     own_network,
+    pvdm,
     refused,
     svd,
     video_ldm,
@@ -58,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     videocrafter.FAMILY,
     video_super_resolution.FAMILY,
     svd.FAMILY,
+    pvdm.FAMILY,
     Family("temporal decoders: Stable Video Diffusion's (svd.safetensors, svd_xt.safetensors, or their VAE) and those "
            "written by this pack", "decoder", decoder.detect, decoder.load),
 )
@@ -157,6 +161,17 @@ def load_layout(path: StrPath) -> LayoutFile:
 def load_video_model(path: StrPath) -> UpscalerFile | VideoNetwork:
     """Load a whole network: an upscaler in pixel space, or a video network in the latent space of an image model."""
     return load(path, "video_model", "a whole video model that this pack takes")
+
+
+def load_pvdm(path: StrPath, kind: str) -> PvdmFile:
+    """Load one of PVDM's two networks. kind: AUTOENCODER or DIFFUSION. Raises VideoLDMError for the other one."""
+    wanted = PVDM_TITLES[kind]
+    file = open_file(path)
+    found = find(Keys(file.raw_shapes), file.metadata)[1]
+    if found.kind in (AUTOENCODER, DIFFUSION) and found.kind != kind:
+        raise VideoLDMError(f"{file.name} is {found.title}, not {wanted}. The two files of {LOADERS['pvdm']} are "
+                            "swapped, or one is chosen twice: choose this one for the other input.")
+    return load(path, "pvdm", wanted)
 
 
 def load_upscaler(path: StrPath) -> UpscalerFile:

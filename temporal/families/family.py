@@ -33,7 +33,7 @@ from ..spatial_names import places
 
 # The nodes that load files: {Identified.takes: the node's title}
 LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "decoder": "Load Temporal Decoder",
-           "layout": "Scene Layout", "video_model": "Load Video Model"}
+           "layout": "Scene Layout", "video_model": "Load Video Model", "pvdm": "Load PVDM"}
 
 
 NUMBERED = re.compile(r"(?:input_blocks|middle_block|output_blocks|transformer_blocks)\.(\d+)\.")     # in LDM's names

@@ -88,11 +88,6 @@ TEMPORAL = (
     Entry("videoldm_srpkdyy", "a UNet of the unofficial VideoLDM by srpkdyy",
           "Its layers follow another design than the paper's. " + LATER,
           (r".*tempo_attns\.\d+\.q_proj", r".*conv3ds\.\d+\.")),
-    Entry("pvdm_diffusion", "a PVDM diffusion model", "It works on triplane latents, not in Stable Diffusion's "
-          "latent space, so it has no temporal layers for an image model. " + LATER,
-          (r"(?:.*\.)?input_attns\.\d+\.qkv\.weight",)),
-    Entry("pvdm_autoencoder", "a PVDM autoencoder", "It encodes videos as triplanes, not in Stable Diffusion's latent "
-          "space. " + LATER, (r"(?:.*\.)?xy_quant_attn\.", r"(?:.*\.)?post_xt\.")),
 )
 
 PATCHES = (

@@ -25,7 +25,8 @@ from .contents import LONGEST_NAME, Contents, Stamp, damaged, file_name, first_l
 from .metadata import shown
 
 ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
-WRAPPERS = ("ema", "state_dict", "module", "model_state_dict", "params_ema", "params", "model")
+WRAPPERS = ("ema", "ema_model", "model_ema", "state_dict", "module", "model_state_dict", "params_ema", "params",
+            "model")
 DEEPEST = 8                     # nested dictionaries around the weights, and nested tuples
 LARGEST_PICKLE = 16_000_000     # bytes of names and sizes; those of published files are below a million
 LEGACY_PICKLES = 5              # magic number, protocol, system, weights, keys of the storages

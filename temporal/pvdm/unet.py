@@ -41,7 +41,7 @@ PVDM_S = UNetParams(channels=4, model_channels=128, channel_mult=(1, 2, 4, 4), n
 def time_embedding(tau: Tensor, width: int) -> Tensor:
     """Sinusoids of the diffusion steps, `b width`: cosines, then sines."""
     half = width // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half).to(tau.device)
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=tau.device) / half)
     angles = tau[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
