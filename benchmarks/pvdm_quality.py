@@ -10,7 +10,7 @@ a second, so every second frame of a clip counts.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,11 +110,22 @@ def moment(number: int) -> float:
     return pvdm.start(number) + pvdm.STORED[number % len(pvdm.STORED)] / pvdm.FPS
 
 
-def real_clips(numbers: range, later: float = 0.0, frames: int = models.FRAMES, fps: float = models.FPS,
-               begin=moment) -> np.ndarray:
-    """Clips of held-out drives, uint8 (n t h w 3), `later` seconds after begin(number)."""
-    return np.stack([world.clip(world.held_out_seed(number), frames, models.HEIGHT, models.WIDTH, fps,
-                                begin(number) + later).frames for number in numbers])
+def world_clips(numbers: range, begin: Callable[[int], float], frames: int, fps: float, height: int = models.HEIGHT,
+                width: int = models.WIDTH) -> np.ndarray:
+    """Clips of held-out drives, uint8 (n t h w 3).
+
+    Args:
+        numbers: of the drives.
+        begin: where in its drive the clip of a number begins, in seconds.
+        frames, fps, height, width: of a clip.
+    """
+    return np.stack([world.clip(world.held_out_seed(number), frames, height, width, fps, begin(number)).frames
+                     for number in numbers])
+
+
+def real_clips(numbers: range, later: float = 0.0, begin: Callable[[int], float] = moment) -> np.ndarray:
+    """The same for the metric, `later` seconds after begin(number)."""
+    return world_clips(numbers, lambda number: begin(number) + later, models.FRAMES, models.FPS)
 
 
 # What is measured
@@ -139,7 +150,7 @@ def quality(arguments) -> tuple[str, list[str]]:
     try:
         model = Model.load(arguments.models)
     except VideoLDMError as error:
-        return f"PVDM is left out: {error}\n", []
+        return "", [f"FAILED: PVDM was not measured: {error}"]
     network = load_network(arguments.models / "features.safetensors")
     count, steps = min(arguments.clips, ROLLOUTS), (QUICK, QUICK) if arguments.quick else (STEPS, FOLLOWING)
     numbers, rows = range(REAL, REAL + count), {}
@@ -150,7 +161,7 @@ def quality(arguments) -> tuple[str, list[str]]:
         print(row_of(name, figures), file=sys.stderr, flush=True)
 
     length = pvdm.AUTOENCODER.frames
-    full, second = real_clips(numbers, 0.0, length, pvdm.FPS), real_clips(numbers)
+    full, second = world_clips(numbers, moment, length, pvdm.FPS), real_clips(numbers)
     back = model.through(full)
     add(SECOND, measure.row(second))
     add(f"{SECOND}, {LATER:g} s later", measure.row(real_clips(numbers, LATER), LATER))

@@ -21,7 +21,16 @@ from ..demo import train
 from ..demo.features import features_of, load_network
 from ..temporal.errors import VideoLDMError
 from ..temporal.metrics import frechet_distance, motion_ratio
-from . import colours, joint_quality, longer, pvdm_quality, reconstruction, scene_layout_quality, upscale_quality
+from . import (
+    colours,
+    joint_quality,
+    longer,
+    pvdm_parts,
+    pvdm_quality,
+    reconstruction,
+    scene_layout_quality,
+    upscale_quality,
+)
 from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
@@ -35,7 +44,8 @@ SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuff
 THROUGH = "real, through the autoencoder"
 IMAGE, ATTENTION, FULL = "image model alone (mix 1)", "attention only", "convolution + attention"
 BUNDLED = "the bundled layers: convolution + attention, trained on with context frames"
-PARTS = ("key-frames", "longer", "interpolation", "layout", "reconstruction", "upscaling", "joint", "pvdm")
+PARTS = ("key-frames", "longer", "interpolation", "layout", "reconstruction", "upscaling", "joint", "pvdm",
+         "pvdm-parts")
 
 
 def main(argv=None):
@@ -166,4 +176,5 @@ def contact_sheet(rows):
 
 MEASURES = {"key-frames": key_frames, "longer": longer.extension, "interpolation": longer.interpolation,
             "layout": scene_layout_quality.control, "reconstruction": reconstruction.decoders,
-            "upscaling": upscale_quality.upscaled_parts, "joint": joint_quality.joint, "pvdm": pvdm_quality.quality}
+            "upscaling": upscale_quality.upscaled_parts, "joint": joint_quality.joint, "pvdm": pvdm_quality.quality,
+            "pvdm-parts": pvdm_parts.parts}
