@@ -231,10 +231,10 @@ def row_of(name: str, figures: Figures) -> str:
 def verdict(rows: dict[str, Figures]) -> list[str]:
     """Sentences on what does not hold: the last clips are at most twice as far from real ones as the first are."""
     first, last, failures = rows[FIRST].distance, rows[LAST].distance, []
-    if last > MOST * first:
+    if not last <= MOST * first:
         failures.append(f"FAILED: the distance of clip {CLIPS} ({last:.1f}) is more than {MOST:g} times that of the "
                         f"first clip ({first:.1f}).")
-    if first >= rows[SHUFFLED].distance:
+    if not first < rows[SHUFFLED].distance:
         failures.append(f"FAILED: the first clip ({first:.1f}) is not below {SHUFFLED} "
                         f"({rows[SHUFFLED].distance:.1f}).")
     return failures
