@@ -72,7 +72,8 @@ def train_diffusion(files, arguments):
     """The U-Net of planes, with and without a clip before."""
     planes = np.load(made(files.pvdm_planes, "pvdm-planes"), mmap_mode="r")
     network, batch = seeded("pvdm-diffusion", lambda: PlaneUNet(pvdm.UNET)), models.stage("pvdm-diffusion").batch
-    loss = PlaneDiffusionLoss(network, StoredPlanes(planes, batch), pvdm.AUTOENCODER.shape, diffusion(), batch, KNOWN)
+    loss = PlaneDiffusionLoss(network, StoredPlanes(planes, apart=len(pvdm.STORED) - 1),
+                              pvdm.AUTOENCODER.shape, diffusion(), batch, KNOWN)
     return train("pvdm-diffusion", files, {"unet": network}, loss, arguments)
 
 

@@ -91,8 +91,8 @@ def report_of(autoencoder: AutoencoderFile, unet: DiffusionFile) -> str:
         lines.append(f"{file.name}: {file.title}{title}, {count / 1e6:.1f} million weights in "
                      f"{dtype_name(file.dtype)}.{licence}")
     if not autoencoder.about.title and not unet.about.title:
-        lines.append("The files do not say what they were trained on. PVDM's authors published it for UCF-101 (sports) and "
-                     "SkyTimelapse (skies).")
+        lines.append("The files do not say what they were trained on. PVDM's authors published it for UCF-101 "
+                     "(sports) and SkyTimelapse (skies).")
     if not fps:
         lines.append(f"The files do not say how many frames per second their clips have: {DEFAULT_RATE} are taken, or "
                      "what you set.")

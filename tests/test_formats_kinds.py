@@ -16,6 +16,7 @@ from video_ldm.temporal.families import (
     load_decoder,
     load_layout,
     load_motion_lora,
+    load_pvdm,
     load_temporal,
     load_upscaler,
     load_video_model,
@@ -24,6 +25,7 @@ from video_ldm.temporal.families import (
 )
 from video_ldm.temporal.formats.temporal_file import Base, TemporalFile
 from video_ldm.temporal.params import StackParams
+from video_ldm.temporal.pvdm.files import AUTOENCODER, DIFFUSION
 from video_ldm.tests.formats_help import PUBLISHED, REFUSED, lora_shapes, motion_shapes
 
 KINDS = {
@@ -49,6 +51,15 @@ LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
 DECODERS = {"svd_temporal_decoder", "diffusers_vae_temporal_decoder"}
 NETWORKS = {"lavie_base", "lavie_interpolation", "modelscope_t2v", "diffusers_unet3d_modelscope",
             "videocrafter_t2v_512_v1.0", "videocrafter_t2v_1024_v1.0", "videocrafter_t2v_512_v2.0"}
+PVDM = {"pvdm_autoencoder", "pvdm_diffusion"}
+
+
+def load_autoencoder(path):
+    return load_pvdm(path, AUTOENCODER)
+
+
+def load_diffusion(path):
+    return load_pvdm(path, DIFFUSION)
 
 
 def test_there_is_an_expectation_for_every_published_file():
@@ -61,7 +72,8 @@ def test_every_published_file_is_told_by_its_keys(name, prefix):
     shapes = PUBLISHED[name]
     found = identify_keys({prefix + key: shape for key, shape in shapes.items()})
     assert found.kind == KINDS[name]
-    kinds = {"temporal": TAKEN, "motion_lora": LORAS, "decoder": DECODERS, "video_model": NETWORKS}
+    kinds = {"temporal": TAKEN, "motion_lora": LORAS, "decoder": DECODERS, "video_model": NETWORKS,
+             "pvdm": PVDM}
     assert found.takes == next((kind for kind, names in kinds.items() if name in names), None)
 
 
@@ -87,7 +99,7 @@ def test_a_network_whose_layers_do_not_work_alone_says_why_in_load_temporal_laye
 
 @pytest.mark.parametrize("load, takes", [
     (load_temporal, "temporal"), (load_motion_lora, "motion_lora"), (load_decoder, "decoder"),
-    (load_upscaler, "video_model"), (load_layout, "layout"),
+    (load_upscaler, "video_model"), (load_layout, "layout"), (load_autoencoder, "pvdm"), (load_diffusion, "pvdm"),
 ])
 def test_a_file_that_nobody_knows_is_answered_with_what_that_loader_takes(tmp_path, load, takes):
     save_file({"weight": torch.zeros(3)}, tmp_path / "odd.safetensors")

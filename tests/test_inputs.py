@@ -9,15 +9,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from video_ldm.nodes import convert, decode, interpolate, load, longer, sample, scene_layout, upscale, video, windows
+from video_ldm.nodes import (
+    convert,
+    decode,
+    interpolate,
+    load,
+    longer,
+    pvdm,
+    sample,
+    scene_layout,
+    upscale,
+    video,
+    windows,
+)
 from video_ldm.nodes.host import unfinished
-from video_ldm.nodes.host.inputs import CHECKS, checked
+from video_ldm.nodes.host.inputs import CHECKS, FILES, checked
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests.attach_help import models_with_layers
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.longer_help import write_known_frame_layers
 
-NODES = [node for part in (load, convert, scene_layout, sample, windows, longer, interpolate, decode, upscale, video)
+NODES = [node for part in (load, convert, scene_layout, sample, windows, longer, interpolate, decode, upscale, video,
+                           pvdm)
          for node in part.NODES]
 NAMES = [node.define_schema().node_id for node in NODES]
 NAN, INFINITE = float("nan"), float("inf")
@@ -29,6 +42,7 @@ SOCKETS = {
     "IMAGE": torch.zeros(1, 16, 16, 3),
     "VIDEO": SimpleNamespace(get_components=None),
     "VIDEO_LDM_MOTION_LORA": [],
+    "VIDEO_LDM_PVDM": SimpleNamespace(autoencoder=None, unet=None, shape=None),
 }
 
 
@@ -64,7 +78,7 @@ def run(node, **changes):
 
 
 def test_every_node_of_the_pack_checks_what_it_is_given():
-    assert len(NODES) == 16
+    assert len(NODES) == 20
     for node in NODES:
         assert getattr(node.execute.__func__, "checks_inputs", False), node
         assert {kind_of(declared) for declared in node.define_schema().inputs} <= {*CHECKS, "VIDEO_LDM_MOTION_LORA"}
@@ -119,7 +133,7 @@ def test_a_switch_is_true_or_false(node, declared):
 
 @inputs_of("COMBO", "STRING")
 def test_a_choice_is_one_of_the_list_and_text_is_text(node, declared):
-    free = declared.id == "file" or kind_of(declared) == "STRING"
+    free = declared.id in FILES or kind_of(declared) == "STRING"
     for value in (None, 3, True, ["a"], *([] if free else ["no such thing"])):
         with pytest.raises(VideoLDMError, match=f": {declared.id} is "):
             run(node, **{declared.id: value})

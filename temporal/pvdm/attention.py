@@ -27,10 +27,8 @@ class FrameRotation(nn.Module):
         self.register_buffer("inv_freqs", BASE ** -(torch.arange(0, width, 2).float() / width))
 
     def forward(self, count: int, like: Tensor) -> Rotation:
-        """Sines and cosines, `count d`."""
         angles = torch.arange(count, device=like.device)[:, None] * self.inv_freqs.to(like.device, torch.float32)
-        angles = torch.cat([angles, angles], dim=1)
-        return angles.sin().to(like.dtype), angles.cos().to(like.dtype)
+        return sines(torch.cat([angles, angles], dim=1), like)
 
 
 class PictureRotation(nn.Module):
@@ -43,20 +41,23 @@ class PictureRotation(nn.Module):
         self.register_buffer("scales", torch.logspace(0, math.log2(MAX_FREQUENCY / 2), width // 4, base=2))
 
     def forward(self, height: int, width: int, like: Tensor) -> Rotation:
-        """Sines and cosines, `(h w) d`."""
         scales = self.scales.to(like.device, torch.float32) * math.pi
         rows, columns = (torch.linspace(-1, 1, count, device=like.device)[:, None] * scales
                          for count in (height, width))
         angles = torch.cat([rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)], dim=2)
-        angles = angles.flatten(0, 1).repeat_interleave(2, dim=1)
-        return angles.sin().to(like.dtype), angles.cos().to(like.dtype)
+        return sines(angles.flatten(0, 1).repeat_interleave(2, dim=1), like)
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn neighbouring pairs of features. x `b n h d`; sines and cosines `n d`."""
-    sin, cos = (part[:, None] for part in rotation)
-    even, odd = x[..., ::2], x[..., 1::2]
-    return x * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
+def sines(angles: Tensor, like: Tensor) -> Rotation:
+    """What `rotate` needs for angles `n d`: sines and cosines `n 1 d`. The sines of even features are negative."""
+    signs = torch.tensor([-1.0, 1.0], device=angles.device).repeat(angles.shape[1] // 2)
+    return (angles.sin() * signs)[:, None].to(like.dtype), angles.cos()[:, None].to(like.dtype)
+
+
+def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    """Turn neighbouring pairs of features of x `b n h d`."""
+    neighbours = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos, neighbours, sin)
 
 
 class Attention(nn.Module):
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)
         q = q[:, :first]
         if rotation is not None:
-            q, k = (rotate(part.unflatten(-1, (self.heads, -1)), rotation).flatten(-2) for part in (q, k))
+            q, k = (rotate(part.unflatten(-1, (self.heads, -1)), *rotation).flatten(-2) for part in (q, k))
         return self.to_out(self.attention(q, k, v, self.heads))
 
 

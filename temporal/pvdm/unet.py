@@ -41,7 +41,7 @@ PVDM_S = UNetParams(channels=4, model_channels=128, channel_mult=(1, 2, 4, 4), n
 def time_embedding(tau: Tensor, width: int) -> Tensor:
     """Sinusoids of the diffusion steps, `b width`: cosines, then sines."""
     half = width // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half).to(tau.device)
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=tau.device) / half)
     angles = tau[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -74,6 +74,7 @@ class ResBlock(nn.Module):
     def __init__(self, before: int, after: int, width: int, make: Factory, resize: str = "") -> None:
         super().__init__()
         self.resize = resize        # "", "down" or "up"
+        self.channels = after
         self.in_layers = nn.Sequential(make.group_norm(before), nn.SiLU(), make.conv2d(before, after, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), make.linear(width, 2 * after))
         self.out_layers = nn.Sequential(make.group_norm(after), nn.SiLU(), nn.Identity(),
@@ -110,53 +111,65 @@ class PlaneUNet(nn.Module):
 
     def __init__(self, params: UNetParams, make: Factory = TORCH) -> None:
         super().__init__()
-        self.params = params
-        width, levels = 4 * params.model_channels, len(params.channel_mult)
-        self.time_embed = nn.Sequential(make.linear(params.model_channels, width), nn.SiLU(), make.linear(width, width))
-        self.input_blocks = nn.ModuleList()
-        self.input_attns = nn.ModuleList()
-        self.output_blocks = nn.ModuleList()
-        self.output_attns = nn.ModuleList()
+        self.params, self.make = params, make
+        self.emb_width = 4 * params.model_channels
+        self.time_embed = nn.Sequential(make.linear(params.model_channels, self.emb_width), nn.SiLU(),
+                                        make.linear(self.emb_width, self.emb_width))
+        self.input_blocks, self.input_attns = nn.ModuleList(), nn.ModuleList()
+        self.output_blocks, self.output_attns = nn.ModuleList(), nn.ModuleList()
         if params.conditional:
             self.register_buffer("zeros", torch.zeros(1, params.channels, params.row))      # unused; files have it
-
-        def attentions(level: int, channels: int) -> list[nn.Module]:
-            return [PlaneAttention(channels, params.heads, make)] if level in params.attention_levels else []
-
-        def across(channels: int) -> nn.Module:
-            return RowAttention(channels, params.heads, make)
-
-        channels = params.model_channels
-        inputs = params.channels * (2 if params.conditional else 1)
-        self.input_blocks.append(Block(make.conv2d(inputs, channels, 3, padding=1)))
-        self.input_attns.append(nn.Identity())
-        skips = [channels]
-        for level, mult in enumerate(params.channel_mult):
-            for _ in range(params.num_res_blocks):
-                block = ResBlock(channels, mult * params.model_channels, width, make)
-                channels = mult * params.model_channels
-                self.input_blocks.append(Block(block, *attentions(level, channels)))
-                self.input_attns.append(across(channels))
-                skips.append(channels)
-            if level < levels - 1:
-                self.input_blocks.append(Block(ResBlock(channels, channels, width, make, "down")))
-                self.input_attns.append(across(channels))
-                skips.append(channels)
-        self.middle_block = Block(ResBlock(channels, channels, width, make),
-                                  PlaneAttention(channels, params.heads, make),
-                                  ResBlock(channels, channels, width, make))
-        self.mid_attn = across(channels)
-        for level, mult in reversed(list(enumerate(params.channel_mult))):
-            for number in range(params.num_res_blocks + 1):
-                block = ResBlock(channels + skips.pop(), mult * params.model_channels, width, make)
-                channels = mult * params.model_channels
-                parts = [block, *attentions(level, channels)]
-                if level and number == params.num_res_blocks:
-                    parts.append(ResBlock(channels, channels, width, make, "up"))
-                self.output_blocks.append(Block(*parts))
-                self.output_attns.append(across(channels))
+        skips = self.add_input_blocks()
+        channels = skips[-1]
+        self.middle_block = Block(self.resblock(channels, channels), PlaneAttention(channels, params.heads, make),
+                                  self.resblock(channels, channels))
+        self.mid_attn = RowAttention(channels, params.heads, make)
+        channels = self.add_output_blocks(skips)
         self.out = nn.Sequential(make.group_norm(channels), nn.SiLU(),
                                  zeroed(make.conv2d(channels, params.channels, 3, padding=1)))
+
+    def add_input_blocks(self) -> list[int]:
+        """Add the blocks down to the coarsest level. Returns the width that each block gives."""
+        params = self.params
+        inputs = params.channels * (2 if params.conditional else 1)
+        self.input_blocks.append(Block(self.make.conv2d(inputs, params.model_channels, 3, padding=1)))
+        self.input_attns.append(nn.Identity())
+        skips = [params.model_channels]
+        for level, mult in enumerate(params.channel_mult):
+            for _ in range(params.num_res_blocks):
+                self.add_input(level, self.resblock(skips[-1], mult * params.model_channels), skips)
+            if level < len(params.channel_mult) - 1:
+                self.add_input(None, self.resblock(skips[-1], skips[-1], "down"), skips)
+        return skips
+
+    def add_input(self, level: int | None, block: ResBlock, skips: list[int]) -> None:
+        """Add a block, with the attention that its level has. level: None if it lies between two levels."""
+        channels = block.channels
+        self.input_blocks.append(Block(block, *self.attentions(level, channels)))
+        self.input_attns.append(RowAttention(channels, self.params.heads, self.make))
+        skips.append(channels)
+
+    def add_output_blocks(self, skips: list[int]) -> int:
+        """Add the blocks back to the finest level. Returns the width of the last one."""
+        params, channels = self.params, skips[-1]
+        for level, mult in reversed(list(enumerate(params.channel_mult))):
+            for number in range(params.num_res_blocks + 1):
+                block = self.resblock(channels + skips.pop(), mult * params.model_channels)
+                channels = block.channels
+                parts = [block, *self.attentions(level, channels)]
+                if level and number == params.num_res_blocks:
+                    parts.append(self.resblock(channels, channels, "up"))
+                self.output_blocks.append(Block(*parts))
+                self.output_attns.append(RowAttention(channels, params.heads, self.make))
+        return channels
+
+    def resblock(self, before: int, after: int, resize: str = "") -> ResBlock:
+        return ResBlock(before, after, self.emb_width, self.make, resize)
+
+    def attentions(self, level: int | None, channels: int) -> list[nn.Module]:
+        """The attention within a plane, where a level has one."""
+        has = level in self.params.attention_levels
+        return [PlaneAttention(channels, self.params.heads, self.make)] if has else []
 
     def forward(self, x: Tensor, tau: Tensor, shape: PlaneShape, cond: Tensor | None = None) -> Tensor:
         """eps `b c l` of noisy planes x `b c l`.

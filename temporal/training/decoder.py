@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..decoder import TemporalDecoder
 from ..errors import VideoLDMError
-from .discriminator import feature_distance, hinge_loss, judged
+from .discriminator import judgement, zero_terms
 from .temporal import freeze
 
 LARGEST_WEIGHT = 1e4
@@ -110,17 +110,9 @@ class DecoderLoss:
         """What a discriminator adds: to the decoder's loss, and its own."""
         if name == "discriminator":
             y, x = (part.unflatten(0, (-1, frames)).transpose(1, 2) for part in (y, x))
-        answers, seen = judged(judge, y)
-        adversarial = -answers.float().mean()
-        weight = self.adaptive_weight(loss, adversarial)
-        real, features = judge(x)
-        fake, _ = judge(y.detach())
-        own = hinge_loss(real, fake)
-        added = self.params.adversarial * weight * adversarial + own
-        if self.params.features:
-            added = added + self.params.features * feature_distance(seen, [part.detach() for part in features])
-        return {"loss": added, f"{name}_loss": own.detach(), f"{name}_weight": weight,
-                f"{name}_fooled": (fake.detach() > 0).float().mean()}
+        found = judgement(judge, y, x)
+        weight = self.adaptive_weight(loss, found.adversarial)
+        return found.terms(name, weight, self.params.adversarial * weight, self.params.features)
 
     def adaptive_weight(self, loss: Tensor, adversarial: Tensor) -> Tensor:
         """Brings the adversarial gradient at the last layer to the size of the other terms' (VQGAN, Eq. 7)."""
@@ -128,12 +120,6 @@ class DecoderLoss:
         of_loss, of_adversarial = (torch.autograd.grad(term, last, retain_graph=True)[0].float().norm()
                                    for term in (loss, adversarial))
         return (of_loss / (of_adversarial + 1e-4)).clamp(0, LARGEST_WEIGHT).detach()
-
-
-def zero_terms(name: str, like: Tensor) -> dict:
-    """The figures of a discriminator before it has begun, because every step of a log has the same names."""
-    zero = like.detach() * 0
-    return {"loss": zero, f"{name}_loss": zero, f"{name}_weight": zero, f"{name}_fooled": zero}
 
 
 def psnr(y: Tensor, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Here it is GroupNorm, because a batch is a clip or two.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,3 +59,41 @@ def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
     """Mean absolute difference of two lists of features, layer by layer (pix2pixHD's feature matching)."""
     parts = [(one.float() - other.float()).abs().mean() for one, other in zip(features, others, strict=True)]
     return torch.stack(parts).mean()
+
+
+class Judgement(NamedTuple):
+    """What a discriminator makes of pictures."""
+
+    own: Tensor                 # its own loss, which trains nothing but the discriminator
+    adversarial: Tensor         # minus its mean answer, which trains nothing but what made the pictures
+    fooled: Tensor              # the share of patches that it takes for real
+    seen: list[Tensor]          # the features of the pictures
+    features: list[Tensor]      # the features of the true pictures, without a gradient
+
+    def terms(self, name: str, weight: Tensor, adversarial: Tensor | float, features: float) -> dict[str, Tensor]:
+        """What a discriminator adds to a loss, and its figures.
+
+        Args:
+            name: of the discriminator, for the log.
+            weight: for the log.
+            adversarial, features: the factors of both terms. No features are compared where their factor is 0.
+        """
+        added = adversarial * self.adversarial + self.own
+        if features:
+            added = added + features * feature_distance(self.seen, self.features)
+        return {"loss": added, f"{name}_loss": self.own.detach(), f"{name}_weight": weight, f"{name}_fooled": self.fooled}
+
+
+def judgement(discriminator: nn.Module, y: Tensor, x: Tensor) -> Judgement:
+    """A discriminator looks at pictures y that should look like x."""
+    answers, seen = judged(discriminator, y)
+    real, features = discriminator(x)
+    fake, _ = discriminator(y.detach())
+    return Judgement(hinge_loss(real, fake), -answers.float().mean(), (fake.detach() > 0).float().mean(), seen,
+                     [part.detach() for part in features])
+
+
+def zero_terms(name: str, like: Tensor) -> dict[str, Tensor]:
+    """The terms of a discriminator before it has begun, because every step of a log has the same names."""
+    zero = like.detach() * 0
+    return {"loss": zero, f"{name}_loss": zero, f"{name}_weight": zero, f"{name}_fooled": zero}

@@ -1,23 +1,33 @@
 """The trainings of PVDM: its autoencoder in two stages, then the diffusion of its planes (PVDM, sections 3.1 and 3.2).
 
-Stage one has no discriminators. Stage two resumes with them: `adversarial_from` is the step where it begins. The paper
+Stage one has no discriminators. Stage two goes on with them: `adversarial_from` is the step where it begins. The paper
 weighs L1, perceptual and adversarial terms 1 : 1 : 0.25, the published code 4 : 4 : 1 with 4 for matched features.
+
+The published code trains the autoencoder and the discriminators in turn, three batches each. Here both learn in the same
+step, as in every training of this pack: one backward pass serves both, and no state but the step's number is kept.
+
+The published average of weights takes in every 25th step. Here it is the Loop's, which takes in every step. While the
+decay warms up, the mean age of what is in either average is a tenth of the training. The published training ends within
+this warm-up. Ours leaves it after 90,000 steps of decay 0.9999: the mean age stays at 10,000 steps. So a longer training
+sets `ema_decay` nearer to 1.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..diffusion import Diffusion
 from ..errors import VideoLDMError
 from ..pvdm import Autoencoder, PlaneShape
-from .decoder import absolute_error, psnr, zero_terms
-from .discriminator import feature_distance, hinge_loss, judged
+from .decoder import absolute_error, psnr
+from .discriminator import judgement, zero_terms
 from .image import squared_error
 from .loss_inputs import RecordableLoss
+from .moving_pictures import below
 from .temporal import freeze
 
 BLACK = -1.0        # a frame that a video lacks: black pixels stand for it
@@ -37,7 +47,7 @@ class PlaneAutoencoderTerms:
     pixels: float = 4.0             # of the mean absolute error
     perceptual: float = 4.0         # of the distance by the perceptual network, on a random frame of each clip
     adversarial: float = 1.0        # of each discriminator
-    features: float = 4.0           # of feature matching in each discriminator
+    features: float = 4.0           # of feature matching in each discriminator, summed over its layers
     adversarial_from: int = 0       # the first step of the second stage
 
 
@@ -71,9 +81,8 @@ class PlaneAutoencoderLoss:
         self.modules = {"autoencoder": autoencoder, **self.judges}
         if perceptual is not None:
             freeze(perceptual)
-        if decoder_only:
-            for name, parameter in autoencoder.named_parameters():
-                parameter.requires_grad_(decodes(name))
+        for name, parameter in autoencoder.named_parameters():
+            parameter.requires_grad_(decodes(name) or not decoder_only)
 
     def to(self, device):
         if self.perceptual is not None:
@@ -100,16 +109,9 @@ class PlaneAutoencoderLoss:
 
     def judge(self, name: str, judge: nn.Module, y: Tensor, x: Tensor) -> dict[str, Tensor]:
         """What a discriminator adds: to the autoencoder's loss, and its own. Its weight is fixed."""
-        answers, seen = judged(judge, y)
-        real, features = judge(x)
-        fake, _ = judge(y.detach())
-        own = hinge_loss(real, fake)
-        added = own - self.terms.adversarial * answers.float().mean()
-        if self.terms.features:
-            added = added + self.terms.features * feature_distance(seen, [part.detach() for part in features])
-        return {"loss": added, f"{name}_loss": own.detach(),
-                f"{name}_weight": torch.full_like(own, self.terms.adversarial).detach(),
-                f"{name}_fooled": (fake.detach() > 0).float().mean()}
+        found = judgement(judge, y, x)
+        weight = torch.full_like(found.own, self.terms.adversarial).detach()
+        return found.terms(name, weight, self.terms.adversarial, self.terms.features * len(found.features))
 
 
 def decodes(name: str) -> bool:
@@ -140,7 +142,7 @@ class EncodedVideos:
 
     Args:
         autoencoder: frozen here.
-        videos: StepContext -> clips (b 2t 3 H W) in -1..1.
+        videos: StepContext -> clips (b 2t 3 H W) in -1..1, b being this process's share of the batch.
     """
 
     def __init__(self, autoencoder: Autoencoder, videos: Callable[..., Tensor]):
@@ -151,37 +153,66 @@ class EncodedVideos:
         self.autoencoder.to(device)
 
     def __call__(self, step, known: Tensor) -> PlanePairs:
-        x = self.videos(step).to(step.device)
+        x = self.videos(step)
+        if x.ndim != 5 or x.shape[1] % 2 or len(x) != len(known):
+            raise VideoLDMError(f"A step takes {len(known)} videos of two clips, 'b 2t 3 H W'. These are "
+                                f"{' x '.join(map(str, x.shape))}.")
         frames = x.shape[1] // 2
         black = (x[:, :frames] == BLACK).flatten(1).all(1).cpu()
         starts = torch.randint(0, frames + 1, (len(x),), generator=step.generator)
         starts = torch.where(known | black, frames, starts)
-        target = self.encode(torch.stack([video[start:start + frames] for video, start in zip(x, starts)]))
-        has_before = (known & ~black).to(step.device)
-        before = torch.zeros_like(target)
+        target = encode(self.autoencoder, torch.stack([video[start:start + frames]
+                                                            for video, start in zip(x, starts)]))
+        before, has_before = torch.zeros_like(target), known & ~black
         if has_before.any():
-            before[has_before] = self.encode(x[has_before, :frames])
+            before[has_before] = encode(self.autoencoder, x[has_before, :frames])
         return PlanePairs(target, before)
 
-    @torch.no_grad()
-    def encode(self, clips: Tensor) -> Tensor:
-        return self.autoencoder.encode(clips.transpose(1, 2)).float()
+
+@torch.no_grad()
+def encode(autoencoder: Autoencoder, clips: Tensor) -> Tensor:
+    """The planes `b c l` of clips `b t 3 H W`, on the autoencoder's device.
+
+    They are float32 also in mixed precision, because the diffusion learns to make exactly these.
+    """
+    device = next(autoencoder.parameters()).device
+    with torch.autocast(device.type, enabled=False):
+        return autoencoder.encode(clips.to(device, torch.float32).transpose(1, 2))
 
 
 class StoredPlanes:
-    """Draws from planes that were encoded before, (n k c l): of k windows of each video, the first and the last of
-    which are its two halves."""
+    """Draws from planes that were encoded before. It draws as EncodedVideos does, and encodes nothing.
 
-    def __init__(self, planes, batch: int):
-        self.planes, self.batch = planes, batch
+    Args:
+        videos: for each video the planes of windows at even distances, in order, (k c l).
+        apart: how many windows after a window the clip behind it begins. A video with fewer windows than that is
+            shorter than two clips: none of its windows has a clip before it.
+    """
+
+    def __init__(self, videos, *, apart: int):
+        if apart < 1:
+            raise VideoLDMError(f"The clip behind a window begins 1 window or more after it, not {apart}.")
+        if len(videos) == 0 or min(len(video) for video in videos) == 0:
+            raise VideoLDMError("There are no planes to draw from, or a video without any.")
+        self.videos, self.apart = videos, apart
 
     def __call__(self, step, known: Tensor) -> PlanePairs:
-        rows, windows = self.planes.shape[:2]
-        drawn = torch.randint(0, rows, (len(known),), generator=step.generator)
-        starts = torch.where(known, windows - 1, torch.randint(0, windows, (len(known),), generator=step.generator))
-        target, first = (torch.stack([torch.as_tensor(self.planes[int(row), int(start)]) for row, start in
-                                      zip(drawn, which)]).float() for which in (starts, torch.zeros_like(starts)))
-        return PlanePairs(target, first * known[:, None, None])
+        pairs = [self.draw(step.generator, bool(one)) for one in known]
+        target, before = (torch.stack(part) for part in zip(*pairs))
+        return PlanePairs(target, before)
+
+    def draw(self, generator: torch.Generator, known: bool) -> tuple[Tensor, Tensor]:
+        video = self.videos[below(len(self.videos), generator)]
+        has_before = len(video) > self.apart
+        first = below(max(len(video) - self.apart, 1), generator)       # a video of two clips begins here
+        window = below(min(self.apart + 1, len(video)), generator)
+        target = planes_of(video[first + self.apart if known and has_before else first + window])
+        return target, planes_of(video[first]) if known and has_before else torch.zeros_like(target)
+
+
+def planes_of(stored) -> Tensor:
+    """Stored planes in float32. They may lie on a disk."""
+    return (stored if isinstance(stored, Tensor) else torch.from_numpy(np.array(stored))).float()
 
 
 class NoisyPlanes(NamedTuple):
@@ -194,7 +225,7 @@ class NoisyPlanes(NamedTuple):
 
 
 class PlaneDiffusionLoss(RecordableLoss):
-    """`loss(step)` for the Loop: || eps - eps_theta(z_tau, z_before, tau) ||^2 (PVDM, Eq. 9).
+    """`loss(step)` for the Loop: || eps - eps_theta(z_tau, z_before, tau) ||^2 (PVDM, Eq. 9). `modules` is what it trains.
 
     The published training decides for a whole batch whether the clip before is known. Here each clip decides for
     itself, which gives the same mean.
@@ -212,8 +243,12 @@ class PlaneDiffusionLoss(RecordableLoss):
                  known: float = 0.3):
         if not 0 <= known <= 1:
             raise VideoLDMError(f"The share of clips that know the clip before is from 0 to 1, not {known}.")
+        if known and not network.params.conditional:
+            raise VideoLDMError("This network has no input for the clip before. Train it with known=0, or make one with "
+                                "conditional=True.")
         self.network, self.source, self.shape = network, source, shape
         self.diffusion, self.batch, self.known = diffusion, batch, known
+        self.modules = {"unet": network}
 
     def to(self, device):
         if hasattr(self.source, "to"):
@@ -222,6 +257,10 @@ class PlaneDiffusionLoss(RecordableLoss):
     def draw(self, step) -> NoisyPlanes:
         known = torch.rand(step.share(self.batch), generator=step.generator) < self.known
         target, before = (part.to(step.device) for part in self.source(step, known))
+        due = (len(known), self.network.params.channels, self.shape.length)
+        if target.shape != due or before.shape != due:
+            raise VideoLDMError(f"A step takes planes of {' x '.join(map(str, due))} numbers: clips, channels and "
+                                f"positions of {self.shape}. These are {' x '.join(map(str, target.shape))}.")
         tau = self.diffusion.random_tau(len(target), step.generator, target.device)
         return NoisyPlanes(target, before, tau, self.diffusion.random_noise(target, step.generator))
 
