@@ -54,7 +54,7 @@ class DrivingVideos:
         start = int(torch.randint(0, self.frames.shape[1] - length + 1, (), generator=generator))
         window = slice(start, start + length)
         weights = car_weights(self.boxes[index, window], models.HEIGHT, models.WIDTH)
-        return to_model(torch.from_numpy(self.frames[index, window])), torch.from_numpy(weights)
+        return to_model(torch.from_numpy(np.array(self.frames[index, window]))), torch.from_numpy(weights)
 
 
 def autoencoder_loss(network: Autoencoder, frames, boxes, batch: int) -> PlaneAutoencoderLoss:

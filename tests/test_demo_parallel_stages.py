@@ -32,6 +32,7 @@ def test_a_stage_is_finished_when_all_its_files_are_there(tmp_path):
     files = data.Files(tmp_path)
     for stage, paths in {"render": [files.frames], "latents": [files.latents, files.texts],
                          "render-large": [files.large], "interpolation-data": [files.interpolation],
+                         "pvdm-render": [files.pvdm_frames, files.pvdm_boxes], "pvdm-planes": [files.pvdm_planes],
                          "image": [files.weights("image")]}.items():
         for path in paths:
             assert not parallel_stages.finished(stage, files)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from video_ldm.demo import bundle, data, decoder, models, scene_layout_stage, train, upscaler, world
+from video_ldm.demo import bundle, data, decoder, models, pvdm, scene_layout_stage, train, upscaler, world
 from video_ldm.nodes.host import models as host
 from video_ldm.temporal.families import load_decoder, load_layout, load_temporal, load_upscaler
 from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES
@@ -19,6 +19,7 @@ def small(monkeypatch):
     monkeypatch.setattr(data, "TRAIN_CLIPS", 3)
     monkeypatch.setattr(models, "UNET", dataclasses.replace(models.UNET, model_channels=32, channel_mult=(1, 1, 1)))
     monkeypatch.setattr(upscaler, "CLIPS", 2)
+    monkeypatch.setattr(pvdm, "CLIPS", 3)
     monkeypatch.setattr(upscaler, "UNET", dataclasses.replace(upscaler.UNET, channel_mult=(1, 1, 1)))
     for name, stage in models.STAGES.items():
         loop = dataclasses.replace(stage.loop, steps=2, save_every=1, log_every=1)
@@ -52,7 +53,8 @@ def test_the_demo_is_trained_from_nothing_stage_by_stage_and_resumes(small, tmp_
     ("autoencoder", "render"), ("latents", "autoencoder"), ("image", "latents"), ("temporal", "image"),
     ("features", "render"), ("prediction", "latents"), ("interpolation", "latents"),
     ("temporal-decoder", "autoencoder"), ("layout", "image"),
-    ("upscaler", "latents"), ("upscaler-temporal", "upscaler"), ("bundle", "latents")])
+    ("upscaler", "latents"), ("upscaler-temporal", "upscaler"), ("pvdm-autoencoder", "pvdm-render"),
+    ("pvdm-planes", "pvdm-autoencoder"), ("pvdm-diffusion", "pvdm-planes"), ("bundle", "latents")])
 def test_a_stage_before_its_time_says_which_one_is_missing(small, tmp_path, stage, missing):
     if stage == "latents":
         train.main(["--folder", str(tmp_path), "--stage", "render"])
