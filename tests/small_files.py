@@ -15,6 +15,7 @@ from video_ldm.temporal.families import (
     load_decoder,
     load_layout,
     load_motion_lora,
+    load_pvdm,
     load_temporal,
     load_upscaler,
     load_video_model,
@@ -28,12 +29,13 @@ from video_ldm.temporal.formats.temporal_file import DEMO, Base, Schedule
 from video_ldm.temporal.formats.video_network import Heads
 from video_ldm.temporal.layers import ResBlockParams, RotaryParams, TransformerParams
 from video_ldm.temporal.params import MASK_LAST, InputFramesParams, StackParams
+from video_ldm.temporal.pvdm import files as pvdm
 from video_ldm.temporal.scene_layout import LayoutParams, SceneLayout
 from video_ldm.temporal.slots import Site, unet_sites
 from video_ldm.temporal.spatial_changes import POOLED_NORMS
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.checkpoint import load_checkpoint, save_checkpoint
-from video_ldm.tests import pixel_help, vsr_help
+from video_ldm.tests import pixel_help, pvdm_help, vsr_help
 from video_ldm.tests.formats_help import lora_shapes, motion_shapes, motion_tensors, random_tensors, saved
 from video_ldm.tests.network_help import network_tensors
 from video_ldm.tests.small import randomise
@@ -100,6 +102,8 @@ def write_published(folder: Path):
         ("motion", load_temporal), ("lora", load_motion_lora), ("vsr", load_temporal))
         for ending in (".safetensors", ".ckpt"))
     yield from (("motion_old.ckpt", load_temporal), ("svd.ckpt", load_decoder))
+    torch.save(pvdm_help.published(pvdm_help.autoencoder()), folder / "pvdm.pth")
+    yield "pvdm.pth", load_autoencoder
     network = network_tensors("lavie_base", dtype=torch.float16)
     for ending in (".safetensors", ".ckpt"):
         saved(folder, f"lavie{ending}", network)
@@ -111,6 +115,14 @@ def load_network(path: Path):
     return video_network.load_video_network(load_video_model(path))
 
 
+def load_autoencoder(path: Path):
+    return load_pvdm(path, pvdm.AUTOENCODER)
+
+
+def load_diffusion(path: Path):
+    return load_pvdm(path, pvdm.DIFFUSION)
+
+
 def write_others(folder: Path):
     """The pack's other formats."""
     decoder_format.write(folder / "decoder.safetensors", random_tensors(decoder_format.shapes_of(DECODER)), DECODER,
@@ -120,7 +132,9 @@ def write_others(folder: Path):
     upscaler_format.write(folder / "upscaler.safetensors", pixel_help.network().state_dict(), pixel_help.PARAMS)
     write_training(folder / "last.safetensors")
     write_own_network(folder / "network.safetensors")
-    return [("decoder.safetensors", load_decoder), ("scene.safetensors", load_layout),
+    planes, diffusion = pvdm_help.write(folder)
+    return [(planes, load_autoencoder), (diffusion, load_diffusion),
+            ("decoder.safetensors", load_decoder), ("scene.safetensors", load_layout),
             ("upscaler.safetensors", lambda path: upscaler_model.load_upscaler(load_upscaler(path))),
             ("last.safetensors", load_checkpoint), ("network.safetensors", load_network)]
 
