@@ -56,8 +56,8 @@ def main(argv):
     for name, text in (("test", "run the tests; further arguments go to pytest"),
                        ("lint", "check style and types with ruff and mypy"),
                        ("bench", "measure speed; or: --quality of the demo models' frames, memory of --decode and "
-                                 "--upscale, --card for the memory of a GPU, --load for that of loading, --pvdm for time "
-                                 "and memory of PVDM"),
+                                 "--upscale, --card for the memory of a GPU, --load for that of loading, --pvdm for "
+                                 "time and memory of PVDM"),
                        ("train-demo", "train the bundled demo models again, from nothing")):
         commands.add_parser(name, help=text, add_help=False)
     options, rest = parser.parse_known_args(argv)
