@@ -321,7 +321,8 @@ def test_the_papers_design_is_the_papers():
 
 
 def test_the_command_says_what_is_wrong_in_a_sentence(tmp_path, capsys):
-    assert pvdm_videos.main([str(tmp_path / "gone"), "--folder", str(tmp_path / "work")]) == 1
+    """Paths are those of the folder that it was called from."""
+    assert pvdm_videos.main(["gone", "--folder", "work", "--from", str(tmp_path)]) == 1
     shown = capsys.readouterr()
-    assert "There is no video or folder" in shown.err and "Traceback" not in shown.err
+    assert f"There is no video or folder '{tmp_path / 'gone'}'" in shown.err and "Traceback" not in shown.err
     assert not (tmp_path / "work").exists()
