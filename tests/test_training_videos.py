@@ -99,8 +99,10 @@ def test_a_file_is_decoded_once_for_each_setting_and_again_when_it_changes(tmp_p
         first, = decoded_videos([path], cache, SETTINGS, report=lines.append)
     assert lines == ["Decoding 1 of 1: a.mp4"]
     assert len(decoded(path, cache, fps=6)[0]) == 6 and len(list(cache.iterdir())) == 2
+    os.utime(path, ns=(10 ** 18, 10 ** 18))         # as if another file of this size had taken its place
+    decoded_videos([path], cache, SETTINGS, report=lines.append)
+    assert len(lines) == 2
     video(path, 9)
-    os.utime(path, ns=(1, 1))
     assert len(decoded(path, cache)[0]) == 9 and len(first) == 12
 
 
