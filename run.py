@@ -155,7 +155,7 @@ def train_demo(options, rest):
 
 
 def train_pvdm(options, rest):
-    return inside(find_host(), "demo.pvdm_videos", rest)
+    return inside(find_host(), "demo.pvdm_videos", [*rest, "--from", os.getcwd()])
 
 
 def inside(host, target, arguments):

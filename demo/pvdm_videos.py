@@ -40,6 +40,7 @@ from ..temporal.training.video_files import FrameSettings, VideoClips, decoded_v
 from .stages import frozen, halved, prepare, save_array
 
 KNOWN = 0.3                 # the share of clips that know the clip before, as published for UCF-101
+WORK = Path(__file__).resolve().parents[1] / ".train" / "pvdm-videos"
 PLAN = "plan.json"          # in the work folder
 PATCH = 8                   # pixels along a side of a patch
 
@@ -124,7 +125,7 @@ def main(argv=None):
     parser.add_argument("videos", type=Path, help="a folder of videos, or one video")
     parser.add_argument("--name", default="my", help="the finished files are NAME_pvdm.safetensors and "
                                                      "NAME_pvdm_autoencoder.safetensors")
-    parser.add_argument("--folder", type=Path, default=Path(".train/pvdm-videos"),
+    parser.add_argument("--folder", type=Path, default=WORK,
                         help="work folder: decoded frames, checkpoints, logs")
     parser.add_argument("--output", type=Path, help="where the finished files are written; without it, the work folder")
     parser.add_argument("--design", choices=DESIGNS, default="small", help="how large the networks are")
@@ -142,8 +143,11 @@ def main(argv=None):
     parser.add_argument("--vgg", type=Path, help="torchvision's vgg16-397923af.pth, for the perceptual term; without "
                                                  "it there is no such term")
     parser.add_argument("--max-minutes", type=float, help="stop the stage in progress after this time, resumable")
+    parser.add_argument("--from", dest="start", type=Path, default=Path(), help=argparse.SUPPRESS)     # of paths
     asked = vars(parser.parse_args(argv))
-    places = {name: asked.pop(name) for name in ("videos", "name", "folder", "output", "vgg", "max_minutes")}
+    start, places = asked.pop("start"), {name: asked.pop(name) for name in ("name", "max_minutes")}
+    places |= {name: None if path is None else start / path for name, path in
+               ((name, asked.pop(name)) for name in ("videos", "folder", "output", "vgg"))}
     torch.set_float32_matmul_precision("high")          # on a GPU; nothing on a CPU
     try:
         plan = Plan(**asked | {"design": DESIGNS[asked["design"]]})

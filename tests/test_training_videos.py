@@ -99,8 +99,10 @@ def test_a_file_is_decoded_once_for_each_setting_and_again_when_it_changes(tmp_p
         first, = decoded_videos([path], cache, SETTINGS, report=lines.append)
     assert lines == ["Decoding 1 of 1: a.mp4"]
     assert len(decoded(path, cache, fps=6)[0]) == 6 and len(list(cache.iterdir())) == 2
+    os.utime(path, ns=(10 ** 18, 10 ** 18))         # as if another file of this size had taken its place
+    decoded_videos([path], cache, SETTINGS, report=lines.append)
+    assert len(lines) == 2
     video(path, 9)
-    os.utime(path, ns=(1, 1))
     assert len(decoded(path, cache)[0]) == 9 and len(first) == 12
 
 
@@ -321,7 +323,8 @@ def test_the_papers_design_is_the_papers():
 
 
 def test_the_command_says_what_is_wrong_in_a_sentence(tmp_path, capsys):
-    assert pvdm_videos.main([str(tmp_path / "gone"), "--folder", str(tmp_path / "work")]) == 1
+    """Paths are those of the folder that it was called from."""
+    assert pvdm_videos.main(["gone", "--folder", "work", "--from", str(tmp_path)]) == 1
     shown = capsys.readouterr()
-    assert "There is no video or folder" in shown.err and "Traceback" not in shown.err
+    assert f"There is no video or folder '{tmp_path / 'gone'}'" in shown.err and "Traceback" not in shown.err
     assert not (tmp_path / "work").exists()
