@@ -53,7 +53,7 @@ class Sizes:
     diffusion_batch: int = 8
 
 
-FULL, QUICK = Sizes(1000, 800, 500), Sizes(8, 2, 2)
+FULL, QUICK = Sizes(1000, 800, 300), Sizes(8, 2, 2)
 
 
 class OnePlane(Autoencoder):
@@ -105,7 +105,7 @@ class Trainings:
 
     def unet(self, arm: str, autoencoder: Autoencoder) -> PlaneUNet:
         """A trained diffusion network of this autoencoder's planes: JOINT or UNCONDITIONAL."""
-        loop = LoopParams(steps=self.sizes.diffusion_steps, lr=1e-3, lr_end=2e-5, warmup=50, ema_decay=0.99,
+        loop = LoopParams(steps=self.sizes.diffusion_steps, lr=2e-3, lr_end=2e-5, warmup=50, ema_decay=0.99,
                           precision="float32", save_every=100, seed=52, device="cpu")
 
         def loss(network: PlaneUNet) -> PlaneDiffusionLoss:
