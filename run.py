@@ -1,4 +1,4 @@
-"""The commands: `python run.py demo | test | lint | ui | bench | convert | train-demo`. Standard library only.
+"""The commands: `python run.py demo | test | lint | ui | bench | convert | train-demo | train-pvdm`.
 
 They use the ComfyUI named by COMFYUI_PATH, else the one whose custom_nodes holds this checkout, else one that they set
 up in .host/ the first time (tools/setup_host.py). What needs more than the standard library runs in the host's Python.
@@ -57,7 +57,8 @@ def main(argv):
                        ("lint", "check style and types with ruff and mypy"),
                        ("bench", "measure speed; or: --quality of the demo models' frames, memory of --decode and "
                                  "--upscale, --card for the memory of a GPU, --load for that of loading"),
-                       ("train-demo", "train the bundled demo models again, from nothing")):
+                       ("train-demo", "train the bundled demo models again, from nothing"),
+                       ("train-pvdm", "train PVDM on a folder of videos")):
         commands.add_parser(name, help=text, add_help=False)
     options, rest = parser.parse_known_args(argv)
     if rest and options.command in ("demo", "ui", "lint", "convert"):
@@ -152,6 +153,10 @@ def train_demo(options, rest):
     return inside(find_host(), "demo.train", rest)
 
 
+def train_pvdm(options, rest):
+    return inside(find_host(), "demo.pvdm_videos", rest)
+
+
 def inside(host, target, arguments):
     """Run `target` of the pack (or pytest) in the host's Python, with ComfyUI importable; its exit status."""
     environment = dict(os.environ, COMFYUI_PATH=str(host.folder), COMFYUI_PYTHON=str(host.python),
@@ -207,7 +212,7 @@ def reported(command):
 
 
 COMMANDS = {"demo": demo, "ui": ui, "test": test, "lint": lint, "bench": bench, "convert": convert,
-            "train-demo": train_demo}
+            "train-demo": train_demo, "train-pvdm": train_pvdm}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["_inside"]:

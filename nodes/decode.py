@@ -11,7 +11,7 @@ from .host.api import io
 from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
 from .host.decoding import DecodeSettings, Decoding
 from .host.inputs import checked
-from .host.latents import RATE, clips_of
+from .host.latents import RATE, clips_of, refuse_planes
 from .host.sockets import Latent, Vae
 
 
@@ -120,6 +120,7 @@ class TemporalDecode(io.ComfyNode):
     @checked
     def execute(cls, vae: Vae, samples: Latent, window: int, overlap: int, tile: int, fps: float,
                 clips: int = 0) -> io.NodeOutput:
+        refuse_planes(samples, "The connected latents")
         frames = samples["samples"]
         settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(frames)))
         decoding = Decoding(vae, frames, settings)

@@ -192,7 +192,7 @@ def planes_before(pvdm: Pvdm, start_clip: torch.Tensor | None, start_planes: Lat
         return host.planes_of(pvdm, start_planes)[-1:]
     if start_clip is None:
         return None
-    frames = frames_for(pvdm, start_clip, "The start clip")
+    frames = frames_for(pvdm, start_clip, "The frames of the start clip")
     if len(frames) < pvdm.frames:
         raise VideoLDMError(f"The start clip has {counted(len(frames), 'frame')}, and {pvdm.name} goes on from "
                             f"{pvdm.frames}. Connect at least {pvdm.frames} frames.")
@@ -207,8 +207,7 @@ def frames_for(pvdm: Pvdm, images: torch.Tensor, what: str) -> torch.Tensor:
     frames = check_pictures(images, what, LARGEST_SIDE, smallest=1)
     height, width = frames.shape[1:3]
     if (width, height) != (pvdm.params.width, pvdm.params.height):
-        verb = "has" if what.startswith("The start") else "have"
-        raise VideoLDMError(f"{what} {verb} {width}x{height} pixels, and {pvdm.name} was trained on {pvdm.size}. Scale "
+        raise VideoLDMError(f"{what} have {width}x{height} pixels, and {pvdm.name} was trained on {pvdm.size}. Scale "
                             f"the frames to {pvdm.size}, with core's Upscale Image, for one.")
     return frames
 

@@ -10,7 +10,8 @@ from video_ldm.temporal.pvdm import PVDM_S, RELEASED, Autoencoder, AutoencoderPa
 
 # The sizes at which the published code was recorded. It can do no other grids than these two.
 RECORDED_AUTOENCODER = replace(RELEASED, height=32, width=32, channels=32, plane_head_width=4)
-RECORDED_UNET = replace(PVDM_S, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,), heads=2)
+RECORDED_UNET = replace(PVDM_S, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,),
+                        heads=2)
 RECORDED_GRID = PlaneShape(16, 32, 32)
 # Sizes at which no two sides are alike.
 AUTOENCODER = AutoencoderParams(frames=4, height=6, width=10, patch=2, channels=16, plane_channels=3, depth=2, heads=2,
@@ -26,7 +27,8 @@ def randomised(network: nn.Module, seed: int) -> nn.Module:
     NumPy's old generator draws the same numbers on every machine and in every version.
     """
     source = np.random.RandomState(seed)
-    norms = {f"{name}.weight" for name, part in network.named_modules() if isinstance(part, nn.GroupNorm | nn.LayerNorm)}
+    norms = {f"{name}.weight" for name, part in network.named_modules()
+             if isinstance(part, nn.GroupNorm | nn.LayerNorm)}
     with torch.no_grad():
         for key, weight in sorted(network.named_parameters()):
             spread = weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1

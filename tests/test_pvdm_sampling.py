@@ -6,6 +6,7 @@ published sampler gives with it.
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.k_diffusion.sampling
 import pytest
@@ -21,7 +22,7 @@ RECORDED = json.loads((Path(__file__).parent / "fixtures" / "pvdm.json").read_te
 SHAPE = (2, 4, 24)
 TEN = Diffusion(LINEAR_START, LINEAR_END, steps=10)
 EVERY_HUNDREDTH = 100       # with TEN the formula is told a hundred times the step
-CHAIN = 2e-4                # five steps in float32; the network's formula amplifies a difference at each
+CHAIN = 2e-5                # three times the largest difference that was measured of five steps in float32
 
 
 def seeded(seed: int = 3) -> torch.Generator:
@@ -168,6 +169,8 @@ def core_euler_ancestral(network, x: torch.Tensor, steps: int, schedule: Diffusi
         tau = torch.full((len(noisy),), now)
         x = noisy * float(schedule.alpha[now])
         return schedule.predicted_x(network(x, tau, None), x, tau).clamp(-1, 1)
+    # Core asks its model's noise schedule whether it is that of a flow.
+    clean.inner_model = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=None))
     noise = iter([torch.randn(SHAPE, generator=generator).double() for _ in moments])
     return comfy.k_diffusion.sampling.sample_euler_ancestral(
         clean, x / float(schedule.alpha[moments[0]]), torch.tensor([*ratios, 0.0], dtype=torch.float64), disable=True,

@@ -88,7 +88,7 @@ def source_of(link, nodes, links):
 
 def test_the_workflows_that_the_readme_names_are_there():
     named = {"quickstart", "animatediff", "drive", "windows", "lavie", "animatediff_lavie", "seine_picture",
-             "seine_transition", "zeroscope"}
+             "seine_transition", "zeroscope", "pvdm"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert named == {path.stem for path in WORKFLOWS} and all(f"*{name}*" in readme for name in named)
 

@@ -11,7 +11,8 @@ from ...temporal.errors import VideoLDMError
 from .image_model import model_title
 from .sockets import Model
 
-KIND = "latent_kind"        # key: the kind of latents, as kind_of gives it
+KIND = "latent_kind"        # key: the kind of latents, as kind_of gives it, or PLANES
+PLANES = "PVDM planes"      # the kind of PVDM's planes, which are no frames
 RATE, CLIP_FRAMES = "frame_rate", "clip_frames"     # keys: frames per second; frames of one clip
 OF_THE_BATCH = ("noise_mask", "batch_index", CLIP_FRAMES)       # entries that hold for these frames only
 
@@ -49,10 +50,18 @@ def kind_of(model: Model) -> str:
 def check_kind(latent: dict | None, model: Model, what: str) -> None:
     """Refuse a LATENT that is known to be of another kind than the MODEL's. what: as in check_frames."""
     kind = (latent or {}).get(KIND)
+    refuse_planes(latent, what)
     if kind is not None and kind != kind_of(model):
         raise VideoLDMError(f"{what} are latents of another kind of model ({kind}), and this MODEL "
                             f"({model_title(model)}) takes those of {kind_of(model)}. Decode them with their own VAE, "
                             "and encode the pictures with the VAE of this MODEL.")
+
+
+def refuse_planes(latent: dict | None, what: str) -> None:
+    """Refuse a LATENT of PVDM's planes. what: as in check_frames."""
+    if (latent or {}).get(KIND) == PLANES:
+        raise VideoLDMError(f"{what} are planes of a PVDM, which are no latents of an image model. Decode them with "
+                            "PVDM Decode, and encode the pictures with the VAE of this model where you need latents.")
 
 
 def clips_of(latent: dict, frames: int) -> int:

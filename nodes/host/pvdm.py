@@ -22,12 +22,11 @@ from ...temporal.pvdm import AutoencoderParams, PlaneShape, SamplerParams, UNetP
 from ...temporal.pvdm.files import AutoencoderFile, DiffusionFile
 from . import compat, files
 from .decoding import cancellable
-from .latents import KIND, RATE
+from .latents import KIND, PLANES, RATE
 from .layer_weights import host_attention
 from .sampling import previews, strip_preview
 from .sockets import Latent, Patcher
 
-PLANES = "PVDM planes"      # the kind of their LATENT
 SHOWN = 4                   # frames of a finished clip in a preview
 TYPES = [torch.float16, torch.bfloat16, torch.float32]
 

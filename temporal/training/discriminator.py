@@ -81,7 +81,8 @@ class Judgement(NamedTuple):
         added = adversarial * self.adversarial + self.own
         if features:
             added = added + features * feature_distance(self.seen, self.features)
-        return {"loss": added, f"{name}_loss": self.own.detach(), f"{name}_weight": weight, f"{name}_fooled": self.fooled}
+        return {"loss": added, f"{name}_loss": self.own.detach(), f"{name}_weight": weight,
+                f"{name}_fooled": self.fooled}
 
 
 def judgement(discriminator: nn.Module, y: Tensor, x: Tensor) -> Judgement:

@@ -3,13 +3,13 @@
 Stage one has no discriminators. Stage two goes on with them: `adversarial_from` is the step where it begins. The paper
 weighs L1, perceptual and adversarial terms 1 : 1 : 0.25, the published code 4 : 4 : 1 with 4 for matched features.
 
-The published code trains the autoencoder and the discriminators in turn, three batches each. Here both learn in the same
-step, as in every training of this pack: one backward pass serves both, and no state but the step's number is kept.
+The published code trains the autoencoder and the discriminators in turn, three batches each. Here both learn in the
+same step, as in the other trainings of this pack. One backward pass serves both, and a run resumes by its step alone.
 
 The published average of weights takes in every 25th step. Here it is the Loop's, which takes in every step. While the
-decay warms up, the mean age of what is in either average is a tenth of the training. The published training ends within
-this warm-up. Ours leaves it after 90,000 steps of decay 0.9999: the mean age stays at 10,000 steps. So a longer training
-sets `ema_decay` nearer to 1.
+decay warms up, the mean age of the weights in either average is a tenth of the training. The published training ends
+within this warm-up. Ours leaves it after 90,000 steps with decay 0.9999. Then the mean age stays at 10,000 steps. So a
+longer training sets `ema_decay` nearer to 1.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..diffusion import Diffusion
 from ..errors import VideoLDMError
 from ..pvdm import Autoencoder, PlaneShape
+from .clips import as_frames
 from .decoder import absolute_error, psnr
 from .discriminator import judgement, zero_terms
 from .image import squared_error
@@ -180,6 +181,29 @@ def encode(autoencoder: Autoencoder, clips: Tensor) -> Tensor:
         return autoencoder.encode(clips.to(device, torch.float32).transpose(1, 2))
 
 
+def encode_windows(autoencoder: Autoencoder, video, every: int = 1, batch: int = 8) -> Tensor:
+    """The planes (k c l) of the windows of a video that begin at every `every`-th frame, on the CPU.
+
+    Args:
+        autoencoder: frozen.
+        video: uint8 frames (t, h, w, 3), or a tensor (t, 3, h, w) in -1..1, of a clip or longer.
+        every: the distance of two windows. It divides a clip, so that the clip behind a window is a window too.
+        batch: windows that are encoded together.
+    """
+    frames = autoencoder.params.frames
+    if every < 1 or frames % every:
+        raise VideoLDMError(f"The distance of two windows has to divide a clip of {frames} frames, and {every} does "
+                            "not.")
+    if len(video) < frames:
+        raise VideoLDMError(f"A clip has {frames} frames, and this video {len(video)}.")
+    starts = range(0, len(video) - frames + 1, every)
+    parts = []
+    for first in range(0, len(starts), batch):
+        clips = torch.stack([as_frames(video[start:start + frames]) for start in starts[first:first + batch]])
+        parts.append(encode(autoencoder, clips).cpu())
+    return torch.cat(parts)
+
+
 class StoredPlanes:
     """Draws from planes that were encoded before. It draws as EncodedVideos does, and encodes nothing.
 
@@ -225,7 +249,9 @@ class NoisyPlanes(NamedTuple):
 
 
 class PlaneDiffusionLoss(RecordableLoss):
-    """`loss(step)` for the Loop: || eps - eps_theta(z_tau, z_before, tau) ||^2 (PVDM, Eq. 9). `modules` is what it trains.
+    """`loss(step)` for the Loop: || eps - eps_theta(z_tau, z_before, tau) ||^2 (PVDM, Eq. 9).
+
+    `modules` is what the Loop trains.
 
     The published training decides for a whole batch whether the clip before is known. Here each clip decides for
     itself, which gives the same mean.
@@ -244,8 +270,8 @@ class PlaneDiffusionLoss(RecordableLoss):
         if not 0 <= known <= 1:
             raise VideoLDMError(f"The share of clips that know the clip before is from 0 to 1, not {known}.")
         if known and not network.params.conditional:
-            raise VideoLDMError("This network has no input for the clip before. Train it with known=0, or make one with "
-                                "conditional=True.")
+            raise VideoLDMError("This network has no input for the clip before. Train it with known=0, or make one "
+                                "with conditional=True.")
         self.network, self.source, self.shape = network, source, shape
         self.diffusion, self.batch, self.known = diffusion, batch, known
         self.modules = {"unet": network}

@@ -1,9 +1,10 @@
 """The first workflows that a newcomer runs, on the bundled models in a real server.
 
-They are the quickstart and the same clip with more frames.
+They are the quickstart, the same clip with more frames, and PVDM, which needs no image model.
 """
 
 import json
+import re
 from pathlib import Path
 
 import av
@@ -47,3 +48,25 @@ def test_frame_windows_leave_one_clip_three_times_as_long(server, client):
     moves = abs(frames[1:] - frames[:-1]).mean((1, 2, 3))
     assert frames.std() > 10 and moves.min() > 0
     assert moves.max() < 3 * np.median(moves)           # no cut from one window to another drive
+
+
+@pytest.mark.slow
+def test_pvdm_drives_on_from_nothing_and_from_a_start_clip_and_mixes_planes(server, client):
+    prompt = json.loads((ROOT / "workflows" / "api" / "pvdm.json").read_text(encoding="utf-8"))
+    result = client.run(prompt)
+    videos = {}
+    for path in map(server.output_path, result.files()):
+        if path.suffix == ".mp4":
+            with av.open(str(path)) as container:
+                assert container.streams.video[0].average_rate == 8
+                videos[re.sub(r"_\d+.*", "", path.name)] = np.stack(
+                    [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float)
+    assert {name: video.shape for name, video in videos.items()} == {
+        "pvdm": (64, 64, 128, 3), "pvdm_goes_on": (48, 64, 128, 3), "pvdm_mixed": (16, 64, 128, 3)}
+    for video in videos.values():
+        moves = abs(video[1:] - video[:-1]).mean((1, 2, 3))
+        assert video.std() > 10 and moves.min() > 0
+        assert moves.max() < 4 * np.median(moves)       # no cut from one clip to the next
+    first, second = videos["pvdm"], videos["pvdm_goes_on"]
+    assert abs(first[:16] - second[:16]).mean() < 4             # the start clip, twice through a video file
+    assert abs(first[16:48] - second[16:]).mean() > 4           # another seed goes on in another way
