@@ -56,8 +56,8 @@ def main(argv):
     for name, text in (("test", "run the tests; further arguments go to pytest"),
                        ("lint", "check style and types with ruff and mypy"),
                        ("bench", "measure speed; or: --quality of the demo models' frames, memory of --decode and "
-                                 "--upscale, --card for the memory of a GPU, --load for that of loading, --pvdm for time "
-                                 "and memory of PVDM, --pvdm-memory for that of a long video of it"),
+                                 "--upscale, --card for the memory of a GPU, --load for that of loading, --pvdm for "
+                                 "time and memory of PVDM, --pvdm-memory for that of a long video of it"),
                        ("train-demo", "train the bundled demo models again, from nothing"),
                        ("train-pvdm", "train PVDM on a folder of videos")):
         commands.add_parser(name, help=text, add_help=False)
