@@ -57,7 +57,7 @@ def main(argv):
                        ("lint", "check style and types with ruff and mypy"),
                        ("bench", "measure speed; or: --quality of the demo models' frames, memory of --decode and "
                                  "--upscale, --card for the memory of a GPU, --load for that of loading, --pvdm for "
-                                 "time and memory of PVDM"),
+                                 "time and memory of PVDM, --pvdm-memory for that of a long video of it"),
                        ("train-demo", "train the bundled demo models again, from nothing"),
                        ("train-pvdm", "train PVDM on a folder of videos")):
         commands.add_parser(name, help=text, add_help=False)
@@ -135,7 +135,8 @@ def host_with_test_packages(modules):
 
 
 BENCHMARKS = {"--quality": "quality", "--decode": "decode", "--upscale": "upscale", "--card": "gpu_memory",
-              "--load": "load_memory", "--pvdm": "pvdm"}
+              "--load": "load_memory", "--pvdm": "pvdm",
+              "--pvdm-memory": "pvdm_memory"}
 
 
 def bench(options, rest):

@@ -1,4 +1,4 @@
-"""Memory that a PVDM takes for a video of some length: `python run.py _inside benchmarks.pvdm_memory`.
+"""Memory that a PVDM takes for a video of some length: `python run.py bench --pvdm-memory`.
 
 The video is sampled clip after clip and streamed into a file, as PVDM Sampler and Save Video do it. The network is
 small and random, a step a clip. Each length has a process of its own. The columns are the peak of the whole process and

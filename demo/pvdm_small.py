@@ -23,12 +23,14 @@ from ..temporal.training.planes import (
     PlaneDiffusionLoss,
     StoredPlanes,
     WeightedClips,
+    encode,
 )
 from . import models, pvdm, world
 from .data import render_clips
 from .features import to_clips
 
 HEIGHT, WIDTH, FRAMES, FPS = 32, 64, 8, models.FPS
+ENCODED = 16                                # videos that are encoded together
 STARTS = (0, FRAMES // 2, FRAMES)           # of the windows of a video whose planes are stored
 PARAMS = AutoencoderParams(frames=FRAMES, height=HEIGHT, width=WIDTH, patch=8, channels=64, plane_channels=8, depth=1,
                            heads=4, head_width=16, plane_depth=1, plane_heads=4, plane_head_width=16, plane_hidden=128)
@@ -51,7 +53,7 @@ class Sizes:
     diffusion_batch: int = 8
 
 
-FULL, QUICK = Sizes(1000, 800, 500), Sizes(8, 2, 2)
+FULL, QUICK = Sizes(1000, 800, 300), Sizes(8, 2, 2)
 
 
 class OnePlane(Autoencoder):
@@ -103,21 +105,20 @@ class Trainings:
 
     def unet(self, arm: str, autoencoder: Autoencoder) -> PlaneUNet:
         """A trained diffusion network of this autoencoder's planes: JOINT or UNCONDITIONAL."""
-        loop = LoopParams(steps=self.sizes.diffusion_steps, lr=1e-3, lr_end=2e-5, warmup=50, ema_decay=0.99,
+        loop = LoopParams(steps=self.sizes.diffusion_steps, lr=2e-3, lr_end=2e-5, warmup=50, ema_decay=0.99,
                           precision="float32", save_every=100, seed=52, device="cpu")
 
         def loss(network: PlaneUNet) -> PlaneDiffusionLoss:
-            batch = self.sizes.diffusion_batch
-            return PlaneDiffusionLoss(network, StoredPlanes(self.planes(autoencoder), batch), PARAMS.shape, diffusion(),
-                                      batch, KNOWN[arm])
+            source = StoredPlanes(self.planes(autoencoder), apart=STARTS.index(FRAMES))
+            return PlaneDiffusionLoss(network, source, PARAMS.shape, diffusion(), self.sizes.diffusion_batch,
+                                      KNOWN[arm])
         return self.trained(arm, loop, lambda: PlaneUNet(UNET), loss)
 
-    @torch.no_grad()
     def planes(self, autoencoder: Autoencoder) -> Tensor:
         """Planes (n k c l) of the windows STARTS of the training videos."""
-        videos = to_clips(self.frames())
-        return torch.stack([torch.cat([autoencoder.encode(part[:, :, start:start + FRAMES])
-                                       for part in videos.split(16)]) for start in STARTS], dim=1)
+        videos = to_clips(self.frames()).transpose(1, 2)
+        return torch.stack([torch.cat([encode(autoencoder, part[:, start:start + FRAMES])
+                                       for part in videos.split(ENCODED)]) for start in STARTS], dim=1)
 
     def trained(self, arm: str, params: LoopParams, build: Callable[[], nn.Module], loss_of: Callable) -> nn.Module:
         """A network with its averaged weights, trained now if need be.

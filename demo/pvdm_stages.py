@@ -13,10 +13,10 @@ from ..temporal.layers import Factory
 from ..temporal.pvdm import Autoencoder, PlaneUNet, diffusion
 from ..temporal.pvdm import files as pvdm_files
 from ..temporal.training.distributed import pick_device
-from ..temporal.training.planes import PlaneDiffusionLoss, StoredPlanes
+from ..temporal.training.planes import PlaneDiffusionLoss, StoredPlanes, encode
 from . import data, models, pvdm
-from .autoencoder import to_model
 from .data import made, weights_of
+from .features import to_clips
 from .stages import frozen, halved, notes, prepare, save_array, seeded, train
 
 FILES = {"pvdm-autoencoder": "video_ldm_driving_pvdm_autoencoder.safetensors",
@@ -50,20 +50,17 @@ def make_planes(files, arguments):
 def encode_all(files):
     network = frozen(Autoencoder(pvdm.AUTOENCODER), weights_of(files, "pvdm-autoencoder", "autoencoder"))
     frames = np.load(made(files.pvdm_frames, "pvdm-render"), mmap_mode="r")
-    planes = encode(network.to(pick_device()), frames)
+    planes = planes_of(network.to(pick_device()), frames)
     write_atomically(files.pvdm_planes, lambda temporary: save_array(temporary, planes))
 
 
-@torch.no_grad()
-def encode(network: Autoencoder, frames) -> np.ndarray:
+def planes_of(network: Autoencoder, frames) -> np.ndarray:
     """Planes, float16 (n k c l), of the k windows STORED of videos, uint8 (n t h w 3)."""
-    device, length = next(network.parameters()).device, network.params.frames
-    parts = []
+    length, parts = network.params.frames, []
     for first in range(0, len(frames), ENCODED):
-        videos = to_model(torch.from_numpy(np.array(frames[first:first + ENCODED])).flatten(0, 1))
-        videos = videos.unflatten(0, (-1, frames.shape[1])).transpose(1, 2).to(device)
-        windows = torch.stack([videos[:, :, start:start + length] for start in pvdm.STORED], dim=1)
-        planes = network.encode(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+        videos = to_clips(np.array(frames[first:first + ENCODED])).transpose(1, 2)
+        windows = torch.stack([videos[:, start:start + length] for start in pvdm.STORED], dim=1)
+        planes = encode(network, windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
         parts.append(planes.half().cpu().numpy())
     return np.concatenate(parts)
 
@@ -72,9 +69,9 @@ def train_diffusion(files, arguments):
     """The U-Net of planes, with and without a clip before."""
     planes = np.load(made(files.pvdm_planes, "pvdm-planes"), mmap_mode="r")
     network, batch = seeded("pvdm-diffusion", lambda: PlaneUNet(pvdm.UNET)), models.stage("pvdm-diffusion").batch
-    loss = PlaneDiffusionLoss(network, StoredPlanes(planes, apart=len(pvdm.STORED) - 1),
-                              pvdm.AUTOENCODER.shape, diffusion(), batch, KNOWN)
-    return train("pvdm-diffusion", files, {"unet": network}, loss, arguments)
+    source = StoredPlanes(planes, apart=pvdm.STORED.index(pvdm.AUTOENCODER.frames))
+    loss = PlaneDiffusionLoss(network, source, pvdm.AUTOENCODER.shape, diffusion(), batch, KNOWN)
+    return train("pvdm-diffusion", files, loss.modules, loss, arguments)
 
 
 STEPS = {"pvdm-render": render, "pvdm-autoencoder": train_autoencoder, "pvdm-planes": make_planes,

@@ -55,7 +55,7 @@ def test_the_stages_end_in_two_files_that_belong_together_and_can_be_trained_on(
 def test_the_stored_planes_are_those_of_the_windows_of_each_video():
     network = Autoencoder(dataclasses.replace(SMALL, height=16, width=32, patch=8)).requires_grad_(False)
     frames = np.random.default_rng(0).integers(0, 256, (9, 32, 16, 32, 3), np.uint8)     # more than go in one batch
-    planes = pvdm_stages.encode(network, frames)
+    planes = pvdm_stages.planes_of(network, frames)
     assert planes.dtype == np.float16 and planes.shape[:2] == (9, 3)
     for video, (window, start) in ((0, (0, 0)), (4, (1, 8)), (8, (2, 16))):
         clip = torch.from_numpy(frames[video, start:start + 16]).movedim(-1, 0)[None] / 127.5 - 1
