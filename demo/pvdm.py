@@ -1,7 +1,6 @@
 """The demo's PVDM: a small triplane autoencoder and a small diffusion of its planes, of the driving world.
 
-Its videos are two clips of 16 frames at 8 frames a second, from anywhere in the first 18 seconds of a drive. So a video
-of eight clips does not leave what it was trained on.
+Its videos are two clips of 16 frames at 8 frames a second, from anywhere in the first 18 seconds of a drive.
 """
 
 import numpy as np

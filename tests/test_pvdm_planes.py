@@ -1,4 +1,7 @@
-"""PVDM's planes: which part of a clip each of their positions stands for, and how they meet in the U-Net."""
+"""PVDM's planes: which part of a clip each of their positions stands for, and how they meet in the U-Net.
+
+docs/papers.md#p1 to #p3, #p5 to #p7, #p10.
+"""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ def test_the_joint_is_measured_between_clips_and_nowhere_else():
 def test_real_clips_begin_as_the_windows_that_are_trained_on_and_the_last_ones_later():
     moments = [quality.moment(number) for number in range(300)]
     assert 0 <= min(moments) < 0.5 and 15.5 < max(moments) <= pvdm.LATEST + 2
-    assert moments[4] == pvdm.start(4) + 1 and moments[6] == pvdm.start(6)
+    assert moments[4] == pvdm.start(4) and moments[5] == pvdm.start(5) + 2
     later = quality.real_clips(range(3, 5), quality.LATER)
     drive = world.clip(world.held_out_seed(4), 8, fps=4.0, start=moments[4] + 14)
     assert quality.LATER == 14 and (later[1] == drive.frames).all()

@@ -1,4 +1,4 @@
-"""PVDM's sampler: DDIM and the ancestral sampler with clamped planes, and videos clip after clip.
+"""PVDM's sampler: DDIM and the ancestral sampler with clamped planes, and videos clip after clip: docs/papers.md#p8 and #p9.
 
 A network of one formula stands in place of the U-Net. tests/fixtures/pvdm.json holds some of the numbers that the
 published sampler gives with it.

@@ -10,8 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
 CORE = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "ImageBatch", "ImageFromBatch", "ImageScale",
-        "KSampler", "LoadImage", "PreviewImage", "VAEDecode")
-SAMPLERS = ("KSampler", "VideoLDMSampler", "VideoLDMExtend", "VideoLDMInterpolate", "VideoLDMUpscale")
+        "KSampler", "LatentBlend", "LoadImage", "PreviewImage", "VAEDecode")
+SAMPLERS = ("KSampler", "VideoLDMSampler", "VideoLDMExtend", "VideoLDMInterpolate", "VideoLDMUpscale",
+            "VideoLDMPVDMSampler")
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")      # a widget of the page, beside every seed
 UPLOAD = "IMAGEUPLOAD"      # the button of Load Image: a widget of the page alone
 BYPASSED, MUTED = 4, 2
@@ -137,6 +138,8 @@ def test_a_player_has_room_for_the_frames_that_are_sampled(path):
     graph = load(path)
     sizes = [widget_values(node) for node in graph["nodes"]]
     shapes = {values["height"] / values["width"] for values in sizes if {"width", "height"} <= values.keys()}
+    if any(node["type"] == "VideoLDMLoadPVDM" for node in graph["nodes"]):
+        shapes.add(1 / 2)           # of the bundled PVDM's frames, which no widget says
     players = [node["size"] for node in graph["nodes"] if node["type"] == "VideoLDMSaveVideo"]
     assert len(shapes) == 1 and players
     for width, height in players:

@@ -1,4 +1,4 @@
-"""The autoencoder of PVDM: a clip to three planes and back (PVDM, section 3.1).
+"""The autoencoder of PVDM: a clip to three planes and back (docs/papers.md#pvdm-autoencoder).
 
     x `b 3 t H W` in -1..1  ->  u `b c t h w`  ->  planes `b 4 l` in -1..1  ->  `b c t h w`  ->  x
 """

@@ -1,4 +1,4 @@
-"""Sampling of planes, clip after clip (PVDM, section 3.3; the published code's DDIM).
+"""Sampling of planes, clip after clip (docs/papers.md#pvdm-sampling).
 
 A clip is sampled from noise. The next clip is conditioned on its planes, and so on without end.
 """

@@ -1,4 +1,4 @@
-"""The diffusion network of PVDM: one 2-D U-Net for three planes (PVDM, section 3.2).
+"""The diffusion network of PVDM: one 2-D U-Net for three planes (docs/papers.md#pvdm-diffusion).
 
 Each plane goes through the same blocks by itself. After every block the planes are one row, over which an attention
 looks. It is the only place where they meet. The names of the weights are those of the published files.
