@@ -17,7 +17,7 @@ AUTOENCODER = AutoencoderParams(frames=16, height=models.HEIGHT, width=models.WI
                                 plane_channels=8, depth=2, heads=4, head_width=32, plane_depth=1, plane_heads=4,
                                 plane_head_width=16, plane_hidden=256)
 UNET = UNetParams(channels=8, model_channels=64, channel_mult=(1, 1, 2), num_res_blocks=1, attention_levels=(1, 2),
-                  heads=2, row=AUTOENCODER.shape.length)     # narrower heads take longer on a CPU
+                  heads=2, row=AUTOENCODER.shape.length, prediction="v")     # narrower heads take longer on a CPU
 TERMS = PlaneAutoencoderTerms(pixels=1.0, perceptual=0.0, adversarial=0.0, features=0.0)
 STORED = (0, 16)                            # starts of the windows whose planes are stored
 

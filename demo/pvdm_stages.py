@@ -70,7 +70,7 @@ def train_diffusion(files, arguments):
     planes = np.load(made(files.pvdm_planes, "pvdm-planes"), mmap_mode="r")
     network, batch = seeded("pvdm-diffusion", lambda: PlaneUNet(pvdm.UNET)), models.stage("pvdm-diffusion").batch
     source = StoredPlanes(planes, apart=pvdm.STORED.index(pvdm.AUTOENCODER.frames))
-    loss = PlaneDiffusionLoss(network, source, pvdm.AUTOENCODER.shape, diffusion(), batch, KNOWN)
+    loss = PlaneDiffusionLoss(network, source, pvdm.AUTOENCODER.shape, diffusion(pvdm.UNET.prediction), batch, KNOWN)
     return train("pvdm-diffusion", files, loss.modules, loss, arguments)
 
 

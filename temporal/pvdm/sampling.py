@@ -13,13 +13,13 @@ from ..diffusion import Diffusion
 
 LINEAR_START, LINEAR_END = 0.0015, 0.0195
 
-# eps of planes `b c l` at step tau, given the planes of the clip before, or None
+# What the network predicts of planes `b c l` at step tau, given the planes of the clip before, or None
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def diffusion() -> Diffusion:
-    """The published noise schedule."""
-    return Diffusion(LINEAR_START, LINEAR_END)
+def diffusion(prediction: str = "eps") -> Diffusion:
+    """The published noise schedule. prediction: what the network predicts."""
+    return Diffusion(LINEAR_START, LINEAR_END, prediction=prediction)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def sample(network: Network, x: Tensor, cond: Tensor | None, params: SamplerPara
     """Planes of clips from noise.
 
     Args:
-        network: gives eps.
+        network: gives what the schedule says that it predicts.
         x: Gaussian noise `b c l`.
         cond: the planes of the clips before, like x; None for first clips.
         generator: for the noise of the steps. It is drawn on the generator's device.
@@ -51,10 +51,10 @@ def sample(network: Network, x: Tensor, cond: Tensor | None, params: SamplerPara
     ancestral = params.steps == schedule.steps
     for done, (now, then) in enumerate(zip(moments, moments[1:]), 1):
         tau = torch.full((len(x),), now, device=x.device)
-        eps = guided(network, x, tau, cond, params.guidance)
-        clean = schedule.predicted_x(eps, x, tau).clamp(-1, 1)
-        if ancestral:       # DDPM's posterior is that of the clamped planes, DDIM's noise that of the network
-            eps = schedule_noise(schedule, clean, x, tau)
+        output = guided(network, x, tau, cond, params.guidance)
+        clean = schedule.predicted_x(output, x, tau).clamp(-1, 1)
+        # DDPM's posterior is that of the clamped planes, DDIM's noise that of the network.
+        eps = schedule_noise(schedule, clean, x, tau) if ancestral else schedule.predicted_noise(output, x, tau)
         x = clean if then < 0 else ddim_step(schedule, clean, eps, now, then, 1.0 if ancestral else params.eta,
                                              generator)
         if on_step is not None:
@@ -63,8 +63,8 @@ def sample(network: Network, x: Tensor, cond: Tensor | None, params: SamplerPara
 
 
 def guided(network: Network, x: Tensor, tau: Tensor, cond: Tensor | None, w: float) -> Tensor:
-    eps = network(x, tau, cond)
-    return eps if cond is None or not w else (1 + w) * eps - w * network(x, tau, None)
+    output = network(x, tau, cond)
+    return output if cond is None or not w else (1 + w) * output - w * network(x, tau, None)
 
 
 def schedule_noise(schedule: Diffusion, clean: Tensor, x: Tensor, tau: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class UNetParams:
     heads: int = HEADS
     conditional: bool = True            # whether it has an input for the planes of the clip before
     row: int = 2048                     # positions of a row it was trained on
+    prediction: str = "eps"             # what it predicts: eps, as published, or v
 
 
 PVDM_L = UNetParams(channels=4, model_channels=256, channel_mult=(1, 2, 4, 4), num_res_blocks=2,
