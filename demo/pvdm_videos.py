@@ -59,10 +59,11 @@ class Design:
     num_res_blocks: int
     attention_levels: tuple[int, ...]
     judge_channels: int     # of the discriminators
+    prediction: str = "eps"     # of the U-Net. v is learned in fewer steps; eps is the published one
 
 
 DESIGNS = {
-    "small": Design(192, 4, 6, 32, 2, 128, (1, 2, 4), 1, (1, 2), 32),
+    "small": Design(192, 4, 6, 32, 2, 128, (1, 2, 4), 1, (1, 2), 32, "v"),
     "paper-s": Design(384, 8, 8, 64, 4, 128, (1, 2, 4, 4), 2, (0, 1, 2), 64),
     "paper-l": Design(384, 8, 8, 64, 4, 256, (1, 2, 4, 4), 2, (0, 1, 2), 64),
 }
@@ -111,7 +112,7 @@ class Plan:
     def unet(self) -> UNetParams:
         d = self.design
         return UNetParams(4, d.model_channels, d.channel_mult, d.num_res_blocks, d.attention_levels,
-                          row=self.autoencoder.shape.length)
+                          row=self.autoencoder.shape.length, prediction=d.prediction)
 
     def kept(self) -> dict[str, Any]:
         """What may not change between two runs in one folder."""
@@ -186,8 +187,8 @@ def train(plan: Plan, videos: Path, name: str, folder: Path, output: Path | None
     belongs = digest(weights)           # planes and their diffusion belong to one state of the autoencoder
     planes = stored_planes(plan, network, paths, frames, folder / f"planes-{belongs}")
     source = StoredPlanes(planes, apart=plan.frames // plan.every)
-    loss = PlaneDiffusionLoss(seeded(1, lambda: PlaneUNet(unet_params)), source, autoencoder_params.shape, diffusion(),
-                              plan.diffusion_batch, KNOWN)
+    loss = PlaneDiffusionLoss(seeded(1, lambda: PlaneUNet(unet_params)), source, autoencoder_params.shape,
+                              diffusion(unet_params.prediction), plan.diffusion_batch, KNOWN)
     params = LoopParams(plan.diffusion_steps, 1e-4, device=plan.device)
     loop = Loop(params, loss.modules, loss, folder / f"diffusion-{belongs}", "PVDM diffusion")
     if not finished(loop, max_minutes):

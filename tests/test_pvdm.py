@@ -1,4 +1,6 @@
-"""PVDM's networks: what they compute, beside the published code and a reference written from the papers (docs/papers.md#p4).
+"""PVDM's networks: what they compute, beside the published code and a reference written from the papers.
+
+docs/papers.md#p4.
 
 tests/fixtures/pvdm.json holds some of the numbers that the published code gives for `randomised` weights: its
 autoencoder with 32 channels on 16 frames of 32x32, and its U-Net with 32 channels on two levels.

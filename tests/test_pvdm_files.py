@@ -108,6 +108,12 @@ def test_an_own_file_comes_back_to_the_bit_with_all_that_it_says(tmp_path, netwo
     assert all(torch.equal(number, dict(network.named_buffers())[name]) for name, number in made.named_buffers())
 
 
+def test_what_a_network_predicts_stands_in_the_metadata(tmp_path):
+    network = pvdm_help.unet(replace(UNET, prediction="v"))
+    path = write_own(tmp_path / "v.safetensors", DIFFUSION, network)
+    assert load_pvdm(path, DIFFUSION).params == network.params and UNET.prediction == "eps"
+
+
 def test_heads_that_no_shape_says_stand_in_the_metadata(tmp_path):
     two = replace(pvdm_help.AUTOENCODER, plane_heads=2, plane_head_width=8)
     network = pvdm_help.autoencoder(two)
@@ -265,6 +271,7 @@ def test_a_truncated_file_is_refused(tmp_path, networks, kind, ending):
     (AUTOENCODER, {"plane_heads": "0"}, "plane_heads is 0, where a whole number from 1"),
     (AUTOENCODER, {"fps": "fast"}, "fps is fast, where a number"),
     (DIFFUSION, {"heads": "7"}, "its attentions do not divide into 7 heads"),
+    (DIFFUSION, {"prediction": "x"}, "its prediction is x, where eps or v is due"),
     (DIFFUSION, {"grid": "[8, 2]"}, "grid is a list of 2"), (DIFFUSION, {"grid": "8"}, "grid is 8"),
     (DIFFUSION, {"grid": json.dumps([8, -2, 4])}, "grid is -2"), (DIFFUSION, {"grid": None}, "lack the grid"),
     (DIFFUSION, {"format": "video_ldm_pvdm_autoencoder"}, "The two files of Load PVDM are swapped"),

@@ -93,6 +93,18 @@ def test_the_sampler_makes_what_the_plain_networks_make_from_the_same_noise(pvdm
     assert latent["frame_rate"] == 8.0 == video.get_frame_rate()
 
 
+def test_a_network_that_predicts_v_is_sampled_so(folder):
+    params = replace(UNET, prediction="v")
+    pvdm_help.write(folder, "v", unet_params=params)
+    network, generator = pvdm_help.unet(params), torch.Generator().manual_seed(host.seed_of_clip(3, 0))
+    wanted = next(roll_out(1, SamplerParams(3), SamplerParams(2),
+                           lambda x, tau, cond: network(x, tau, AUTOENCODER.shape, cond),
+                           lambda number: torch.randn(1, 4, LENGTH, generator=generator), diffusion("v"),
+                           lambda number: generator))
+    found = planes(load("v")[0], clips=1)
+    assert relative_error(found[:, :, 0], wanted) < 1e-5
+
+
 def test_fewer_clips_are_the_beginning_of_more_and_another_seed_is_another_video(pvdm, three):
     rows = three[2]["samples"]
     assert torch.equal(planes(pvdm, clips=1), rows[:1]) and torch.equal(planes(pvdm, clips=2), rows[:2])

@@ -1,4 +1,6 @@
-"""PVDM's sampler: DDIM and the ancestral sampler with clamped planes, and videos clip after clip: docs/papers.md#p8 and #p9.
+"""PVDM's sampler: DDIM and the ancestral sampler with clamped planes, and videos clip after clip.
+
+docs/papers.md#p8 and #p9.
 
 A network of one formula stands in place of the U-Net. tests/fixtures/pvdm.json holds some of the numbers that the
 published sampler gives with it.
@@ -69,6 +71,21 @@ def test_all_steps_of_a_schedule_are_those_of_the_published_ancestral_sampler():
 def test_the_noise_schedule_is_linear_in_the_root_of_beta_from_0_0015_to_0_0195():
     wanted = torch.tensor(cumulative_alphas(), dtype=torch.float64)
     assert torch.allclose(diffusion().alpha ** 2, wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("steps, schedule", [(5, diffusion("v")), (10, Diffusion(0.0015, 0.0195, 10, "v"))])
+def test_a_network_that_predicts_v_gives_the_planes_of_the_same_network_that_predicts_eps(steps, schedule):
+    of_eps = Diffusion(0.0015, 0.0195, schedule.steps)
+
+    def v(x, tau, cond):
+        alpha, sigma = schedule.coefficients(tau, x)
+        eps = formula(x, tau, cond)
+        return (eps - sigma * x) / alpha
+    x, params = start(seeded()).double(), SamplerParams(steps, 0.5, 0.5)
+    found, wanted = (sample(network, x, before().double(), params, each, seeded(9))
+                     for network, each in ((v, schedule), (formula, of_eps)))
+    assert (found - wanted).abs().max() < 1e-9
+    assert (found - sample(v, x, before().double(), params, of_eps, seeded(9))).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -242,14 +242,15 @@ def sample_clips(pvdm: Pvdm, seed: int, clips: int, first: SamplerParams, follow
         generator = noises[number] = torch.Generator().manual_seed(seed_of_clip(seed, number))
         return torch.randn(shape, generator=generator).to(network.device)
 
-    def eps(x: Tensor, tau: Tensor, cond: Tensor | None) -> Tensor:
+    def predicted(x: Tensor, tau: Tensor, cond: Tensor | None) -> Tensor:
         files.check_cancelled()
         given = None if cond is None else network.cast(cond)
         with compat.on_device(network.device):
             return network.module(network.cast(x), tau, pvdm.shape, given).float()
     rows = []
-    for row in roll_out(clips, first, following, eps, noise, diffusion(), noises.__getitem__,
-                        None if before is None else before.to(network.device, torch.float32), progress.step):
+    for row in roll_out(clips, first, following, predicted, noise, diffusion(pvdm.unet_params.prediction),
+                        noises.__getitem__, None if before is None else before.to(network.device, torch.float32),
+                        progress.step):
         rows.append(row.cpu())
         progress.finish(rows[-1][0])
     return torch.cat(rows)

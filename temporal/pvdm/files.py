@@ -6,10 +6,11 @@ The sizes of a network are read off the shapes of its tensors. What no shape say
     heads                   of the diffusion network's attentions
     plane_heads             of the autoencoder's transformers of the planes
     grid                    of the planes that a diffusion network was trained on: JSON [frames, rows, columns]
+    prediction              what a diffusion network predicts: "eps" or "v". Missing: eps
     fps, title, licence     optional
 
-Published files have none of these: their heads are known, their grid is that of the autoencoder, their frame rate is
-not stated.
+Published files have none of these: they predict eps, their heads are known, their grid is that of the autoencoder,
+their frame rate is not stated.
 """
 
 import json
@@ -41,12 +42,13 @@ VERSION = 1
 PREFIX = "diffusion_model."     # in front of the names of a diffusion network
 # A name that every network of the kind has. What stands in front of it stands in front of all its names.
 ANCHORS = {AUTOENCODER: "xy_token", DIFFUSION: "time_embed.0.weight"}
+PREDICTIONS = ("eps", "v")
 PLANE_HEADS = 4                 # of the published autoencoders
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST = 100_000               # of any size
 # Numbers that every network of one size has. They are computed, and those of a file are compared.
 COMPUTED = re.compile(r"(?:.*\.)?(?:inv_freqs|scales|coords|zeros)")
-RESERVED = ("format", "version", "heads", "plane_heads", "grid", "fps", "title", "licence")
+RESERVED = ("format", "version", "heads", "plane_heads", "grid", "prediction", "fps", "title", "licence")
 PUBLISHED_LICENCE = "MIT, as the code of its authors says"
 
 Params = TypeVar("Params", AutoencoderParams, UNetParams)
@@ -224,11 +226,14 @@ def unet_params(shapes: Mapping[str, tuple], metadata: Mapping[str, str]) -> UNe
     heads = heads_in(metadata, "heads", HEADS)
     if any(width * factor % heads for factor in mult):
         raise ValueError(f"its attentions do not divide into {heads} heads")
+    prediction = metadata.get("prediction", "eps")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"its prediction is {shown(prediction)}, where {' or '.join(PREDICTIONS)} is due")
     conditional = "zeros" in shapes
     return UNetParams(channels, width, mult, per_level - 1,
                       tuple(level for level, number in enumerate(first)
                             if f"input_blocks.{number}.1.qkv.weight" in shapes), heads, conditional,
-                      bounded(shapes["zeros"][2], "the row") if conditional else 0)
+                      bounded(shapes["zeros"][2], "the row") if conditional else 0, prediction)
 
 
 def heads_in(metadata: Mapping[str, str], entry: str, published: int) -> int:
@@ -369,8 +374,9 @@ def write_diffusion(path: StrPath, tensors: Mapping[str, Tensor], params: UNetPa
         raise ValueError("a diffusion network's file needs the grid of its planes")
     if params.conditional and about.grid.length != params.row:
         raise ValueError(f"the network has rows of {params.row} positions, and the grid {about.grid.length}")
-    grid = json.dumps([about.grid.t, about.grid.h, about.grid.w])
-    write(path, DIFFUSION, tensors, params, about, {"heads": str(params.heads), "grid": grid}, metadata or {})
+    sizes = {"heads": str(params.heads), "grid": json.dumps([about.grid.t, about.grid.h, about.grid.w]),
+             "prediction": params.prediction}
+    write(path, DIFFUSION, tensors, params, about, sizes, metadata or {})
 
 
 def write(path: StrPath, kind: str, tensors: Mapping[str, Tensor], params: AutoencoderParams | UNetParams,
