@@ -85,7 +85,7 @@ STAGES = {
         steps=3200, lr=2e-3, lr_end=2.5e-4, warmup=60, ema_decay=0.995, precision="float32", betas=(0.9, 0.99),
         save_every=200, seed=31)),
     "pvdm-diffusion": Stage("diffusion of PVDM", 8, LoopParams(
-        steps=3000, lr=1e-3, lr_end=2e-5, warmup=100, ema_decay=0.998, precision="float32", save_every=200, seed=32)),
+        steps=2900, lr=1e-3, lr_end=2e-5, warmup=100, ema_decay=0.998, precision="float32", save_every=200, seed=32)),
     "features": Stage("video network of the metric", 16, LoopParams(
         steps=1200, lr=1e-3, lr_end=1e-5, warmup=50, ema_decay=0.99, precision="bfloat16", seed=15)),
 }
