@@ -38,7 +38,7 @@ def test_the_stages_end_in_two_files_that_belong_together_and_can_be_trained_on(
     assert "pvdm-render: 3 videos of 32 frames, 128x64" in printed and "pvdm-diffusion: step 2" in printed
     files = data.Files(work)
     frames, planes = np.load(files.pvdm_frames), np.load(files.pvdm_planes)
-    assert frames.shape == (3, 32, 64, 128, 3) and planes.shape == (3, 3, 4, SMALL.shape.length)
+    assert frames.shape == (3, 32, 64, 128, 3) and planes.shape == (3, 2, 4, SMALL.shape.length)
     made.mkdir()
     assert sum(pvdm_stages.write(files, made)) == sum(path.stat().st_size for path in made.iterdir())
     autoencoder, unet = (load_pvdm(made / pvdm_stages.FILES[stage], pvdm_stages.KINDS[stage])
@@ -56,8 +56,8 @@ def test_the_stored_planes_are_those_of_the_windows_of_each_video():
     network = Autoencoder(dataclasses.replace(SMALL, height=16, width=32, patch=8)).requires_grad_(False)
     frames = np.random.default_rng(0).integers(0, 256, (9, 32, 16, 32, 3), np.uint8)     # more than go in one batch
     planes = pvdm_stages.planes_of(network, frames)
-    assert planes.dtype == np.float16 and planes.shape[:2] == (9, 3)
-    for video, (window, start) in ((0, (0, 0)), (4, (1, 8)), (8, (2, 16))):
+    assert planes.dtype == np.float16 and planes.shape[:2] == (9, 2)
+    for video, (window, start) in ((0, (0, 0)), (4, (1, 16)), (8, (1, 16))):
         clip = torch.from_numpy(frames[video, start:start + 16]).movedim(-1, 0)[None] / 127.5 - 1
         assert np.abs(planes[video, window] - network.encode(clip)[0].numpy()).max() < 2e-3
     assert np.abs(planes[4, 1] - planes[4, 0]).max() > 0.02
