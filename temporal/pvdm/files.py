@@ -29,7 +29,7 @@ from ..errors import VideoLDMError
 from ..formats.contents import first_line
 from ..formats.files import TensorFile
 from ..formats.metadata import fps_of, list_of, parsed_json, shown, text_of, whole
-from ..formats.temporal_file import dtype_name, require_version
+from ..formats.temporal_file import dtype_name, require_one_dtype, require_version
 from ..layers.factory import Factory
 from .autoencoder import Autoencoder, AutoencoderParams
 from .planes import PlaneShape
@@ -301,18 +301,12 @@ def require_exact(name: str, kind: str, shapes: Mapping[str, tuple], wanted: Map
 
 def require_one_type(name: str, tensors: Mapping[str, Tensor]) -> None:
     """Raise VideoLDMError for weights of two dtypes, and for a dtype that is none of TYPES."""
-    first = None
     for key, tensor in tensors.items():
         if tensor.dtype not in TYPES:
             raise VideoLDMError(f"{name} holds {key} as {dtype_name(tensor.dtype)}, and weights of PVDM are float32, "
                                 "float16 or bfloat16. Convert the file from its original, or download it again.")
-        if COMPUTED.fullmatch(key):
-            continue
-        first = first or key
-        if tensor.dtype != tensors[first].dtype:
-            raise VideoLDMError(f"{name} mixes types: {first} is {dtype_name(tensors[first].dtype)}, {key} is "
-                                f"{dtype_name(tensor.dtype)}. It was put together or converted wrongly: convert the "
-                                "whole file to one type, or download it again.")
+    weights = {key: tensor for key, tensor in tensors.items() if not COMPUTED.fullmatch(key)}
+    require_one_dtype(name, weights, kind=lambda key: "weight")
 
 
 def require_computed(name: str, kind: str, params: AutoencoderParams | UNetParams, tensors: dict[str, Tensor]) -> None:

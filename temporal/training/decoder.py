@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decoder import TemporalDecoder
-from ..errors import VideoLDMError
-from .discriminator import judgement, zero_terms
+from .discriminator import judgement, require_networks, zero_terms
 from .temporal import freeze
 
 LARGEST_WEIGHT = 1e4
@@ -65,11 +64,8 @@ class DecoderLoss:
                  discriminator: nn.Module | None = None, image_discriminator: nn.Module | None = None,
                  post_quant: nn.Module | None = None, perceptual: nn.Module | None = None,
                  reconstruction: Callable[..., Tensor] = absolute_error, train_spatial: bool = True):
-        if params.perceptual and perceptual is None:
-            raise VideoLDMError(f"The perceptual term counts {params.perceptual:g}, and no perceptual network is "
-                                "given. Give one (temporal/training/perceptual.py), or set it to 0.")
-        if (params.adversarial or params.features) and discriminator is None and image_discriminator is None:
-            raise VideoLDMError("The adversarial and feature terms need a discriminator. Give one, or set both to 0.")
+        require_networks(params.perceptual, params.adversarial + params.features, perceptual,
+                         (discriminator, image_discriminator))
         self.decoder, self.clips, self.params = decoder, clips, params
         self.judges = {name: network for name, network in (("discriminator", discriminator),
                                                            ("image_discriminator", image_discriminator)) if network}

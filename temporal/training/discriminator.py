@@ -4,12 +4,14 @@ Each answer judges a patch, so a decoder trained on small crops serves pictures 
 Here it is GroupNorm, because a batch is a clip or two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
+
+from ..errors import VideoLDMError
 
 GROUPS = 8
 
@@ -59,6 +61,22 @@ def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
     """Mean absolute difference of two lists of features, layer by layer (pix2pixHD's feature matching)."""
     parts = [(one.float() - other.float()).abs().mean() for one, other in zip(features, others, strict=True)]
     return torch.stack(parts).mean()
+
+
+def require_networks(perceptual: float, judged_terms: float, perceptual_network: nn.Module | None,
+                     judges: Sequence[nn.Module | None]) -> None:
+    """Raise VideoLDMError where a term of a loss counts, and the network that it needs is not given.
+
+    Args:
+        perceptual: the weight of the perceptual term.
+        judged_terms: the weights of the adversarial and the feature term, added.
+        perceptual_network, judges: the networks. None: it is not given.
+    """
+    if perceptual and perceptual_network is None:
+        raise VideoLDMError(f"The perceptual term counts {perceptual:g}, and no perceptual network is given. Give one "
+                            "(temporal/training/perceptual.py), or set it to 0.")
+    if judged_terms and all(judge is None for judge in judges):
+        raise VideoLDMError("The adversarial and feature terms need a discriminator. Give one, or set both to 0.")
 
 
 class Judgement(NamedTuple):

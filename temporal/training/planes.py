@@ -25,7 +25,7 @@ from ..errors import VideoLDMError
 from ..pvdm import Autoencoder, PlaneShape
 from .clips import as_frames
 from .decoder import absolute_error, psnr
-from .discriminator import judgement, zero_terms
+from .discriminator import judgement, require_networks, zero_terms
 from .image import squared_error
 from .loss_inputs import RecordableLoss
 from .moving_pictures import below
@@ -70,11 +70,8 @@ class PlaneAutoencoderLoss:
                  clip_judge: nn.Module | None = None, frame_judge: nn.Module | None = None,
                  perceptual: nn.Module | None = None, reconstruction: Callable[..., Tensor] = absolute_error,
                  decoder_only: bool = False):
-        if terms.perceptual and perceptual is None:
-            raise VideoLDMError(f"The perceptual term counts {terms.perceptual:g}, and no perceptual network is "
-                                "given. Give one (temporal/training/perceptual.py), or set it to 0.")
-        if (terms.adversarial or terms.features) and clip_judge is None and frame_judge is None:
-            raise VideoLDMError("The adversarial and feature terms need a discriminator. Give one, or set both to 0.")
+        require_networks(terms.perceptual, terms.adversarial + terms.features, perceptual,
+                         (clip_judge, frame_judge))
         self.autoencoder, self.clips, self.terms = autoencoder, clips, terms
         self.judges = {name: judge for name, judge in (("clip_judge", clip_judge), ("frame_judge", frame_judge))
                        if judge is not None}
