@@ -25,6 +25,10 @@ from ..temporal.rollout import plan_calls
 BATCH = 4                               # clips sampled together
 SAMPLER, SCHEDULER = "euler_ancestral", "ddim_uniform"      # the paper's DDIM with eta 1, as in the workflows
 
+# Rows of real clips, as all tables name them
+SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuffled", "real, first frame frozen"
+THROUGH = "real, through the autoencoder"
+
 
 def real_clips(numbers, fps=models.FPS):
     """Rendered held-out clips, uint8 (n t h w 3)."""

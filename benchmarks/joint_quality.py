@@ -21,7 +21,7 @@ from ..nodes.host.video_network import load_video_network
 from ..temporal.families import load_video_model
 from ..temporal.metrics import frechet_distance, motion_ratio
 from . import colours
-from .cascade import SAMPLER, Cascade, in_batches, shuffled
+from .cascade import SAMPLER, SECOND, SHUFFLED, Cascade, in_batches, shuffled
 
 PAINT = "blue"
 STEPS, CFG = 10, 2.0                        # of the sampler
@@ -31,7 +31,6 @@ SHARE = 0.5                                 # of the frames of a clip
 LEAST_KEPT, MOST_LEFT = 2 / 3, 1 / 2        # of the image model's share: with pictures, and with clips alone
 IMAGE, NETWORKS = "image model, fine-tuned on nothing", {joint_stage.ALONE: "trained on clips alone",
                                                         joint_stage.JOINT: "trained on clips and pictures"}
-SECOND, SHUFFLED = "real, a second set (the floor)", "real, frames shuffled"
 HEAD = ["| network | show the night | show the paint | frames with the paint | distance of other clips | motion |",
         "|---|---|---|---|---|---|"]
 

@@ -16,6 +16,7 @@ from ..demo import pvdm_small as small
 from ..demo.features import features_of, load_network, to_clips
 from ..temporal.metrics import frechet_distance, motion, motion_ratio
 from ..temporal.pvdm import Autoencoder, PlaneUNet, SamplerParams, diffusion, sample
+from .cascade import SECOND
 from .pvdm_quality import moment, to_frames, world_clips
 from .reconstruction import psnr
 
@@ -25,7 +26,6 @@ STEPS, TOGETHER = 50, 32                    # of the sampler; clips of a batch
 HALF = small.FRAMES // 2
 NAMES = {small.THREE: "three planes", small.ALONE_XY: "xy alone", small.JOINT: "joint training",
          small.UNCONDITIONAL: "unconditional alone"}
-SECOND = "real, a second set (the floor)"
 
 
 def parts(arguments) -> tuple[str, list[str]]:

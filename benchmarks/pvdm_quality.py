@@ -25,7 +25,7 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.metrics import frechet_distance, motion, motion_ratio
 from ..temporal.pvdm import Autoencoder, PlaneUNet, SamplerParams, diffusion, roll_out
 from . import colours, longer
-from .cascade import Cascade, shuffled
+from .cascade import FROZEN, SECOND, SHUFFLED, THROUGH, Cascade, shuffled
 from .reconstruction import psnr
 
 REAL, ROLLOUTS, CLIPS = 512, 48, 8          # reference drives; sampled videos, and the clips of each
@@ -37,8 +37,7 @@ SECONDS = pvdm.AUTOENCODER.frames / pvdm.FPS            # of a clip
 LATER = (CLIPS - 1) * SECONDS               # from the beginning of a video to its last clip
 SHEET_VIDEOS = 6                            # in the picture
 MOST = 2.0                                  # times the first clips' distance that the last clips' may be
-SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuffled", "real, first frame frozen"
-THROUGH, FIRST, LAST = "real, through the autoencoder", "**PVDM, first clip**", f"**PVDM, clip {CLIPS}**"
+FIRST, LAST = "**PVDM, first clip**", f"**PVDM, clip {CLIPS}**"
 CASCADE, EXTENDED = "Video LDM demo, extended, first clip", f"Video LDM demo, extended, clip {CLIPS}"
 HEAD = ["| clips | at their moment | at the beginning | motion | cars that keep their colour | cars a clip |",
         "|---|---|---|---|---|---|"]

@@ -31,7 +31,7 @@ from . import (
     scene_layout_quality,
     upscale_quality,
 )
-from .cascade import BATCH, SAMPLER, Cascade, real_clips, shuffled
+from .cascade import BATCH, FROZEN, SAMPLER, SECOND, SHUFFLED, THROUGH, Cascade, real_clips, shuffled
 
 OUTPUT = train.ROOT / "output" / "quality"
 REAL, COUNT = 512, 128                  # reference clips, clips per row
@@ -40,8 +40,6 @@ SHEET_CLIPS = 6
 QUICK_CLIPS, QUICK_STEPS = 8, 4         # with --quick
 MOTION_RANGE = (0.7, 1.4)
 LEAST_KEPT = 0.9                        # of the share of cars that keep their colour through the autoencoder
-SECOND, SHUFFLED, FROZEN = "real, a second set (the floor)", "real, frames shuffled", "real, first frame frozen"
-THROUGH = "real, through the autoencoder"
 IMAGE, ATTENTION, FULL = "image model alone (mix 1)", "attention only", "convolution + attention"
 BUNDLED = "the bundled layers: convolution + attention, trained on with context frames"
 PARTS = ("key-frames", "longer", "interpolation", "layout", "reconstruction", "upscaling", "joint", "pvdm",
