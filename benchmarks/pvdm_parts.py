@@ -99,7 +99,8 @@ class GoingOn:
             return unet(x, tau, small.PARAMS.shape, cond)
         for before in self.planes.split(TOGETHER):
             noise = torch.randn(before.shape, generator=generator)
-            planes = sample(network, noise, before if given else None, SamplerParams(STEPS), diffusion(), generator)
+            planes = sample(network, noise, before if given else None, SamplerParams(STEPS),
+                            diffusion(unet.params.prediction), generator)
             made.append(to_frames(self.autoencoder.decode(planes)))
         return np.concatenate(made)
 

@@ -35,7 +35,7 @@ STARTS = (0, FRAMES // 2, FRAMES)           # of the windows of a video whose pl
 PARAMS = AutoencoderParams(frames=FRAMES, height=HEIGHT, width=WIDTH, patch=8, channels=64, plane_channels=8, depth=1,
                            heads=4, head_width=16, plane_depth=1, plane_heads=4, plane_head_width=16, plane_hidden=128)
 UNET = UNetParams(channels=PARAMS.plane_channels, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
-                  attention_levels=(1,), heads=4, row=PARAMS.shape.length)
+                  attention_levels=(1,), heads=4, row=PARAMS.shape.length, prediction="v")
 TERMS = PlaneAutoencoderTerms(pixels=1.0, perceptual=0.0, adversarial=0.0, features=0.0)
 THREE, ALONE_XY = "three-planes", "xy-alone"
 JOINT, UNCONDITIONAL = "joint", "unconditional-alone"
@@ -53,7 +53,7 @@ class Sizes:
     diffusion_batch: int = 8
 
 
-FULL, QUICK = Sizes(1000, 800, 300), Sizes(8, 2, 2)
+FULL, QUICK = Sizes(1000, 800, 2000), Sizes(8, 2, 2)
 
 
 class OnePlane(Autoencoder):
@@ -110,8 +110,8 @@ class Trainings:
 
         def loss(network: PlaneUNet) -> PlaneDiffusionLoss:
             source = StoredPlanes(self.planes(autoencoder), apart=STARTS.index(FRAMES))
-            return PlaneDiffusionLoss(network, source, PARAMS.shape, diffusion(), self.sizes.diffusion_batch,
-                                      KNOWN[arm])
+            return PlaneDiffusionLoss(network, source, PARAMS.shape, diffusion(UNET.prediction),
+                                      self.sizes.diffusion_batch, KNOWN[arm])
         return self.trained(arm, loop, lambda: PlaneUNet(UNET), loss)
 
     def planes(self, autoencoder: Autoencoder) -> Tensor:
