@@ -11,10 +11,10 @@ from PIL import Image
 from video_ldm.temporal.atomic import replace_on_success
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import Sheet, open_video, read_audio, write_sheet, write_video
+from video_ldm.temporal.video.encode import even_size, picture_stream
 from video_ldm.temporal.video.pictures import Encodable
 from video_ldm.temporal.video.sheet import GAP, columns, grid, thumbnail
 from video_ldm.temporal.video.timing import as_rate
-from video_ldm.temporal.video.write import _picture_stream, even_size
 from video_ldm.tests.video_help import clip, numbered, numbers, psnr
 
 WORKFLOW = {"prompt": {"1": {"class_type": "X", "inputs": {"text": "a } brace, {and \" one\u00e9"}}},
@@ -40,7 +40,7 @@ def test_few_frames_are_held_back_by_the_encoder(tmp_path):
     """A stream keeps no more frames than these in memory. x264 by itself holds 40 and more."""
     frames = clip(64)
     with av.open(str(tmp_path / "clip.mp4"), mode="w") as container:
-        stream = _picture_stream(container, "mp4", Fraction(8), 18, frames[0])
+        stream = picture_stream(container, "mp4", Fraction(8), 18, frames[0])
         encodable = Encodable()
         held = next(count for count, frame in enumerate(frames) if stream.encode(encodable.frame(frame)))
     assert held < 20

@@ -18,23 +18,13 @@ from video_ldm.tests.video_help import clip
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture
-def folders(host, tmp_path, monkeypatch):
-    """ComfyUI's input and output folders, empty."""
-    import folder_paths
-    for name in ("input", "output"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
-    return tmp_path
-
-
 def load(file="clip.mp4", start_frame=0, frame_count=0, stride=1):
-    from video_ldm.nodes.video import LoadVideoFrames
+    from video_ldm.nodes.load_video import LoadVideoFrames
     return LoadVideoFrames.execute(file, start_frame, frame_count, stride).args
 
 
 def save(images=None, **settings):
-    from video_ldm.nodes.video import SaveVideoFile
+    from video_ldm.nodes.save_video import SaveVideoFile
     settings = {"filename_prefix": "clip", "format": "mp4", "fps": 8.0, "crf": 10, "contact_sheet": 4, **settings}
     if images is None and "video" not in settings:
         images = torch.from_numpy(np.array(clip())) / 255
@@ -126,13 +116,46 @@ def test_names_that_are_too_long_are_refused_and_the_longest_is_written(folders)
         save(filename_prefix="taken/clip")
 
 
+def test_a_prefix_on_another_drive_leads_outside_the_output_folder(folders, monkeypatch):
+    """What Python says on Windows, where core compares the two paths."""
+    from video_ldm.nodes.host import files
+
+    def compare(*args):
+        raise ValueError("Paths don't have the same drive")
+    monkeypatch.setattr(files.folder_paths, "get_save_image_path", compare)
+    with pytest.raises(VideoLDMError, match="^filename_prefix 'D:/clip' leads outside ComfyUI's output folder"):
+        save(filename_prefix="D:/clip")
+
+
+@pytest.mark.parametrize("prefix, letter", [("clip_%date:HH:mm%", ":"), ("a:b", ":"), ("what?", r"\?"), ("a/b*", r"\*"),
+                                            ("C:/out/a|b", r"\|"), ("a\tb", r"\\t")])
+def test_letters_that_windows_takes_in_no_name_are_refused_there_before_any_work(folders, monkeypatch, prefix, letter):
+    from video_ldm.nodes.host import files
+    from video_ldm.nodes.save_video import SaveVideoFile
+    assert SaveVideoFile.validate_inputs(prefix, images=None) is True, "other systems take it"
+    monkeypatch.setattr(files, "ON_WINDOWS", True)
+    with pytest.raises(VideoLDMError, match=f"^filename_prefix .* gives a name with '{letter}', which Windows takes"):
+        files.check_prefix(prefix)
+    assert "which Windows takes in no name" in SaveVideoFile.validate_inputs(prefix, images=None)
+    with pytest.raises(VideoLDMError, match="which Windows takes in no name"):
+        save(filename_prefix=prefix)
+    assert list((folders / "output").iterdir()) == []
+
+
+def test_drives_folders_and_dates_are_no_forbidden_letters(host, monkeypatch):
+    from video_ldm.nodes.host import files
+    monkeypatch.setattr(files, "ON_WINDOWS", True)
+    for prefix in ("C:\\ComfyUI\\output\\clip", "c:/out/clip", "video/%date:yyyy-MM-dd%_%width%", "video\\clip"):
+        files.check_prefix(prefix)
+
+
 @pytest.mark.parametrize("file, sentence", [
     ("../secret.mp4", "leads outside ComfyUI's input folder"), ("a/../../secret.mp4", "leads outside"),
     ("x" * 5000, "There is no file"), (None, "takes the name of a file"), (7, "takes the name of a file"),
     ("", "takes the name of a file"), ("a\0.mp4", "must be the name of a file"), (".", "leads outside"),
     ("folder", "is a folder")])
 def test_input_files_outside_the_folder_or_of_no_name_are_refused(folders, file, sentence):
-    from video_ldm.nodes.video import LoadVideoFrames
+    from video_ldm.nodes.load_video import LoadVideoFrames
     write_video(folders / "secret.mp4", clip(), 8)
     (folders / "input" / "folder").mkdir()
     with pytest.raises(VideoLDMError, match=sentence):
@@ -207,7 +230,7 @@ def test_a_file_whose_pixels_are_not_square_says_so_in_the_report(folders):
         for frame in clip(3, 96, 144):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
-    frames, video, _, _, report = load()
+    frames, video, _, _, report, _ = load()
     assert frames.shape == (3, 96, 128, 3) and video.get_dimensions() == (128, 96)
     assert "128x96" in report and "its pixels are not square: 144x96 became 128x96" in report
 
@@ -250,3 +273,17 @@ def test_frames_of_a_lazy_video_with_nan_are_remarked_on(folders):
     frames[2] = NAN
     video = LazyVideo(lambda first, last: iter([frames[first:last]]), 6, 16, 16, 8)
     assert "frame 2 holds values that are no numbers" in save(video=video, fps=0.0)[2]
+
+
+def test_a_video_of_another_pack_is_not_known_by_the_names_of_its_methods(folders):
+    from video_ldm.nodes.host.api import InputImpl, Types
+
+    class Other(InputImpl.VideoFromComponents):
+        def get_audio(self, track):
+            raise AssertionError("means something else there")
+
+        iterate_frames = get_audio
+
+    parts = Types.VideoComponents(images=images(5), audio=None, frame_rate=Fraction(6))
+    saved = open_video(save(video=Other(parts), fps=0.0)[0])
+    assert (saved.frames, saved.rate) == (5, 6)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import open_video, write_video
 from video_ldm.temporal.video.pictures import square_width
-from video_ldm.tests.video_help import clip
+from video_ldm.tests.video_help import clip, write_two_sizes
 
 SATURATED = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255), (200, 30, 60),
              (20, 60, 220), (255, 255, 255), (0, 0, 0), (128, 128, 128), (90, 160, 10)]
@@ -163,17 +163,8 @@ def test_pixels_are_made_square_before_the_picture_is_turned(tmp_path):
 # Sizes
 
 def test_a_picture_size_that_changes_in_the_middle_is_refused_with_the_frames_before_it(tmp_path):
-    """Two raw MPEG-2 streams, one after the other."""
-    for name, size in (("a.mpg", 64), ("b.mpg", 96)):
-        with av.open(str(tmp_path / name), "w", format="mpeg2video") as container:
-            stream = container.add_stream("mpeg2video", rate=25)
-            stream.width = stream.height = size
-            stream.pix_fmt = "yuv420p"
-            for frame in clip(10, size, size):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode(None))
     path = tmp_path / "both.m2v"
-    path.write_bytes((tmp_path / "a.mpg").read_bytes() + (tmp_path / "b.mpg").read_bytes())
+    write_two_sizes(path)
     video = open_video(path)
     with pytest.raises(VideoLDMError, match="changes its picture size from 64x64 to 96x96.*frame_count to at most 9"):
         video.read()

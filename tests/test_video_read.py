@@ -184,6 +184,8 @@ def test_rotated_videos_come_upright(tmp_path, degrees, turns):
     video = open_video(path)
     assert not video.as_stored and (video.width, video.height) == ((96, 64) if degrees == 180 else (64, 96))
     assert np.array_equal(video.read(), np.rot90(open_video(plain).read(), turns, axes=(1, 2)))
+    side = {90: "by a quarter to the right", 180: "upside down", 270: "by a quarter to the left"}[degrees]
+    assert video.change == f"its pictures were turned {side}, as the file says"
 
 
 def refusal(path, **select):

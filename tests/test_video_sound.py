@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from video_ldm.temporal.errors import VideoLDMError
-from video_ldm.temporal.video import held_sound, open_video, read_audio, write_video
+from video_ldm.temporal.video import file_sound, held_sound, open_video, read_audio, samples_of, write_video
 from video_ldm.temporal.video.containers import sound_stream
-from video_ldm.tests.video_help import clip, numbered, numbers
+from video_ldm.tests.video_help import clip, counting, numbered, numbers, write_exact
 
 RATE, FPS, FRAMES = 48000, 25, 50
 FLASH = 30                  # the frame during which the click is heard
@@ -119,6 +119,34 @@ def test_sound_far_into_a_file_is_sought_and_in_its_place(tmp_path):
         assert np.abs(part - whole[:, first:first + 2 * RATE]).max() < 0.02, start
 
 
+@pytest.mark.parametrize("name, codec", [("clip.mov", "pcm_s16le"), ("clip.mkv", "flac"), ("clip.avi", "pcm_s16le")])
+@pytest.mark.parametrize("layout, channels", [("stereo", 2), ("5.1", 6)])
+def test_the_sound_of_chosen_frames_is_exact_to_a_sample(tmp_path, name, codec, layout, channels):
+    """Frames n to m at r frames a second have samples round(n / r * 44100) to round(m / r * 44100), 1471.47 each."""
+    wave, rate = counting(channels, 150_000), Fraction(30000, 1001)
+    write_exact(tmp_path / name, codec, wave, layout)
+    video = open_video(tmp_path / name)
+    assert video.rate == rate
+    for start, count, stride in ((0, 90, 1), (7, 20, 1), (13, 9, 5), (1, 1, 1), (89, 1, 3)):
+        sound = file_sound(video, start / rate, count * stride / rate)
+        first, last = round(start * 44100 / rate), round((start + count * stride) * 44100 / rate)
+        expected = np.zeros((channels, last - first), np.float32)
+        heard = wave[:, first:last] / np.float32(2**15)
+        expected[:, :heard.shape[1]] = heard
+        assert (sound.rate, sound.channels, sound.length) == (44100, channels, last - first)
+        assert np.array_equal(samples_of(sound), expected), (start, count, stride)
+
+
+def test_the_sounds_of_neighbouring_ranges_join_without_a_gap(tmp_path):
+    wave, rate = counting(2, 132_432), Fraction(30000, 1001)
+    write_exact(tmp_path / "clip.mov", "pcm_s16le", wave, "stereo")
+    video = open_video(tmp_path / "clip.mov")
+    parts = [samples_of(file_sound(video, n / rate, 1 / rate)) for n in range(30)]
+    assert {part.shape[1] for part in parts} == {1471, 1472}
+    whole = np.concatenate(parts, 1)
+    assert whole.shape[1] == round(30 * 44100 / rate) and np.array_equal(whole * 2**15, wave[:, :whole.shape[1]])
+
+
 # Channels
 
 TONES = {3: ("3.0", (400, 500, 600)), 6: ("5.1", (400, 500, 600, 60, 700, 800)),
@@ -222,7 +250,7 @@ def test_sound_is_written_as_it_is_made_and_ends_with_the_pictures(tmp_path):
             asked.append(k)
             yield np.zeros((2, RATE), np.float32)
     sound = held_sound(np.zeros((2, 1), np.float32), RATE)
-    write_video(tmp_path / "clip.mp4", clip(16), 8, audio=type(sound)(RATE, 2, pieces))
+    write_video(tmp_path / "clip.mp4", clip(16), 8, audio=type(sound)(RATE, 2, pieces, 10**6 * RATE))
     assert asked == [0, 1]
     assert read_audio(open_video(tmp_path / "clip.mp4"))[0].shape[1] <= 2 * RATE
 

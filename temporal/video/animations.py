@@ -1,6 +1,7 @@
 """GIF and WebP: imageio reads their frames, Pillow reads their times."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -16,19 +17,29 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Type
           Image.DecompressionBombError)
 
 
-def frame_times(path: Path) -> tuple[int, int, np.ndarray, float, int]:
-    """The sizes and times of an animation.
+@dataclass(frozen=True)
+class Animation:
+    """What is known of a GIF or WebP before its frames are read."""
 
-    Returns width, height, the seconds that each frame stays, the file's unit of time in seconds, and the number of
-    frames that the file promises. A file that was cut off promises one more frame than it has.
-    Raises VideoLDMError if Pillow cannot read the file.
-    """
+    width: int              # pixels
+    height: int
+    lengths: np.ndarray     # seconds that each frame stays
+    quantum: float          # the file's unit of time in seconds
+    promised: int           # frames that the file promises. A file that was cut off promises one more than it has
+    transparent: bool       # whether something shines through a frame
+
+
+def look_into(path: Path) -> Animation:
+    """The size and times of an animation. Raises VideoLDMError if Pillow cannot read the file."""
     refuse_huge(path.name, *_canvas(path))
     try:
         with Image.open(path) as image:
             refuse_huge(path.name, *image.size)
             # imageio does not tell how long each frame stays, so Pillow reads the times.
-            lengths = np.array([_length(frame) for frame in ImageSequence.Iterator(image)], float) / 1000
+            milliseconds, transparent = [], False
+            for frame in ImageSequence.Iterator(image):
+                milliseconds.append(_length(frame))
+                transparent = transparent or _is_transparent(frame)
             width, height = image.size
             quantum = 0.01 if image.format == "GIF" else 0.001
     except Image.DecompressionBombError as error:
@@ -36,10 +47,11 @@ def frame_times(path: Path) -> tuple[int, int, np.ndarray, float, int]:
                             f"down in another program first. (Pillow says: {error})") from error
     except DAMAGE as error:
         raise unreadable(path, error) from error
+    lengths = np.array(milliseconds, float) / 1000
     # Browsers show GIF frames of 10 ms or less for 100 ms, and authors of GIFs rely on it.
     lengths[lengths <= 0.01] = 0.1
     promised = len(lengths) + 1 if _lacks_gif_end(path) else len(lengths)
-    return width, height, lengths, quantum, promised
+    return Animation(width, height, lengths, quantum, promised, transparent)
 
 
 def frames(path: Path) -> Iterator[tuple[int, np.ndarray]]:
@@ -74,6 +86,13 @@ def _lacks_gif_end(path: Path) -> bool:
     """Whether a GIF was cut off. A whole GIF ends with a semicolon. Some programs write zeros after it."""
     data = path.read_bytes()
     return data.startswith(b"GIF") and not data.rstrip(b"\0").endswith(b";")
+
+
+def _is_transparent(frame: Image.Image) -> bool:
+    """Whether a pixel of a decoded frame is transparent, or a little so."""
+    if frame.mode not in ("RGBA", "LA", "PA") and "transparency" not in frame.info:
+        return False
+    return bool(np.asarray(frame.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def _length(frame: Image.Image) -> float:

@@ -48,8 +48,8 @@ def open_container(source: Source) -> Iterator[av.container.InputContainer]:
     name = display_name(source)
     file: str | io.BytesIO
     if isinstance(source, io.BytesIO):
-        source.seek(0)
-        file, protocols = source, "none"
+        # A reader of its own: pictures and sound are read at the same time, each at its place in the file.
+        file, protocols = io.BytesIO(source.getvalue()), "none"
     else:
         file, protocols = f"file:{Path(source).absolute()}", "file"
     options = {"format_whitelist": ",".join(ONE_FILE_FORMATS), "protocol_whitelist": protocols}

@@ -14,12 +14,14 @@ from av.video.reformatter import VideoReformatter
 
 from ..errors import VideoLDMError
 from .containers import refuse_huge
+from .kinds import BT601, BT709
 
 # swscale's flags, which PyAV names since version 17: bicubic, accurate rounding, full chroma out, full chroma in
 EXACT = 4 | 0x40000 | 0x2000 | 0x4000
 SWS_BT601 = 5                           # swscale's number for BT.601
-BT709, BT601 = 1, 6                     # FFmpeg's numbers; 6 is SMPTE 170M, BT.601 for 525 lines
 LIMITED_RANGE, FULL_RANGE = 1, 2
+RGB_FORMATS = {(1, 3): "rgb24", (1, 4): "rgba", (2, 3): "rgb48le", (2, 4): "rgba64le"}     # (bytes, channels) -> name
+SQUARE, GROUND = 8, (102, 153)          # pixels of a chequered ground's squares, and its two greys
 MOST_STRETCHED = 4                      # pixels wider than 4:1 or narrower than 1:4 are refused as errors
 
 
@@ -30,6 +32,16 @@ class Orientation:
     transposed: bool = False    # swap rows and columns
     mirrored: bool = False      # swap left and right
     flipped: bool = False       # swap top and bottom
+
+    def words(self) -> str:
+        """What is done, for a report. Empty if nothing is."""
+        if not self.transposed:
+            names = {(True, True): "turned upside down", (True, False): "mirrored",
+                     (False, True): "mirrored from top to bottom"}
+            return names.get((self.mirrored, self.flipped), "")
+        quarter = {(True, False): "to the right", (False, True): "to the left"}
+        side = quarter.get((self.mirrored, self.flipped))
+        return f"turned by a quarter {side}" if side else "turned by a quarter and mirrored"
 
     def turn(self, array: np.ndarray) -> np.ndarray:
         """The upright picture (h, w, 3) of a stored one."""
@@ -111,25 +123,42 @@ def square_width(name: str, width: int, aspect: Fraction | None) -> int:
 
 
 class Encodable:
-    """Converts RGB to frames for encoders: yuv420p, in the colours that `declare_colours` states."""
+    """Converts RGB to frames for encoders, in the colours that `declare_colours` states."""
 
-    def __init__(self) -> None:
+    def __init__(self, pixels: str = "yuv420p", matrix: int = BT601) -> None:
+        """pixels: FFmpeg's name of the format to encode. matrix: BT601 or BT709."""
+        self.pixels, self.matrix = pixels, matrix
         self._reformatter = VideoReformatter()
 
     def frame(self, rgb: np.ndarray) -> av.VideoFrame:
-        """The frame to encode for a picture, uint8 RGB (h, w, 3)."""
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-        picture = self._reformatter.reformat(picture, format="yuv420p", dst_colorspace=SWS_BT601,
+        """The frame to encode for a picture, uint8 or uint16 RGB (h, w, 3), with alpha (h, w, 4)."""
+        given = RGB_FORMATS[rgb.dtype.itemsize, rgb.shape[2]]
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format=given)
+        picture = self._reformatter.reformat(picture, format=self.pixels,
+                                             dst_colorspace=SWS_BT601 if self.matrix == BT601 else self.matrix,
                                              src_color_range=FULL_RANGE, dst_color_range=LIMITED_RANGE,
                                              interpolation=EXACT)
-        picture.colorspace, picture.color_range = BT601, LIMITED_RANGE
+        picture.colorspace, picture.color_range = self.matrix, LIMITED_RANGE
         return picture
 
 
-def declare_colours(context: av.VideoCodecContext) -> None:
+def declare_colours(context: av.VideoCodecContext, matrix: int = BT601) -> None:
     """State the colours of `Encodable`'s frames in the file. Otherwise players guess them from the picture's size.
 
-    They are BT.601, because some readers assume it for every file. Older PyAV does, and so does ComfyUI's Load Video.
+    They are BT.601 for files with 8 bits, because some readers assume it for every file. Older PyAV does, and so does
+    ComfyUI's Load Video.
     """
-    context.colorspace, context.color_range = BT601, LIMITED_RANGE
+    context.colorspace, context.color_range = matrix, LIMITED_RANGE
     context.color_primaries = context.color_trc = BT709
+
+
+def as_shown(frame: np.ndarray) -> np.ndarray:
+    """A frame as uint8 RGB (h, w, 3) for looking at. Transparent parts show a chequered ground."""
+    if frame.dtype == np.uint16:
+        frame = ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if frame.shape[2] == 3:
+        return frame
+    rows, columns = (np.arange(side)[:, None] // SQUARE for side in frame.shape[:2])
+    ground = np.where((rows + columns.T) % 2, *GROUND)[..., None]
+    alpha = frame[..., 3:].astype(np.float32) / 255
+    return np.round(frame[..., :3] * alpha + ground * (1 - alpha)).astype(np.uint8)

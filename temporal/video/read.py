@@ -5,6 +5,7 @@ and WebP.
 """
 
 import io
+import itertools
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ import numpy as np
 from ..errors import VideoLDMError
 from . import animations
 from .containers import Source, display_name, open_container, picture_stream, refuse_unreadable, sound_stream
+from .deinterlace import deinterlaced
 from .pictures import Pictures
+from .remarks import TRANSPARENCY, picture_remarks
 from .scan import scan
 from .timing import Clock, even_clock
 
@@ -70,16 +73,21 @@ class VideoFile:
                                 f"are there. Get it again, or set frame_count to at most {len(steps)}.")
         return steps[:count] if count else steps
 
-    def iterate(self, steps: np.ndarray | None = None,
-                on_frame: Callable[[int], None] | None = None) -> Iterator[np.ndarray]:
+    def iterate(self, steps: np.ndarray | None = None, on_frame: Callable[[int], None] | None = None,
+                interlaced: list[int] | None = None, deinterlace: bool = False) -> Iterator[np.ndarray]:
         """Yield the frames at `steps`, each uint8 (h, w, 3).
 
-        steps: ascending, from `select`. on_frame: called with the number of frames yielded so far; it may raise.
+        Args:
+            steps: ascending, from `select`.
+            on_frame: called with the number of frames yielded so far; it may raise.
+            interlaced: a list to which the numbers of interlaced frames are added, counted from the first of `steps`.
+            deinterlace: deinterlace these frames.
+
         Raises VideoLDMError if a frame cannot be decoded.
         """
         steps = self.select() if steps is None else steps
         shown = self.clock.shown[steps]
-        pictures = _AnimationPictures(self) if self.animation else _FilePictures(self, int(shown[0]))
+        pictures = _AnimationPictures(self) if self.animation else _FilePictures(self, int(shown[0]), deinterlace)
         index: int = -1
         frame: Any = None       # of PyAV or of an animation
         picture: Any = None     # the frame as shown; frames before the wanted one are decoded and left out
@@ -93,15 +101,18 @@ class VideoFile:
                                             f"{len(self.times)} cannot be read. Get the file again, or choose a range "
                                             "that ends before it.")
                     picture = pictures.rgb(frame, done - 1) if index == wanted else None
+                if interlaced is not None and index in pictures.interlaced:
+                    interlaced.append(done - 1)
                 yield picture
                 if on_frame is not None:
                     on_frame(done)
 
-    def read(self, steps: np.ndarray | None = None, on_frame: Callable[[int], None] | None = None) -> np.ndarray:
-        """The frames at `steps` as one float32 array (t, h, w, 3) in 0..1, like ComfyUI's IMAGE."""
+    def read(self, steps: np.ndarray | None = None, on_frame: Callable[[int], None] | None = None,
+             interlaced: list[int] | None = None, deinterlace: bool = False) -> np.ndarray:
+        """The frames at `steps` as one float32 array (t, h, w, 3) in 0..1, like ComfyUI's IMAGE. See `iterate`."""
         steps = self.select() if steps is None else steps
         images = np.empty((len(steps), self.height, self.width, 3), np.float32)
-        for k, frame in enumerate(self.iterate(steps, on_frame)):
+        for k, frame in enumerate(self.iterate(steps, on_frame, interlaced, deinterlace)):
             np.divide(frame, np.float32(255), out=images[k])
         return images
 
@@ -126,27 +137,28 @@ def open_video(source: Source, on_packet: Callable[[], None] | None = None) -> V
         if frame is None or not found.times:
             raise VideoLDMError(f"{name} has no frame that can be decoded: it is empty or cut off. Get it again.")
         pictures = Pictures(name, frame, stream.sample_aspect_ratio)
+        remarks = picture_remarks(pictures, frame, stream)
         clock = even_clock(np.array(found.times), found.last, stream.average_rate)
         sound, silenced = sound_stream(container), bool(container.streams.audio)
     together = sound is None or abs(_first_sound(source) - found.times[0]) <= SOUND_APART
     change = [clock.change] if clock.change else []
     if silenced and sound is None:
         change.append("its sound cannot be decoded and was left out")
-    if pictures.stretched:
-        change.append(f"its pixels are not square: {frame.width}x{frame.height} became {pictures.square_width}x"
-                      f"{frame.height}")
     return VideoFile(source, name, pictures.width, pictures.height, clock, found.times, found.cut_off,
                      sound is not None, animation=False,
                      as_stored=pictures.as_stored and not clock.change and together and not found.cut_off,
-                     change="; ".join(change))
+                     change="; ".join([*change, *remarks]))
 
 
 def _open_animation(path: Path) -> VideoFile:
-    width, height, lengths, quantum, promised = animations.frame_times(path)
-    times = np.concatenate([[0.0], np.cumsum(lengths)[:-1]])
-    clock = even_clock(times, lengths[-1], quantum=quantum)
-    return VideoFile(path, path.name, width, height, clock, tuple(times), promised > len(times), False,
-                     animation=True, as_stored=False, change=clock.change)
+    found = animations.look_into(path)
+    times = np.concatenate([[0.0], np.cumsum(found.lengths)[:-1]])
+    clock = even_clock(times, found.lengths[-1], quantum=found.quantum)
+    change = [clock.change] if clock.change else []
+    if found.transparent:
+        change.append(TRANSPARENCY)
+    return VideoFile(path, path.name, found.width, found.height, clock, tuple(times), found.promised > len(times),
+                     False, animation=True, as_stored=False, change="; ".join(change))
 
 
 def _first_sound(source: Source) -> float:
@@ -164,6 +176,7 @@ class _AnimationPictures:
     def __init__(self, video: VideoFile) -> None:
         assert isinstance(video.source, Path)
         self.video = video
+        self.interlaced: set[int] = set()
         self.decoded: Any = animations.frames(video.source)
 
     def rgb(self, frame: np.ndarray, number: int) -> np.ndarray:
@@ -178,10 +191,13 @@ class _AnimationPictures:
 class _FilePictures:
     """The frames of a video file as pictures. `decoded` begins at frame `first` or before it."""
 
-    def __init__(self, video: VideoFile, first: int) -> None:
+    def __init__(self, video: VideoFile, first: int, deinterlace: bool) -> None:
         self.video = video
+        self.interlaced: set[int] = set()       # numbers of the interlaced frames among those decoded so far
         self._pictures: Pictures | None = None
-        self.decoded: Any = self._decode(first)
+        # The filter looks at the frame before the first one too.
+        self.decoded: Any = deinterlaced(self._decode(max(first - 1, 0)), video.name) if deinterlace else \
+            self._decode(first)
 
     def rgb(self, frame: av.VideoFrame, number: int) -> np.ndarray:
         assert self._pictures is not None       # made when the first frame was decoded
@@ -198,7 +214,7 @@ class _FilePictures:
                 return
         with open_container(self.video.source) as container:
             for index, frame in enumerate(_decodable(container, self._open(container))):
-                self._look_at(frame)
+                self._look_at(index, frame)
                 yield index, frame
 
     def _decode_from(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -218,16 +234,18 @@ class _FilePictures:
                 return
             index = int(np.argmin(np.abs(np.array(self.video.times) - frame.time)))
             if abs(self.video.times[index] - frame.time) < 1e-6:
-                self._look_at(frame)
-                yield index, frame
-                yield from enumerate(frames, index + 1)
+                for number, found in enumerate(itertools.chain([frame], frames), index):
+                    self._look_at(number, found)
+                    yield number, found
 
     def _open(self, container: av.container.InputContainer) -> av.VideoStream:
         stream = picture_stream(container, self.video.name)
         self._aspect = stream.sample_aspect_ratio
         return stream
 
-    def _look_at(self, frame: av.VideoFrame) -> None:
+    def _look_at(self, index: int, frame: av.VideoFrame) -> None:
+        if frame.interlaced_frame:
+            self.interlaced.add(index)
         if self._pictures is None:
             self._pictures = Pictures(self.video.name, frame, self._aspect)
 

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ..atomic import StrPath, replace_on_success
-from .write import png_text
+from .pictures import as_shown
+from .texts import png_text
 
 GAP, GROUND = 4, 24             # pixels between frames, and the grey behind them
 LONGEST_SIDE = 512              # of one frame on the sheet, pixels
@@ -26,7 +27,7 @@ class Sheet:
         self.kept: list[tuple[int, np.ndarray]] = []        # (number of the frame, its thumbnail)
 
     def add(self, frame: np.ndarray) -> None:
-        """Add the clip's next frame, uint8 (h, w, 3)."""
+        """Add the clip's next frame, uint8 or uint16 (h, w, 3 or 4)."""
         if self.seen % self.stride == 0:
             self.kept.append((self.seen, thumbnail(frame)))
         self.seen += 1
@@ -47,7 +48,11 @@ class Sheet:
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
-    """A copy of the frame, reduced if its longest side is above LONGEST_SIDE."""
+    """A copy of the frame as uint8 (h, w, 3), reduced if its longest side is above LONGEST_SIDE.
+
+    Transparent parts show a chequered ground.
+    """
+    frame = as_shown(frame)
     scale = LONGEST_SIDE / max(frame.shape[:2])
     if scale >= 1:
         return np.array(frame)

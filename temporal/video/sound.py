@@ -19,6 +19,7 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "
 WRITTEN = {**LAYOUTS, 5: "5.1", 7: "7.1"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 OPUS_RATE = 48000
+LOWEST_RATE, HIGHEST_RATE = 1000, 768000        # samples per second that can be saved
 GAP = 0.05                  # seconds; smaller errors of time stamps make no pause and no repetition
 SEEK_BEYOND = 10.0          # seconds; shorter parts are skipped by decoding them
 RUN_IN = 1.0                # seconds that are decoded in front of a range, because decoders need a start
@@ -31,16 +32,19 @@ class Sound:
     rate: int                                       # samples per second
     channels: int
     pieces: Callable[[], Iterator[np.ndarray]]      # yields float32 (channels, n) in order; it may end early
+    length: int                                     # samples, with those that are missing at the end
 
 
 def held_sound(wave: np.ndarray, rate: int) -> Sound:
     """The Sound of samples in memory, float32 (channels, samples)."""
-    return Sound(rate, wave.shape[0], lambda: iter([wave]))
+    return Sound(rate, wave.shape[0], lambda: iter([wave]), wave.shape[1])
 
 
-def file_sound(video: VideoFile, start: float = 0.0, seconds: float | None = None) -> Sound | None:
-    """The sound of a file. None if the file has none.
+def file_sound(video: VideoFile, start: float | Fraction = 0, seconds: float | Fraction | None = None) -> Sound | None:
+    """The sound of a range of a file. None if the file has none.
 
+    It begins with sample round(start * rate) and ends before sample round((start + seconds) * rate), counted from the
+    first picture. So ranges that follow each other share no sample and leave none out.
     More than eight channels are mixed to two by FFmpeg's rules.
 
     Args:
@@ -54,14 +58,31 @@ def file_sound(video: VideoFile, start: float = 0.0, seconds: float | None = Non
             return None
         channels, rate = stream.codec_context.layout.nb_channels, stream.rate
     channels = channels if channels in LAYOUTS else 2
-    seconds = float(video.frames / video.rate) - start if seconds is None else seconds
-    length = max(0, round(seconds * rate))
-    return Sound(rate, channels, lambda: _pieces(video, start, length, channels, rate))
+    end = video.frames / video.rate if seconds is None else start + seconds
+    first = round(start * rate)
+    length = max(0, round(end * rate) - first)
+    return Sound(rate, channels, lambda: _pieces(video, first, length, channels, rate), length)
 
 
-def read_audio(video: VideoFile, start: float = 0.0, seconds: float | None = None,
+def samples_of(sound: Sound, on_samples: Callable[[int], None] | None = None) -> np.ndarray:
+    """Every sample of a sound, float32 (channels, length). Samples that are missing at the end are silent.
+
+    on_samples: called after every piece with the samples read so far. It may raise.
+    """
+    wave, done = np.zeros((sound.channels, sound.length), np.float32), 0
+    for piece in sound.pieces():
+        wave[:, done:done + piece.shape[1]] = piece
+        done += piece.shape[1]
+        if on_samples is not None:
+            on_samples(done)
+    return wave
+
+
+def read_audio(video: VideoFile, start: float | Fraction = 0, seconds: float | Fraction | None = None,
                on_samples: Callable[[int], None] | None = None) -> tuple[np.ndarray, int] | None:
     """Read sound into memory: float32 (channels, samples), and samples per second. None if the range has no sound.
+
+    It ends with the file's sound, so it may be shorter than the range.
 
     Args:
         video: the file.
@@ -81,12 +102,13 @@ def read_audio(video: VideoFile, start: float = 0.0, seconds: float | None = Non
     return (np.concatenate(pieces, 1), sound.rate) if total else None
 
 
-def _pieces(video: VideoFile, start: float, length: int, channels: int, rate: int) -> Iterator[np.ndarray]:
-    """Yield the samples of a range at the times that the file states. Gaps become silence."""
-    begin, done = video.times[0] + start, 0
-    for position, piece in _positioned(_decoded(video, begin, channels, rate), begin, rate):
+def _pieces(video: VideoFile, first: int, length: int, channels: int, rate: int) -> Iterator[np.ndarray]:
+    """Yield `length` samples from sample `first` on, at the times that the file states. Gaps become silence."""
+    done = 0
+    for place, piece in _positioned(_decoded(video, first / rate, channels, rate), video.times[0], rate):
         if done >= length:
             return
+        position = place - first
         # A sound that begins very late does not make endless silence, because the range ends before it.
         while done < min(position, length):
             silence = min(position, length, done + rate) - done
@@ -98,26 +120,30 @@ def _pieces(video: VideoFile, start: float, length: int, channels: int, rate: in
             done += piece.shape[1]
 
 
-def _positioned(decoded: Iterator[tuple[float | None, np.ndarray]], begin: float,
+def _positioned(decoded: Iterator[tuple[float | None, np.ndarray]], origin: float,
                 rate: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (position in samples after `begin`, samples).
+    """Yield (position in samples after `origin`, samples).
 
     A piece follows the one before it, unless the file's time stamp differs by more than GAP.
     """
     following: int | None = None
     for time, piece in decoded:
         position = following
-        if time is not None and (following is None or abs((time - begin) * rate - following) > GAP * rate):
-            position = round((time - begin) * rate)
+        if time is not None and (following is None or abs((time - origin) * rate - following) > GAP * rate):
+            position = round((time - origin) * rate)
         position = 0 if position is None else position      # no time stamp at all
         yield position, piece
         following = position + piece.shape[1]
 
 
-def _decoded(video: VideoFile, begin: float, channels: int,
+def _decoded(video: VideoFile, start: float, channels: int,
              rate: int) -> Iterator[tuple[float | None, np.ndarray]]:
-    """Yield (seconds, float32 (channels, n)) of the decoded sound, from `begin` or before it. None: no time stamp."""
-    if begin - video.times[0] > SEEK_BEYOND:
+    """Yield (seconds, float32 (channels, n)) of the decoded sound. None: no time stamp.
+
+    It begins at `start` seconds after the first picture, or before.
+    """
+    begin = video.times[0] + start
+    if start > SEEK_BEYOND:
         sought = _decoded_once(video, channels, rate, begin - RUN_IN)
         first = next(sought, None)
         if first is not None and first[0] is not None and first[0] <= begin - RUN_IN / 2:
@@ -169,6 +195,12 @@ class _Converter:
             time = None
 
 
+def check_sound_rate(rate: float) -> None:
+    """Raise VideoLDMError for samples per second that cannot be saved."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise VideoLDMError(f"The sound has {rate} samples a second; {LOWEST_RATE} to {HIGHEST_RATE} can be saved.")
+
+
 class SoundWriter:
     """Writes sound in step with the pictures, so that neither has to wait in memory for the other."""
 
@@ -178,8 +210,7 @@ class SoundWriter:
         if sound.channels not in LAYOUTS:
             raise VideoLDMError(f"The sound has {sound.channels} channels; 1 to {max(LAYOUTS)} can be saved. "
                                 "Mix it down first.")
-        if not 1000 <= sound.rate <= 768000:
-            raise VideoLDMError(f"The sound has {sound.rate} samples a second; 1000 to 768000 can be saved.")
+        check_sound_rate(sound.rate)
         self.sound, self.layout = sound, LAYOUTS[sound.channels]
         self.picture_rate, self.container, self.done = picture_rate, container, 0
         self._pieces, self._rest = sound.pieces(), np.zeros((sound.channels, 0), np.float32)

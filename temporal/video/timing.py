@@ -33,6 +33,11 @@ def as_rate(value: object) -> Fraction:
     return rate
 
 
+def is_same_rate(rate: object, own: object) -> bool:
+    """Whether sound that belongs to frames at the rate `own` fits frames at `rate`: they differ by 0.1 % at most."""
+    return abs(float(as_rate(rate) / as_rate(own)) - 1) <= 0.001
+
+
 @dataclass(frozen=True)
 class Clock:
     """An even clock of a file."""
