@@ -24,7 +24,7 @@ from .memory import growth, own_pages
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
 FRAMES = (64, 2048)
-WARM_UP = 2         # clips of a first run: what is loaded and planned only once is not measured
+WARM_UP = 4         # clips of a first run: what is loaded and planned only once is not measured
 PARAMS = AutoencoderParams(frames=16, height=64, width=128, patch=8, channels=64, plane_channels=8, depth=1, heads=4,
                            head_width=16, plane_depth=1, plane_heads=4, plane_head_width=16, plane_hidden=128)
 UNET = UNetParams(channels=8, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), heads=4,
@@ -65,7 +65,7 @@ def measure(frames: int) -> tuple[int, int]:
 def make_video(model: host.Pvdm, clips: int, path: Path) -> torch.Tensor:
     """Sample a video and write it. Returns its planes."""
     once = SamplerParams(steps=1)
-    rows = host.sample_clips(model, 0, clips, once, once, None, host.ClipProgress(model, clips))
+    rows = host.sample_clips(model, 0, clips, once, once, None, host.ClipProgress(model, clips, pvdm.FPS))
     decoding = host.PlaneDecoding(model, rows, "PVDM Sampler")
     LazyVideo(decoding.frames, decoding.count, decoding.width, decoding.height, pvdm.FPS).save_to(str(path))
     return rows
@@ -79,4 +79,5 @@ def random_pvdm(folder: Path) -> host.Pvdm:
     pvdm_files.write_autoencoder(paths[0], Autoencoder(PARAMS).state_dict(), PARAMS, about)
     pvdm_files.write_diffusion(paths[1], PlaneUNet(UNET).state_dict(), UNET, about)
     kinds = pvdm_files.AUTOENCODER, pvdm_files.DIFFUSION
-    return host.load_pvdm(*(load_pvdm(path, kind) for path, kind in zip(paths, kinds)), paths)
+    autoencoder, unet = (load_pvdm(path, kind) for path, kind in zip(paths, kinds))
+    return host.load_pvdm(autoencoder, unet, paths)

@@ -106,10 +106,10 @@ class GoingOn:
 
     def figures(self, starts: np.ndarray, following: np.ndarray) -> tuple[float, float, float]:
         """Distance of the following clips, distance across the joint, and motion at the joint as a ratio to real."""
-        distances = (frechet_distance(features_of(self.network, enlarged(clips)), self.features[kind])
-                     for kind, clips in (("clip", following), ("joint", across(starts, following))))
+        clip, joint = (frechet_distance(features_of(self.network, enlarged(clips)), self.features[kind])
+                       for kind, clips in (("clip", following), ("joint", across(starts, following))))
         jump = motion(np.stack([starts[:, -1], following[:, 0]], axis=1))
-        return *distances, jump / self.motion
+        return clip, joint, jump / self.motion
 
 
 def across(first: np.ndarray, second: np.ndarray) -> np.ndarray:

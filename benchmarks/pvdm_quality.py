@@ -95,7 +95,8 @@ class Model:
 
         def network(x: Tensor, tau: Tensor, cond: Tensor | None) -> Tensor:
             return self.unet(x, tau, self.autoencoder.params.shape, cond)
-        return roll_out(clips, *map(SamplerParams, steps), network,
+        first, following = map(SamplerParams, steps)
+        return roll_out(clips, first, following, network,
                         lambda clip: torch.randn(size, generator=generator(clip, 0)),
                         diffusion(self.unet.params.prediction), generator, before)
 

@@ -225,6 +225,7 @@ def stored_planes(plan: Plan, network: Autoencoder, paths: list[Path], frames: l
     """The planes of all windows of each video, (k c l), read from the disk as they are needed."""
     planes = []
     for number, (path, video) in enumerate(zip(paths, frames, strict=True)):
+        assert isinstance(video, np.memmap)     # decoded_videos() opens files
         target = folder / f"{Path(str(video.filename)).stem}.npy"
         if not target.exists():
             say(f"Encoding {number + 1} of {len(paths)}: {path.name}")

@@ -13,7 +13,8 @@ from ..temporal.video import DEFAULT_RATE
 from .host import files, wiring
 from .host import pvdm as host
 from .host.api import io
-from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
+from .host.compat import search_words
+from .host.decoded_outputs import IMAGE_SLOT, chosen_rate, pictures_and_video
 from .host.inputs import checked
 from .host.latents import RATE
 from .host.pictures import check_pictures
@@ -47,10 +48,11 @@ class LoadPVDM(io.ComfyNode):
             description="Loads a PVDM, a small generator that makes endless video of one kind of footage. It needs no "
                         f"Stable Diffusion model, no text and no VAE. Takes {listing('pvdm')}. A PVDM is two files "
                         "that were trained together.",
+            **search_words("unconditional video", "endless video", "projected latent"),
             inputs=[
-                io.Combo.Input("autoencoder", **files.loader_list("pvdm", DEMO_AUTOENCODER),
+                io.Combo.Input("autoencoder", **files.loader_list(AUTOENCODER, DEMO_AUTOENCODER),
                                tooltip="The PVDM's autoencoder: a file in models/video_ldm, or a bundled demo file."),
-                io.Combo.Input("diffusion", **files.loader_list("pvdm", DEMO_DIFFUSION),
+                io.Combo.Input("diffusion", **files.loader_list(DIFFUSION, DEMO_DIFFUSION),
                                tooltip="The PVDM's diffusion model, trained on the planes of that autoencoder. Where "
                                        "there are a model_N.pth and an ema_model_N.pth, choose the second."),
             ],
@@ -116,6 +118,7 @@ class PVDMSampler(io.ComfyNode):
             description="Makes a video clip after clip, of any length: each clip goes on from the one before it. The "
                         "first comes from noise, or goes on from a clip that you connect. Memory does not grow with "
                         "the number of clips, unless IMAGE is connected.",
+            **search_words("unconditional video", "endless video", "longer", "infinite"),
             inputs=[
                 PvdmType.Input("pvdm", tooltip="From Load PVDM."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
@@ -170,8 +173,8 @@ class PVDMSampler(io.ComfyNode):
         before = planes_before(pvdm, start_clip, start_planes)
         first, following = SamplerParams(steps, eta), SamplerParams(following_steps, eta, guidance)
         total = (steps if before is None else following_steps) + (clips - 1) * following_steps
-        rows = host.sample_clips(pvdm, seed, clips, first, following, before, host.ClipProgress(pvdm, total))
-        rate = float(fps or pvdm.fps or DEFAULT_RATE)
+        rate = float(chosen_rate(fps, pvdm.fps))
+        rows = host.sample_clips(pvdm, seed, clips, first, following, before, host.ClipProgress(pvdm, total, rate))
         decoding = PlaneDecoding(pvdm, rows, "PVDM Sampler")
         return io.NodeOutput(*pictures_and_video(decoding, rate, cls.hidden), host.as_latent(rows, rate))
 
@@ -225,6 +228,7 @@ class PVDMEncode(io.ComfyNode):
             category=CATEGORY,
             description="Turns frames into the planes of a PVDM: three small pictures for a clip. They can be saved, "
                         "mixed and edited as any LATENT, and PVDM Sampler can go on from them.",
+            **search_words("video to latent", "planes"),
             inputs=[
                 PvdmType.Input("pvdm", tooltip="From Load PVDM."),
                 io.Image.Input("images", tooltip="Frames of the size that the PVDM was trained on. Their number must "
@@ -259,6 +263,7 @@ class PVDMDecode(io.ComfyNode):
             category=CATEGORY,
             description="Turns planes back into frames, clip by clip: the planes of PVDM Sampler or PVDM Encode, or "
                         "planes that core's LATENT nodes have mixed.",
+            **search_words("latent to video", "planes"),
             inputs=[
                 PvdmType.Input("pvdm", tooltip="From Load PVDM: the one that made the planes."),
                 io.Latent.Input("planes", tooltip="Planes from PVDM Sampler or PVDM Encode. One row is one clip."),
@@ -279,7 +284,7 @@ class PVDMDecode(io.ComfyNode):
     @checked
     def execute(cls, pvdm: Pvdm, planes: Latent, fps: float) -> io.NodeOutput:
         decoding = PlaneDecoding(pvdm, host.planes_of(pvdm, planes), "PVDM Decode")
-        rate = fps or planes.get(RATE) or pvdm.fps or DEFAULT_RATE
+        rate = chosen_rate(fps, planes.get(RATE), pvdm.fps)
         return io.NodeOutput(*pictures_and_video(decoding, rate, cls.hidden))
 
 

@@ -14,6 +14,7 @@ from video_ldm.nodes.decode import TemporalDecode
 from video_ldm.nodes.host import latents
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.tests import pvdm_help, pvdm_nodes_help
+from video_ldm.tests.attach_help import partly_loaded
 from video_ldm.tests.pvdm_help import ABOUT, AUTOENCODER, UNET
 from video_ldm.tests.pvdm_nodes_help import FRAMES, LENGTH, frames, load, planes, sample
 from video_ldm.tests.small import relative_error
@@ -40,15 +41,8 @@ def test_loading_the_same_files_twice_shares_their_weights_until_a_file_changes(
 @pytest.mark.parametrize("budget", [0.1, 2e5])
 def test_partly_loaded_networks_give_what_fully_loaded_ones_give(pvdm, three, budget):
     patchers = [pvdm.unet.patcher, pvdm.autoencoder.patcher]
-    for patcher in patchers:
-        patcher.unpatch_model(patcher.offload_device)
-        patcher.patch_model(patcher.load_device, lowvram_model_memory=budget)
-        assert patcher.model.model_lowvram and patcher.loaded_size() <= budget
-        patcher.partially_load = lambda *args, **kwargs: 0      # core would load the rest: the processor has room
-    images, _, latent = sample(pvdm, clips=3)
-    for patcher in patchers:
-        del patcher.partially_load
-        patcher.unpatch_model(patcher.offload_device)
+    with partly_loaded(patchers, budget):
+        images, _, latent = sample(pvdm, clips=3)
     assert torch.equal(latent["samples"], three[2]["samples"]) and torch.equal(images, three[0])
 
 

@@ -172,9 +172,9 @@ def test_a_finished_clip_is_previewed_where_previews_are_on(pvdm, three, monkeyp
     made = []
     _, previews = watched(monkeypatch, lambda: made.append(planes(pvdm, clips=2)))
     assert torch.equal(made[0], three[2]["samples"][:2])        # looking changes nothing
-    assert [(kind, picture.size) for kind, picture, _ in previews] == [("JPEG", (4 * 32, 16))] * 2
-    shown = torch.tensor(list(previews[1][1].tobytes())).view(16, 4, 32, 3)[:, 1].float() / 255
-    assert (shown - three[0][FRAMES + 2]).abs().max() < 1 / 200       # the second of frames 0, 2, 4, 6 of the clip
+    assert [(kind, picture.size) for kind, picture, _ in previews] == [("JPEG", (3 * 32, 3 * 16))] * 2
+    shown = torch.tensor(list(previews[1][1].tobytes())).view(3, 16, 3, 32, 3)[0, :, 2].float() / 255
+    assert (shown - three[0][FRAMES + 2]).abs().max() < 1 / 200       # the third of the clip's eight frames
 
 
 def press_cancel_at(monkeypatch, network, call):

@@ -24,10 +24,10 @@ from . import compat, files
 from .decoding import cancellable
 from .latents import KIND, PLANES, RATE
 from .layer_weights import host_attention
-from .sampling import previews, strip_preview
+from .moving_preview import sheet_preview, spread
+from .sampling import previews
 from .sockets import Latent, Patcher
 
-SHOWN = 4                   # frames of a finished clip in a preview
 TYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -264,9 +264,9 @@ def seed_of_clip(seed: int, number: int) -> int:
 class ClipProgress:
     """One bar counts the steps of all clips. Where ComfyUI previews, it shows frames of the last finished clip."""
 
-    def __init__(self, pvdm: Pvdm, steps: int) -> None:
-        """steps: of all clips together."""
-        self.pvdm, self.steps, self.done = pvdm, steps, 0
+    def __init__(self, pvdm: Pvdm, steps: int, rate: float) -> None:
+        """steps: of all clips together. rate: frames per second of the video."""
+        self.pvdm, self.steps, self.rate, self.done = pvdm, steps, rate, 0
         self.bar = comfy.utils.ProgressBar(steps)
 
     def step(self, done: int, clean: Tensor) -> None:
@@ -278,6 +278,6 @@ class ClipProgress:
         """A clip is done. row: its planes `c l`."""
         if previews():
             clip = decode_clip(self.pvdm, row)
-            chosen = clip[:: -(-len(clip) // SHOWN)]
-            pictures = [latent_preview.preview_to_image(frame, do_scale=False) for frame in chosen]
-            self.bar.update_absolute(self.done, self.steps, strip_preview(pictures))
+            pictures = [latent_preview.preview_to_image(clip[number], do_scale=False) for number in spread(len(clip))]
+            sheet = sheet_preview(pictures, self.rate * len(pictures) / len(clip))
+            self.bar.update_absolute(self.done, self.steps, sheet)
