@@ -4,6 +4,9 @@ Windows have one length, are evenly spaced and overlap by at least the requested
 an overlap comes from the earlier window alone and the last quarter from the later one. The outermost frames of a window
 are left out because the network saw padding beside them. In between, the weight changes linearly. Where two windows
 agree, the result equals them exactly.
+
+So the last window is never pushed back onto the one before it: what a clip's length leaves over makes all overlaps
+longer. Windows over frames that do not see each other share none, and no frame is computed twice.
 """
 
 import math
@@ -23,6 +26,21 @@ def window_starts(length: int, window: int, overlap: int) -> list[int]:
         raise ValueError(f"windows of {window} cannot overlap by {overlap}")
     count = math.ceil((length - overlap) / (window - overlap))
     return [round(number * (length - window) / (count - 1)) for number in range(count)]
+
+
+def window_slices(length: int, window: int, overlap: int | None) -> list[slice]:
+    """The places of each window: the fewest evenly spaced windows of one length that overlap by `overlap` or more.
+
+    overlap None: places do not see each other, so windows share none. Their lengths then differ by one at most, and the
+    longer ones come first.
+    """
+    window = min(window, length)
+    if overlap is not None:
+        return [slice(start, start + window) for start in window_starts(length, window, overlap)]
+    count = math.ceil(length / window)
+    shortest, longer = divmod(length, count)
+    starts = [number * shortest + min(number, longer) for number in range(count + 1)]
+    return [slice(start, stop) for start, stop in zip(starts, starts[1:])]
 
 
 def ramp(overlap: int) -> Tensor:
@@ -48,7 +66,7 @@ def join_overlapping(before: Tensor, after: Tensor, overlap: int, dim: int) -> T
     return torch.cat([before.narrow(dim, 0, kept), faded, after.narrow(dim, overlap, after.shape[dim] - overlap)], dim)
 
 
-def decode_in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overlap: int, first: int = 0,
+def decode_in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int, overlap: int | None, first: int = 0,
                       last: int | None = None) -> Iterator[Tensor]:
     """Decode a clip window by window. Yields the pictures in order, a few at a time.
 
@@ -59,23 +77,23 @@ def decode_in_windows(decode: Callable[[Tensor], Tensor], z: Tensor, window: int
         decode: decodes the latents of one window (w c h w) to w pictures.
         z: the latents of the whole clip (t c h w).
         window: frames of a window.
-        overlap: frames that neighbouring windows share at least.
+        overlap: frames that neighbouring windows share at least. None: frames do not see each other.
         first, last: the range of frames to yield; `last` is not included. None: to the end.
     """
     length, last = len(z), len(z) if last is None else last
-    starts, window = window_starts(length, window, overlap), min(window, length)
+    spans = window_slices(length, window, overlap)
     tail = None                     # the pictures of the last window that this window is blended into
-    for number, start in enumerate(starts):
-        following = starts[number + 1] if number + 1 < len(starts) else length
+    for number, span in enumerate(spans):
+        following = spans[number + 1].start if number + 1 < len(spans) else length
         # Skip windows outside the range.
-        if start + window <= first or start >= last:
+        if span.stop <= first or span.start >= last:
             tail = None
             continue
-        pictures = decode(z[start:start + window])
+        pictures = decode(z[span])
         if tail is not None and len(tail):
             pictures = join_overlapping(tail, pictures, len(tail), 0)
-        ready, tail = pictures[:following - start], pictures[following - start:]
-        lower, upper = max(first - start, 0), min(last - start, len(ready))
+        ready, tail = pictures[:following - span.start], pictures[following - span.start:]
+        lower, upper = max(first - span.start, 0), min(last - span.start, len(ready))
         if lower < upper:
             yield ready[lower:upper]
 
