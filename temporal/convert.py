@@ -26,6 +26,7 @@ from torch import Tensor
 from .atomic import StrPath, write_atomically
 from .errors import VideoLDMError
 from .families import identify_keys, load_supported
+from .families.sparsectrl import SparseControlFile
 from .formats.contents import Contents, file_name, first_line
 from .formats.files import TensorFile, open_contents, tensor_file
 from .formats.metadata import shown
@@ -126,6 +127,8 @@ def facts_of(file: TensorFile, used: set[str], check: Callable[[Any], None]) -> 
     if isinstance(loaded, VideoNetwork):
         used.update(loaded.spatial_names.values())
         about = loaded.layers
+    elif isinstance(loaded, SparseControlFile):
+        used.update(loaded.spatial_names.values())
     base, params = getattr(about, "base", None), getattr(about, "params", None)
     entries = {"conversion": VERSION, "kind": found.kind, "title": found.title,
                "licence": getattr(about, "licence", ""),

@@ -17,7 +17,7 @@ class FpsEmbedding:
     width: int          # of the sinusoid: the channels of the network's first convolution
     emb_dim: int        # width of the timestep embedding
     usual: float        # the frame rate that its authors tell it
-    note = "It is told the frame rate of its clips."
+    note, by_frame = "It is told the frame rate of its clips.", True
 
     def build(self, make: Factory) -> nn.Module:
         return nn.Sequential(make.linear(self.width, self.emb_dim), nn.SiLU(),
@@ -34,5 +34,7 @@ class FpsEmbedding:
             fps = torch.as_tensor(told, dtype=torch.float32, device=output.device).reshape(-1)
             rows = weights(timestep_sinusoid(fps, self.width).to(output.dtype))
             # One row serves all frames. Otherwise there is one for each clip.
-            return output + (rows if len(rows) == 1 else rows.repeat_interleave(call.frames, dim=0))
+            told_emb = output + (rows if len(rows) == 1 else rows.repeat_interleave(call.frames, dim=0))
+            changed = call.frames_changed(self)
+            return told_emb if changed is None else torch.where(changed.to(output.device)[:, None], told_emb, output)
         return [unet.time_embed.register_forward_hook(hook)]

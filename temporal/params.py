@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .fps_embedding import FpsEmbedding
 from .layers import BrickParams
+from .picture_input import PictureParams
 from .slots import Site
 from .spatial_changes import POOLED_NORMS, SpatialChange
 
@@ -92,6 +93,28 @@ class InputFramesParams:
         return self.form != COPIES and (self.positions is None or () in self.positions)
 
 
+IN_PLACE, HINT = "in place", "hint"     # forms of PlacedFramesParams
+
+
+@dataclass(frozen=True)
+class PlacedFramesParams:
+    """Known frames in the input of the image model, for layers that were trained to find them there.
+
+    Clips without known frames run too. Then nothing is placed.
+    """
+
+    # IN_PLACE (MuseV): the known frames take the places of their noisy latents, without noise. HINT (makeavid-sd): the
+    # further channels of an inpainting model hold the first frame, in every frame, and its mask is 0 everywhere
+    form: str
+    # The sets of known frames that the layers were trained for, as in ContextParams
+    positions: tuple[tuple[int, ...], ...] = ((0,),)
+
+    @property
+    def from_noise(self) -> bool:
+        """Whether the layers were trained to make clips without known frames too. Their authors do not say so."""
+        return False
+
+
 @dataclass(frozen=True)
 class StackParams:
     """The params of a set of temporal layers."""
@@ -105,6 +128,10 @@ class StackParams:
     fps_width: int = 0                                          # width of its frame-rate token. 0: it has none
     shared_noise: bool = False                                  # True: an upscaler that uses one noise for all frames
     input_frames: InputFramesParams | None = None               # further channels of the network's own input
+    placed_frames: PlacedFramesParams | None = None             # known frames in the image model's input
+    frame_width: int = 0                                        # width of its embedding of frame numbers. 0: none
+    image_alone: bool = False       # True: a clip of one frame is the image model's, bit for bit
+    picture: PictureParams | None = None                        # one given picture, through a change in `spatial`
 
     @property
     def known_positions(self) -> tuple[tuple[int, ...], ...] | None:
@@ -112,10 +139,11 @@ class StackParams:
         return self.context.positions if isinstance(self.context, ContextParams) else None
 
     @property
-    def known_frames_inputs(self) -> tuple[ContextParams | InputFramesParams, ...]:
-        """The inputs for known frames: of the layers, and of the network that they belong to."""
+    def known_frames_inputs(self) -> tuple[ContextParams | InputFramesParams | PlacedFramesParams | PictureParams, ...]:
+        """The inputs for known frames: of the layers, of their network, of the image model, and for a picture."""
         layers = (self.context,) if isinstance(self.context, ContextParams) else ()
-        return layers if self.input_frames is None else (*layers, self.input_frames)
+        others = (self.input_frames, self.placed_frames, self.picture)
+        return (*layers, *(takes for takes in others if takes is not None))
 
     @property
     def remakes_key_frames(self) -> bool:

@@ -12,7 +12,15 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, cat, nn
 
-from .unet import PARTS, is_resampler, is_resblock, is_transformer, out_channels, unet_blocks
+from .unet import (
+    PARTS,
+    is_resampler,
+    is_resblock,
+    is_transformer,
+    out_channels,
+    resblock_convolutions,
+    unet_blocks,
+)
 
 
 class Site(NamedTuple):
@@ -52,6 +60,7 @@ class Slot(Protocol):
 
     name: str
     inside_block: bool      # True: the layer runs inside a spatial transformer, not after a module of the block
+    gives_residual: bool    # True: the layer's result is added to the features. False: it takes their place
 
     def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]: ...
 
@@ -68,7 +77,7 @@ def after(call: SlotCall, site: Site) -> Callable:
 class PostConvIn:
     """After the first convolution of the network. Its result is also the first skip connection."""
 
-    name, inside_block = "post_conv_in", False
+    name, inside_block, gives_residual = "post_conv_in", False, False
 
     def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
         conv = unet.input_blocks[0][0]
@@ -78,10 +87,56 @@ class PostConvIn:
         return [attachment.module.register_forward_hook(after(call, site))]
 
 
+class PostConvOut:
+    """After the last convolution of the network, on what the network predicts."""
+
+    name, inside_block, gives_residual = "post_conv_out", False, False
+
+    def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
+        conv = unet.out[2]
+        yield Site("output", len(unet.output_blocks) - 1, self.name), Attachment(conv, conv.out_channels)
+
+    def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
+        return [attachment.module.register_forward_hook(after(call, site))]
+
+
+class PostResConv:
+    """After one of the convolutions inside a ResBlock. which: a key of resblock_convolutions."""
+
+    inside_block, gives_residual = False, False
+
+    def __init__(self, which: str) -> None:
+        self.name, self.which = f"post_{which}", which
+
+    def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
+        for part, index, layers in unet_blocks(unet):
+            for n, layer in enumerate(filter(is_resblock, layers)):
+                conv = resblock_convolutions(layer).get(self.which)
+                if conv is not None:
+                    yield Site(part, index, self.name, n), Attachment(conv, conv.out_channels)
+
+    def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
+        return [attachment.module.register_forward_hook(after(call, site))]
+
+
+class PostResampler:
+    """After a Downsample or an Upsample."""
+
+    name, inside_block, gives_residual = "post_resampler", False, False
+
+    def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
+        for part, index, layers in unet_blocks(unet):
+            for layer in filter(is_resampler, layers):
+                yield Site(part, index, self.name), Attachment(layer, layer.out_channels)
+
+    def attach(self, call: SlotCall, site: Site, attachment: Attachment) -> list:
+        return [attachment.module.register_forward_hook(after(call, site))]
+
+
 class PostRes:
     """After a ResBlock. The layer gets the ResBlock's own timestep embedding."""
 
-    name, inside_block = "post_res", False
+    name, inside_block, gives_residual = "post_res", False, False
 
     def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
         for part, index, layers in unet_blocks(unet):
@@ -109,7 +164,7 @@ class BeforeFeedForward:
     adds it to the input of the feed-forward, and a hook after the block adds it to the output.
     """
 
-    name, inside_block = "in_attn_pre_ff", True
+    name, inside_block, gives_residual = "in_attn_pre_ff", True, True
 
     def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
         return blocks_of_transformers(unet, self.name)
@@ -131,7 +186,7 @@ class BeforeFeedForward:
 class AfterFeedForward:
     """After a transformer block, before the transformer's last projection."""
 
-    name, inside_block = "in_attn_post_ff", True
+    name, inside_block, gives_residual = "in_attn_post_ff", True, False
 
     def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
         return blocks_of_transformers(unet, self.name)
@@ -143,7 +198,7 @@ class AfterFeedForward:
 class PostAttn:
     """After the spatial transformer of a block, or after its ResBlock in a block without transformer."""
 
-    name, inside_block = "post_attn", False
+    name, inside_block, gives_residual = "post_attn", False, False
 
     def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
         for part, index, layers in unet_blocks(unet):
@@ -163,7 +218,7 @@ class PostLevel:
     followed by the channels of a skip connection. Only the first are changed.
     """
 
-    name, inside_block = "post_level", False
+    name, inside_block, gives_residual = "post_level", False, False
 
     def sites(self, unet: nn.Module) -> Iterator[tuple[Site, Attachment]]:
         blocks = list(unet_blocks(unet))
@@ -185,7 +240,8 @@ class PostLevel:
 
 # In the order in which they run within a block
 SLOTS: dict[str, Slot] = {slot.name: slot for slot in (
-    PostConvIn(), PostRes(), BeforeFeedForward(), AfterFeedForward(), PostAttn(), PostLevel())}
+    PostConvIn(), PostResConv("conv1"), PostResConv("conv2"), PostResConv("shortcut"), PostRes(), BeforeFeedForward(),
+    AfterFeedForward(), PostAttn(), PostResampler(), PostLevel(), PostConvOut())}
 
 
 def unet_sites(unet: nn.Module) -> dict[Site, Attachment]:

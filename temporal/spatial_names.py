@@ -12,6 +12,7 @@ ENDS = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0"
         "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0", "conv_out": "out.2"}
 END = re.compile("(" + "|".join(map(re.escape, ENDS)) + r")\.(weight|bias)")
 MODULE = re.compile(BLOCK + r"(?P<kind>resnets|attentions)\.(?P<number>\d+)\.(?P<rest>.+)")
+OUTPUT_BLOCK = re.compile(r"output_blocks\.(\d+)\.")
 RESAMPLER = re.compile(r"(?P<side>down|up)_blocks\.(?P<level>\d+)\.(?:down|up)samplers\.0\.conv\.(?P<rest>.+)")
 
 
@@ -63,13 +64,18 @@ def ldm_name(key: str, unet: UNetNames, with_transformers: set) -> str | None:
 # For each slot, the 1-dimensional weight in LDM's names that shows a place for a layer, and how many channels it has
 TRANSFORMER = r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)|middle_block)\.1\."
 BLOCK_NORM = TRANSFORMER + r"transformer_blocks\.(?P<n>\d+)\.norm1\.weight"
+RESBLOCK_PLACE = r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)\.0|middle_block\.(?P<n>[02]))"
 PLACES = {
     "post_conv_in": r"(?P<part>input)_blocks\.(?P<index>0)\.0\.bias",
-    "post_res": r"(?:(?P<part>input|output)_blocks\.(?P<index>\d+)\.0|middle_block\.(?P<n>[02]))"
-                r"\.out_layers\.0\.weight",
+    "post_res": RESBLOCK_PLACE + r"\.out_layers\.0\.weight",
     "in_attn_pre_ff": BLOCK_NORM,
     "in_attn_post_ff": BLOCK_NORM,
     "post_attn": TRANSFORMER + r"norm\.weight",
+    "post_conv1": RESBLOCK_PLACE + r"\.in_layers\.2\.bias",
+    "post_conv2": RESBLOCK_PLACE + r"\.out_layers\.3\.bias",
+    "post_shortcut": RESBLOCK_PLACE + r"\.skip_connection\.bias",
+    "post_resampler": r"(?P<part>input|output)_blocks\.(?P<index>\d+)\.(?:0\.op|[12]\.conv)\.bias",
+    "post_conv_out": r"out\.2\.bias",
 }
 
 
@@ -85,7 +91,16 @@ def places(shapes: Mapping[str, tuple], slots: Iterable[str]) -> dict[Site, int]
             match = pattern.fullmatch(name)
             if match is None or len(shape) != 1:        # a weight of another shape is refused by its name later
                 continue
+            if slot == "post_conv_out":
+                found[Site("output", last_output_block(shapes), slot)] = shape[0]
+                continue
             number = int(match.groupdict().get("n") or 0)
-            n = number // 2 if slot == "post_res" else number       # the middle's ResBlocks are its modules 0 and 2
+            # the middle's ResBlocks are its modules 0 and 2
+            n = number // 2 if RESBLOCK_PLACE in PLACES[slot] else number
             found[Site(match["part"] or "middle", int(match["index"] or 0), slot, n)] = shape[0]
     return found
+
+
+def last_output_block(names: Iterable[str]) -> int:
+    """The number of the last output block. names: of the spatial weights in LDM's UNet."""
+    return max((int(match[1]) for match in map(OUTPUT_BLOCK.match, names) if match), default=0)

@@ -3,7 +3,7 @@
 from torch import nn
 
 from .clip_length import check_clip_length
-from .layers import TORCH, ContextDownsampler, Factory, FpsToken
+from .layers import TORCH, ContextDownsampler, Factory, FpsToken, FrameEmbedding
 from .params import StackParams
 
 
@@ -11,7 +11,7 @@ class TemporalStack(nn.Module):
     """The layers of a set, by site.
 
     The state-dict keys of the layers are `layers.<site name>.<published suffix>`. Some sets also have
-    `context_downsampler.*`, `fps_token.*` and `spatial.<number>.*`.
+    `context_downsampler.*`, `fps_token.*`, `frame_embedding.*` and `spatial.<number>.*`.
     """
 
     def __init__(self, params: StackParams, make: Factory = TORCH) -> None:
@@ -23,6 +23,8 @@ class TemporalStack(nn.Module):
             self.context_downsampler = ContextDownsampler(context.in_channels, context.channels, context.levels, make)
         if params.fps_width:
             self.fps_token = FpsToken(params.fps_width, make)
+        if params.frame_width:
+            self.frame_embedding = FrameEmbedding(params.frame_width, make)
         changes = {str(n): change.build(make) for n, change in enumerate(params.spatial)}
         self.spatial = nn.ModuleDict({n: weights for n, weights in changes.items() if weights is not None})
 

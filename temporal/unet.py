@@ -45,11 +45,23 @@ def spatial_norms(unet: nn.Module) -> Iterator[nn.Module]:
     yield unet.out[0]
 
 
+def transformers(unet: nn.Module) -> Iterator[nn.Module]:
+    """The spatial transformers, in the order they run."""
+    for _, _, layers in unet_blocks(unet):
+        yield from filter(is_transformer, layers)
+
+
 def transformer_blocks(unet: nn.Module) -> Iterator[nn.Module]:
     """The blocks of all spatial transformers, in the order they run."""
-    for _, _, layers in unet_blocks(unet):
-        for layer in filter(is_transformer, layers):
-            yield from layer.transformer_blocks
+    for layer in transformers(unet):
+        yield from layer.transformer_blocks
+
+
+def resblock_convolutions(resblock: nn.Module) -> dict[str, nn.Module]:
+    """The 2-D convolutions of a ResBlock in the order they run: conv1, conv2 and shortcut. Not all have a shortcut."""
+    found = {"conv1": resblock.in_layers[-1], "conv2": resblock.out_layers[-1],
+             "shortcut": getattr(resblock, "skip_connection", None)}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Conv2d)}
 
 
 def is_downsample(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
 from .diffusion import Diffusion
 from .errors import VideoLDMError
-from .windows import ramp, window_starts
+from .windows import ramp, window_slices
 
 TRAINED_LEVEL = 250     # the highest noise level in training of temporal layers (docs/papers.md#upscalers)
 USUAL_LEVEL = 30        # the default noise level of sampling. Published layers of other authors have their own
@@ -112,7 +112,7 @@ def gaussian_blur(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PiecePlan:
-    """How a video `t h w` is cut into pieces of one size."""
+    """How a video `t h w` is cut into pieces. Without an overlap in time, later ones may be a frame shorter."""
 
     frames: list[slice]     # the frames of each window
     rows: list[slice]       # the rows of each tile
@@ -125,7 +125,7 @@ class PiecePlan:
 
     @property
     def largest(self) -> tuple[int, int, int]:
-        """Frames, height and width of a piece. All pieces have this size."""
+        """Frames, height and width of the first piece. No other is larger."""
         frames, rows, columns = (spans[0].stop - spans[0].start for spans in (self.frames, self.rows, self.columns))
         return frames, rows, columns
 
@@ -135,29 +135,24 @@ class PiecePlan:
         return self.frames[-1].stop, self.rows[-1].stop, self.columns[-1].stop
 
 
-def plan_pieces(frames: int, height: int, width: int, window: int, overlap: int, tile: int) -> PiecePlan:
+def plan_pieces(frames: int, height: int, width: int, window: int, overlap: int | None, tile: int) -> PiecePlan:
     """Cut a video `frames height width` into windows and tiles. Sizes beyond the video's are clipped to it.
 
     Args:
         frames, height, width: the size of the video in latents.
         window: frames of a window.
-        overlap: frames that neighbouring windows share at least.
+        overlap: frames that neighbouring windows share at least. None: frames do not see each other, so none is in
+            two windows.
         tile: side of a tile in latents. Neighbouring tiles share a quarter or more. 0: no tiles.
 
     Raises VideoLDMError for an overlap as long as the window.
     """
-    if overlap >= window:
+    if overlap is not None and overlap >= window:
         raise VideoLDMError(f"overlap is {overlap} frames and window is {window}: windows must be longer than what "
                             "they share. Lower overlap, or raise window.")
     shared = tile // TILE_OVERLAP
     return PiecePlan(window_slices(frames, window, overlap), window_slices(height, tile or height, shared),
                      window_slices(width, tile or width, shared))
-
-
-def window_slices(length: int, size: int, overlap: int) -> list[slice]:
-    """The fewest evenly spaced slices of `size` that cover 0..length-1 and overlap by `overlap` or more."""
-    size = min(size, length)
-    return [slice(start, start + size) for start in window_starts(length, size, overlap)]
 
 
 def predict_in_pieces(predict: Callable[[slice, slice, slice], Tensor], plan: PiecePlan, channels: int) -> Tensor:
@@ -167,15 +162,16 @@ def predict_in_pieces(predict: Callable[[slice, slice, slice], Tensor], plan: Pi
     of the pieces sum to 1. Where pieces agree, the result equals them to the bit.
     """
     frames, height, width = plan.whole
-    window_length, tile_height, _ = plan.largest
+    tile_height = plan.largest[1]
 
     def strip(span: slice, rows: slice) -> Tensor:
         pieces = (predict(span, rows, columns) for columns in plan.columns)
-        return blend_pieces(pieces, plan.columns, torch.zeros(window_length, channels, tile_height, width), 3)
+        whole = torch.zeros(span.stop - span.start, channels, tile_height, width)
+        return blend_pieces(pieces, plan.columns, whole, 3)
 
     def window(span: slice) -> Tensor:
         strips = (strip(span, rows) for rows in plan.rows)
-        return blend_pieces(strips, plan.rows, torch.zeros(window_length, channels, height, width), 2)
+        return blend_pieces(strips, plan.rows, torch.zeros(span.stop - span.start, channels, height, width), 2)
     return blend_pieces(map(window, plan.frames), plan.frames, torch.zeros(frames, channels, height, width), 0)
 
 

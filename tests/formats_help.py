@@ -4,14 +4,22 @@ import json
 import lzma
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
+
+from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.temporal.families import load_temporal
 
 # {file: {key: shape}} of the public checkpoints of temporal layers, one per format; no weights.
 FIXTURES = Path(__file__).parent / "fixtures"
 PUBLISHED = json.loads(lzma.decompress((FIXTURES / "published_keys.json.xz").read_bytes()))
 # The same of public files that the pack does not take and that are in no other fixture.
 REFUSED = json.loads(lzma.decompress((FIXTURES / "refused_keys.json.xz").read_bytes()))
+MUSEV = json.loads(lzma.decompress((FIXTURES / "musev_keys.json.xz").read_bytes()))
+PUBLISHED |= {"makeavid_sd": REFUSED.pop("makeavid_sd"), "musev": MUSEV["musev"],
+              "cameractrl_adv3": REFUSED.pop("cameractrl_adv3")}
+REFUSED |= {"musev_referencenet": MUSEV["musev_referencenet"]}
 
 
 def narrow(shapes: dict, factor: int = 10) -> dict:
@@ -34,8 +42,8 @@ def motion_shapes(channels=(64, 128), resblocks: int = 1, middle: bool = True, t
             for place, c in places for suffix, shape in module_shapes(c, table).items()}
 
 
-def module_shapes(c: int, table: int) -> dict:
-    shapes = {f"{part}.{half}": (c,) for part in ("norm",) for half in ("weight", "bias")}
+def module_shapes(c: int, table: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{part}.{half}": (c,) for part in ("norm",) for half in ("weight", "bias")}
     for part in ("proj_in", "proj_out"):
         shapes |= {f"{part}.weight": (c, c), f"{part}.bias": (c,)}
     block = "transformer_blocks.0."
@@ -60,9 +68,28 @@ def motion_tensors(shapes: dict, seed: int = 0, dtype=torch.float32) -> dict:
     return tensors
 
 
-def lora_shapes(channels=(64, 128), resblocks: int = 1, middle: bool = True, rank: int = 4) -> dict:
+# diffusers' names for what AnimateDiff's files call otherwise
+TO_DIFFUSERS = (("temporal_transformer.", ""), ("attention_blocks.0.to", "attn1.to"),
+                ("attention_blocks.1.to", "attn2.to"), ("attention_blocks.0.pos_encoder", "pos_embed"),
+                ("norms.0.", "norm1."), ("norms.1.", "norm2."), ("ff_norm.", "norm3."))
+
+
+def adapter_names(tensors: dict) -> dict:
+    """AnimateDiff's names turned into diffusers', with one table of positions for each block."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        if "attention_blocks.1.pos_encoder" in key:
+            continue
+        for theirs, ours in TO_DIFFUSERS:
+            key = key.replace(theirs, ours)
+        renamed[key] = tensor
+    return renamed
+
+
+def lora_shapes(channels=(64, 128), resblocks: int = 1, middle: bool = True, rank: int = 4) \
+        -> dict[str, tuple[int, int]]:
     """Keys and shapes of a Motion LoRA for the same UNets, in AnimateDiff's own layout."""
-    shapes = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for key, shape in motion_shapes(channels, resblocks, middle).items():
         if ".to_" in key and key.endswith("weight"):
             stem = key.removesuffix(".weight").removesuffix(".0")
@@ -79,3 +106,11 @@ def saved(folder, name: str, tensors: dict, metadata: dict | None = None) -> Pat
     else:
         torch.save(tensors, path)
     return path
+
+
+def check_refused(tensors, folder, change, words):
+    """A file of these tensors is refused with a sentence that holds `words`, once `change(tensors)` has damaged it."""
+    damaged = dict(tensors)
+    change(damaged)
+    with pytest.raises(VideoLDMError, match=words):
+        load_temporal(saved(folder, "damaged.safetensors", damaged))

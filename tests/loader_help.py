@@ -28,8 +28,8 @@ NAMES = ["layers_1.safetensors", "layers_2.safetensors", "layers_3.safetensors",
          "motion.safetensors", "motion.ckpt", "motion_old.ckpt", "lora.safetensors", "lora.ckpt", "vsr.safetensors",
          "vsr.ckpt", "svd.ckpt", "lavie.safetensors", "lavie.ckpt", "decoder.safetensors", "scene.safetensors",
          "small.safetensors", "small_autoencoder.safetensors", "pvdm.pth",
-         "upscaler.safetensors", "last.safetensors", "network.safetensors", "text.safetensors",
-         "image.safetensors", "autoencoder.safetensors"]
+         "sparse.safetensors", "camera.safetensors", "upscaler.safetensors", "last.safetensors", "network.safetensors",
+         "text.safetensors", "image.safetensors", "autoencoder.safetensors"]
 TEXT, IMAGE, VAE = "text.safetensors", "image.safetensors", "autoencoder.safetensors"       # the parts of the demo
 KEY = "mid_block.motion_modules.0.temporal_transformer.proj_in.weight"      # of a tensor in the fixture `tensors`
 

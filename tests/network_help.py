@@ -17,6 +17,7 @@ import torch
 from video_ldm.nodes.host.options import CLIP, clip_options, layer_sets_in
 from video_ldm.nodes.host.video_network import load_video_network
 from video_ldm.temporal.families import load_video_model
+from video_ldm.temporal.formats.video_network import VideoNetwork
 from video_ldm.temporal.layers.position import rotation_angles
 from video_ldm.tests.formats_help import PUBLISHED, saved
 
@@ -111,7 +112,9 @@ def network_clips(kind: str, clips: int, frames: int, height: int = 8, width: in
 
 def network_model(folder, kind: str, tensors: dict, wrapped: bool = True):
     """The MODEL of a file of these tensors. wrapped: under `ema`, as LaVie's authors save theirs."""
-    return load_video_network(load_video_model(saved(folder, f"{kind}.pt", {"ema": tensors} if wrapped else tensors)))
+    network = load_video_model(saved(folder, f"{kind}.pt", {"ema": tensors} if wrapped else tensors))
+    assert isinstance(network, VideoNetwork)
+    return load_video_network(network)
 
 
 def options_of(model, frames: int, conditions: tuple[int, ...] = (0,)) -> dict:

@@ -52,7 +52,7 @@ class Mean(nn.Module):
 @dataclass(frozen=True)
 class ShiftedEmbedding:
     width: int
-    note = "The timestep embedding is shifted."
+    note, by_frame = "The timestep embedding is shifted.", False
 
     def build(self, make):
         shift = nn.Module()

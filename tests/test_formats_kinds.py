@@ -13,10 +13,12 @@ from video_ldm.temporal.families import (
     LOADERS,
     identify_keys,
     listing,
+    load_camera,
     load_decoder,
     load_layout,
     load_motion_lora,
     load_pvdm,
+    load_sparse_control,
     load_temporal,
     load_upscaler,
     load_video_model,
@@ -43,15 +45,19 @@ KINDS = {
     "upscale_a_video_decoder_vae_3d": "diffusers_vae", "upscale_a_video_decoder_vae_video": "upscale_a_video_vae",
     "videocrafter_i2v_512_v1.0": "videocrafter_i2v", "videocrafter_t2v_1024_v1.0": "videocrafter1_1024",
     "videocrafter_t2v_512_v1.0": "videocrafter1_512", "videocrafter_t2v_512_v2.0": "videocrafter2",
-    "videoldm_srpkdyy": "videoldm_srpkdyy",
+    "videoldm_srpkdyy": "videoldm_srpkdyy", "makeavid_sd": "makeavid_sd", "musev": "musev",
+    "ad_v3_sd15_sparsectrl_rgb": "sparsectrl_rgb",
+    "ad_v3_sd15_sparsectrl_scribble": "sparsectrl_scribble", "cameractrl_adv3": "cameractrl",
 }
 TAKEN = {"ad_mm_sd_v15", "ad_mm_sd_v15_v2", "ad_v3_sd15_mm", "ad_mm_sdxl_v10_beta", "animatelcm_sd15_t2v", "hotshotxl",
-         "lavie_vsr", "upscale_a_video_unet"}
+         "lavie_vsr", "upscale_a_video_unet", "diffusers_motion_adapter_v1", "diffusers_motion_adapter_v2",
+         "diffusers_motion_adapter_sdxl", "makeavid_sd", "musev"}
 LORAS = {"motion_lora_v2", "motion_lora_diffusers"}
 DECODERS = {"svd_temporal_decoder", "diffusers_vae_temporal_decoder"}
 NETWORKS = {"lavie_base", "lavie_interpolation", "modelscope_t2v", "diffusers_unet3d_modelscope",
             "videocrafter_t2v_512_v1.0", "videocrafter_t2v_1024_v1.0", "videocrafter_t2v_512_v2.0"}
 PVDM = {"pvdm_autoencoder", "pvdm_diffusion"}
+SPARSE = {"ad_v3_sd15_sparsectrl_rgb", "ad_v3_sd15_sparsectrl_scribble"}
 
 
 def load_autoencoder(path):
@@ -63,7 +69,7 @@ def load_diffusion(path):
 
 
 def test_there_is_an_expectation_for_every_published_file():
-    assert set(KINDS) == set(PUBLISHED) and len(PUBLISHED) == 31
+    assert set(KINDS) == set(PUBLISHED) and len(PUBLISHED) == 36
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -73,7 +79,7 @@ def test_every_published_file_is_told_by_its_keys(name, prefix):
     found = identify_keys({prefix + key: shape for key, shape in shapes.items()})
     assert found.kind == KINDS[name]
     kinds = {"temporal": TAKEN, "motion_lora": LORAS, "decoder": DECODERS, "video_model": NETWORKS,
-             "pvdm": PVDM}
+             "pvdm": PVDM, "sparse_control": SPARSE, "camera": {"cameractrl_adv3"}}
     assert found.takes == next((kind for kind, names in kinds.items() if name in names), None)
 
 
@@ -100,6 +106,8 @@ def test_a_network_whose_layers_do_not_work_alone_says_why_in_load_temporal_laye
 @pytest.mark.parametrize("load, takes", [
     (load_temporal, "temporal"), (load_motion_lora, "motion_lora"), (load_decoder, "decoder"),
     (load_upscaler, "video_model"), (load_layout, "layout"), (load_autoencoder, "pvdm"), (load_diffusion, "pvdm"),
+    (load_sparse_control, "sparse_control"),
+    (load_camera, "camera"),
 ])
 def test_a_file_that_nobody_knows_is_answered_with_what_that_loader_takes(tmp_path, load, takes):
     save_file({"weight": torch.zeros(3)}, tmp_path / "odd.safetensors")
@@ -154,17 +162,22 @@ def test_every_refused_file_has_a_title_with_an_article_and_a_place(name):
 
 
 OTHERS_REFUSED = {
-    "ad_v3_sd15_sparsectrl_rgb": ("sparse_ctrl", "an AnimateDiff SparseCtrl file"),
-    "ad_v3_sd15_sparsectrl_scribble": ("sparse_ctrl", "an AnimateDiff SparseCtrl file"),
-    "animatelcm_sd15_i2v": ("animatelcm_i2v", "an AnimateLCM image-to-video file"),
-    "cameractrl_adv3": ("cameractrl", "a CameraCtrl file"),
     "dynamicrafter_256": ("dynamicrafter", "a DynamiCrafter checkpoint"),
     "dynamicrafter_512": ("dynamicrafter", "a DynamiCrafter checkpoint"),
-    "makeavid_sd": ("makeavid_sd", "a makeavid-sd UNet"), "pia": ("pia", "a PIA file"),
+    "musev_referencenet": ("musev_referencenet", "a MuseV UNet for its ReferenceNet"),
 }
+# Files of this fixture that the pack takes: {name: kind}
+OTHERS_TAKEN = {"animatelcm_sd15_i2v": "animatelcm_i2v", "pia": "pia"}
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", OTHERS_TAKEN)
+@pytest.mark.parametrize("prefix", ["", "module.", "unet."])
+def test_every_other_file_that_is_taken_is_told_by_its_keys(name, prefix):
+    found = identify_keys({prefix + key: shape for key, shape in REFUSED[name].items()})
+    assert (found.kind, found.takes, found.also) == (OTHERS_TAKEN[name], "temporal", None)
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name not in OTHERS_TAKEN])
 def test_every_other_public_file_is_told_by_its_keys_and_refused(name):
     kind, title = OTHERS_REFUSED[name]
     found = identify_keys(REFUSED[name])
@@ -272,10 +285,10 @@ OTHERS = {
     "diffusion_transformer": {"joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)},
     "video_transformer": {"blocks.0.self_attn.q.weight": (1536, 1536), "patch_embedding.weight": (1536, 16, 1, 2, 2)},
     "unknown": {"fc.weight": (10, 10)},
-    "sparse_ctrl": {key: shape for key, shape in with_more(
-        "ad_v3_sd15_mm", controlnet_cond_embedding__weight=(320, 4, 3, 3)).items() if "up_blocks" not in key},
-    "pia": with_more("ad_mm_sd_v15", conv_in__weight=(320, 9, 3, 3), conv_in__bias=(320,)),
-    "animatelcm_i2v": with_more("animatelcm_sd15_t2v", img_encoder__conv_in__weight=(320, 4, 3, 3)),
+    "pia_unet": with_more("ad_mm_sd_v15", conv_in__weight=(320, 9, 3, 3), conv_in__bias=(320,),
+                          down_blocks__0__resnets__0__norm1__weight=(320,)),
+    "animatediff_unknown ": with_more("animatelcm_sd15_t2v", img_encoder__conv_in__weight=(320, 4, 3, 3),
+                                      pose__weight=(320, 4, 3, 3)),
     "animatediff_unet": with_more("ad_mm_sd_v15", conv_in__weight=(320, 4, 3, 3)),
     "animatediff_unknown": with_more("ad_mm_sd_v15", pose__weight=(320, 4, 3, 3)),
     "i2vgen_xl": with_more("diffusers_unet3d_modelscope", image_latents_proj_in__0__weight=(16, 4, 3, 3)),
@@ -288,6 +301,14 @@ OTHERS = {
 def test_files_of_other_kinds_are_named(kind):
     found = identify_keys(OTHERS[kind])
     assert (found.kind, found.takes) == (kind.strip(), None)
+
+
+def test_a_motion_adapter_with_a_first_convolution_of_nine_channels_is_pias():
+    shapes = with_more("diffusers_motion_adapter_v1", conv_in__weight=(320, 9, 3, 3), conv_in__bias=(320,))
+    found = identify_keys(shapes)
+    assert (found.kind, found.takes) == ("diffusers_pia", "temporal")
+    assert identify_keys(shapes | {"pose.weight": (320, 4)}).takes is None
+    assert identify_keys(shapes | {"conv_in.weight": (320, 4, 3, 3)}).takes is None
 
 
 def test_the_temporal_part_of_svd_alone_is_still_svd():

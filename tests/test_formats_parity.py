@@ -23,10 +23,11 @@ TO_ANIMATEDIFF = (("attn1.", "attention_blocks.0."), ("attn2.", "attention_block
                   ("norm2.", "norms.1."), ("norm3.", "ff_norm."))
 
 
-def diffusers_unet(config: dict, middle: bool):
+def diffusers_unet(config: dict, middle: bool, in_channels: int = 4):
     from diffusers import UNetMotionModel
     return randomise(UNetMotionModel(
-        block_out_channels=(64, 128), layers_per_block=config["num_res_blocks"][0], cross_attention_dim=TEXT,
+        in_channels=in_channels, block_out_channels=(64, 128), layers_per_block=config["num_res_blocks"][0],
+        cross_attention_dim=TEXT,
         down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
         up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"), num_attention_heads=8, motion_num_attention_heads=8,
         motion_max_seq_length=32, use_motion_mid_block=middle)).eval()

@@ -4,6 +4,7 @@
     load_motion_lora(path) -> MotionLora    load_svd_initialisation(path, params) -> Initialisation
     load_decoder(path) -> DecoderFile       load_layout(path) -> LayoutFile
     load_video_model(path) -> UpscalerFile | VideoNetwork    load_pvdm(path, kind) -> PvdmFile
+    load_sparse_control(path) -> SparseControlFile    load_camera(path) -> CameraFile
 
 To add a family of temporal layers, write one file here and add one entry to FAMILIES. Node texts, refusals and the
 sentence for unknown files are made from that list. refused.py names all other files.
@@ -30,18 +31,27 @@ from ..pvdm.files import AUTOENCODER, DIFFUSION, PvdmFile
 from ..pvdm.files import TITLES as PVDM_TITLES
 from . import (
     animatediff,
+    animatelcm_i2v,
+    cameractrl,
     hotshot_xl,
     lavie,
+    makeavid_sd,
     modelscope,
+    motion_adapter,
+    musev,
     own_network,
+    pia,
     pvdm,
     refused,
+    sparsectrl,
     svd,
     video_ldm,
     video_super_resolution,
     videocrafter,
 )
+from .cameractrl import CameraFile
 from .family import LOADERS, Family
+from .sparsectrl import SparseControlFile
 from .svd import Initialisation
 
 # In the order of detection: the first family that recognises a file loads it.
@@ -54,9 +64,16 @@ FAMILIES: tuple[Family, ...] = (
     own_network.FAMILY,
     Family("Motion LoRA for AnimateDiff, in AnimateDiff's names or diffusers'", "motion_lora", motion_lora.detect,
            motion_lora.load),
+    sparsectrl.FAMILY,
+    cameractrl.FAMILY,
     hotshot_xl.FAMILY,
     animatediff.FAMILY,
+    animatelcm_i2v.FAMILY,
+    pia.FAMILY,
+    motion_adapter.FAMILY,
     lavie.FAMILY,
+    musev.FAMILY,
+    makeavid_sd.FAMILY,
     modelscope.FAMILY,
     videocrafter.FAMILY,
     video_super_resolution.FAMILY,
@@ -84,7 +101,13 @@ def identify(path: StrPath) -> Identified:
 
 
 def taken_by(path: StrPath) -> frozenset[str] | None:
-    """The nodes that load a file, as in `Identified.takes`. Only the header of the file is read.
+    """The nodes that load a file, as in `Identified.takes`. See `known_as`."""
+    known = known_as(path)
+    return None if known is None else known & set(LOADERS)
+
+
+def known_as(path: StrPath) -> frozenset[str] | None:
+    """The nodes that load a file, as in `Identified.takes`, and its kinds. Only the header of the file is read.
 
     Returns None for torch files, which have no header. Raises VideoLDMError if the file cannot be opened.
     """
@@ -94,7 +117,7 @@ def taken_by(path: StrPath) -> frozenset[str] | None:
     keys = Keys(file.raw_shapes)
     # A checkpoint of one family can hold a temporal decoder as well.
     found = [find(keys, file.metadata)[1], decoder.detect(keys, file.metadata)]
-    return frozenset(node for one in found if one for node in (one.takes, one.also) if node)
+    return frozenset(node for one in found if one for node in (one.takes, one.also, one.kind) if node)
 
 
 def find(keys: Keys, metadata: Mapping[str, str]) -> tuple[Family | None, Identified]:
@@ -158,9 +181,25 @@ def load_layout(path: StrPath) -> LayoutFile:
     return load(path, "layout", scene_layout_file.TITLE)
 
 
+def layout_limits(path: StrPath) -> tuple[tuple[str, ...], int]:
+    """(colours, largest number of boxes) that a scene layout file knows. Only the header of the file is read."""
+    params, _, _, most = scene_layout_file.parse_metadata(open_file(path))
+    return params.colours, most
+
+
 def load_video_model(path: StrPath) -> UpscalerFile | VideoNetwork:
     """Load a whole network: an upscaler in pixel space, or a video network in the latent space of an image model."""
     return load(path, "video_model", "a whole video model that this pack takes")
+
+
+def load_sparse_control(path: StrPath) -> SparseControlFile:
+    """Load a SparseCtrl network."""
+    return load(path, "sparse_control", "a SparseCtrl file")
+
+
+def load_camera(path: StrPath) -> CameraFile:
+    """Load CameraCtrl's network."""
+    return load(path, "camera", "a CameraCtrl file for AnimateDiff v3")
 
 
 def load_pvdm(path: StrPath, kind: str) -> PvdmFile:

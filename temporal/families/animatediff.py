@@ -37,21 +37,24 @@ def facts(name: str, frames: int = 16, licence: str = "Apache-2.0", base: Base =
                  **{"positions": 32, **more})
 
 
+ANIMATELCM = facts(
+    "AnimateLCM", 16, UNSTATED, positions=64, hint=SamplerHint("lcm", "lcm", cfg=(1.0, 2.0), steps=(4, 8)),
+    notes=("A distilled module: those few steps need AnimateLCM's own LoRA on the image model too.",))
 VERSIONS = {
-    "animatediff_v1": facts(
-        "AnimateDiff v1", spatial=(POOLED_NORMS,),
-        notes=("Version 1: the image model's norms see all frames of a clip together.",)),
+    "animatediff_v1": facts("AnimateDiff v1", spatial=(POOLED_NORMS,), norms=POOLED_NORMS.note),
     "animatediff_v2": facts(
         "AnimateDiff v2",
         notes=("LongAnimateDiff's 32-frame file has the same tensors and runs the same way.",)),
-    "animatediff_v3": facts("AnimateDiff v3"),
+    "animatediff_v3": facts(
+        "AnimateDiff v3",
+        notes=("Its domain adapter, v3_sd15_adapter.ckpt, is a LoRA for the image model alone: load it with core's "
+               "Load LoRA, strength 1 or less, before or behind this node. It absorbed what the training videos look "
+               "like, watermarks too. At 1 frames look as those videos; 0, or no adapter, leaves your checkpoint's "
+               "look.",)),
     "longanimatediff": facts(
         "LongAnimateDiff", 64, UNSTATED,
         notes=("Its authors run it on 16 to 64 frames with a strength of 1.15.",)),
-    "animatelcm": facts(
-        "AnimateLCM", 16, UNSTATED, positions=64,
-        hint=SamplerHint("lcm", "lcm", cfg=(1.0, 2.0), steps=(4, 8)),
-        notes=("A distilled module: those few steps need AnimateLCM's own LoRA on the image model too.",)),
+    "animatelcm": ANIMATELCM,
     "animatediff_sdxl": facts(
         "AnimateDiff SDXL beta", base=SDXL, schedule=SDXL_SCHEDULE,
         notes=("Its authors sample with euler, 100 steps, cfg 8.5 to 10, at about 1024x1024.",)),

@@ -21,19 +21,22 @@ from ..formats.temporal_file import (
     dtype_name,
     require_complete,
     require_distinct,
+    require_known,
     require_one_dtype,
 )
 from ..formats.tensor_names import Keys
 from ..formats.video_network import Heads, TextEncoder, VideoNetwork
 from ..layers import BrickParams
-from ..params import InputFramesParams, StackParams
+from ..params import InputFramesParams, PlacedFramesParams, StackParams
+from ..picture_input import PictureParams
 from ..slots import Site, run_order
 from ..spatial_changes import SpatialChange
 from ..spatial_names import places
 
 # The nodes that load files: {Identified.takes: the node's title}
 LOADERS = {"temporal": "Load Temporal Layers", "motion_lora": "Motion LoRA", "decoder": "Load Temporal Decoder",
-           "layout": "Scene Layout", "video_model": "Load Video Model", "pvdm": "Load PVDM"}
+           "layout": "Scene Layout", "video_model": "Load Video Model", "pvdm": "Load PVDM",
+           "sparse_control": "Load SparseCtrl", "camera": "Camera Motion"}
 
 
 NUMBERED = re.compile(r"(?:input_blocks|middle_block|output_blocks|transformer_blocks)\.(\d+)\.")     # in LDM's names
@@ -68,6 +71,10 @@ class Facts:
     hint: SamplerHint | None = None             # sampling settings that it needs
     noise: NoiseLevels | None = None            # for layers of an upscaler
     input_frames: InputFramesParams | None = None   # known frames through its network's own input. None: it takes none
+    placed_frames: PlacedFramesParams | None = None     # known frames in the image model's input. None: it takes none
+    image_alone: bool = False                   # whether a clip of one frame is the image model's
+    norms: str = ""                             # a sentence for the report on which frames its norms see
+    picture: PictureParams | None = None        # one given picture, through a change in `spatial`. None: it takes none
 
     def identified(self, kind: str, takes: str = "temporal", also: str | None = None) -> Identified:
         """The result of detection. takes, also: as in Identified."""
@@ -75,7 +82,8 @@ class Facts:
 
     def stack_params(self, bricks: tuple[tuple[Site, BrickParams], ...], positions: int | None) -> StackParams:
         """Params of the layers. positions: the length of the position table. None: no limit."""
-        return StackParams(self.family, bricks, self.frames, positions, self.spatial, input_frames=self.input_frames)
+        return StackParams(self.family, bricks, self.frames, positions, self.spatial, input_frames=self.input_frames,
+                           placed_frames=self.placed_frames, image_alone=self.image_alone, picture=self.picture)
 
     def temporal_file(self, file: TensorFile, kind: str, params: StackParams, tensors: dict[str, Tensor],
                       notes: tuple[str, ...] = ()) -> TemporalFile:
@@ -93,7 +101,8 @@ class Facts:
         require_complete(file.name, self.title, params, tensors)
         require_one_dtype(file.name, tensors)
         return TemporalFile(file.name, kind, self.title, params, tensors, self.schedule, self.base, self.fps,
-                            self.licence, dict(file.metadata), [*self.notes, *notes], self.hint, self.noise)
+                            self.licence, dict(file.metadata), [*self.notes, *notes], self.hint, self.noise,
+                            self.norms)
 
 
 @dataclass(frozen=True)
@@ -129,11 +138,8 @@ class NetworkFacts:
         Raises VideoLDMError for tensors that belong to neither part, for missing or incomplete temporal layers, and for
         spatial weights that are quantised.
         """
-        surplus = set(file.shapes) - set(layer_names) - set(spatial_names.values()) - set(unused)
-        if surplus:
-            raise VideoLDMError(f"{file.name} looks like {self.facts.title}, but holds {len(surplus)} tensors that it "
-                                f"does not have (the first: {min(surplus)}). It comes from a variant that this pack "
-                                "does not know.")
+        known = {*layer_names, *spatial_names.values(), *unused}
+        require_known(file.name, self.facts.title, sorted(set(file.shapes) - known))
         require_distinct(file.name, self.facts.title, ((own, key) for key, own in layer_names.items()))
         require_weights(file, self.facts.title, spatial_names.values())
         spatial = {name: file.shapes[key] for name, key in spatial_names.items()}

@@ -20,9 +20,9 @@ TABLE = 24      # frames of its position tables
 FACTS = Facts(
     "Hotshot-XL", "a Hotshot-XL file", Base("SDXL", 2048), Schedule("linear", 0.00085, 0.012), frames=8,
     licence="code Apache-2.0, weights CreativeML Open RAIL++-M", fps=8.0, positions=TABLE, spatial=(POOLED_NORMS,),
-    notes=("The image model's norms see all frames of a clip together.",
-           "Its authors sample with euler_ancestral, 30 steps and the negative prompt \"blurry\", at about 512x512, "
-           "and recommend an SDXL checkpoint made for that size."))
+    norms=POOLED_NORMS.note,
+    notes=("Its authors sample with euler_ancestral, 30 steps and the negative prompt \"blurry\", at about 512x512, "
+           "and recommend an SDXL checkpoint made for that size.",))
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
@@ -34,7 +34,7 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 
 def load(file: TensorFile, found: Identified) -> TemporalFile:
     """Load a file that `detect` has recognised. Raises VideoLDMError if it is damaged."""
-    own_names = HOTSHOT[0].fullmatch(next(iter(file.shapes)))
+    own_names = HOTSHOT.pattern.fullmatch(next(iter(file.shapes)))
     return load_modules(file, found.kind, FACTS, HOTSHOT if own_names else ANIMATEDIFF)
 
 

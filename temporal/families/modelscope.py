@@ -42,11 +42,14 @@ class Names(NamedTuple):
 
 
 def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
-    """Recognise a network of 4 input channels. VideoCrafter and I2VGen-XL have the same layers and further modules."""
+    """Recognise a network of 4 input channels.
+
+    VideoCrafter and I2VGen-XL have the same layers and further modules, and MuseV's layers have a weight each.
+    """
     if keys.shape(r"(?:input_blocks\.0\.0|conv_in)\.weight")[1:2] != (4,):
         return None
     own = keys.has(r".*\.temopral_conv\.conv4\.") and not keys.has(r"init_attn\.")
-    diffusers = keys.has(r".*\.temp_convs\.\d+\.conv4\.") and not keys.has(r"image_latents_")
+    diffusers = keys.has(r".*\.temp_convs\.\d+\.conv4\.") and not keys.has(r"image_latents_|.*\.temporal_weight$")
     return NETWORK.identified("modelscope") if own or diffusers else None
 
 

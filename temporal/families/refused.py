@@ -39,36 +39,30 @@ ADAPTER = r".*motion_modules\.\d+\.transformer_blocks\.\d+\.attn1\."
 TEMPORAL_LORA = r".*(?:temp_attentions|transformer_in|temp_convs|temopral_conv).*lora"
 
 
-def levels(keys: Keys) -> int:
-    """The number of levels of a UNet in diffusers' naming."""
-    return len(keys.found(r"down_blocks\.(\d+)\."))
-
-
 TEMPORAL = (
-    Entry("cameractrl", "a CameraCtrl file (camera movements for AnimateDiff v3)", LATER,
-          (r".*encoder_down_conv_blocks\.\d+\.",)),
-    Entry("makeavid_sd", "a makeavid-sd UNet (temporal convolutions on Stable Diffusion 1.5's inpainting model)", LATER,
-          (r"conv_in\.spatial_conv\.", r".*\.temporal_conv\.")),
-    Entry("sparse_ctrl", "an AnimateDiff SparseCtrl file (key frames or sketches as conditions)", LATER,
-          (MOTION,), test=lambda keys: keys.has(r".*controlnet_cond_embedding") or not keys.has(r"up_blocks\.")),
-    Entry("animatelcm_i2v", "an AnimateLCM image-to-video file",
-          LATER + " The text-to-video file AnimateLCM_sd15_t2v.ckpt is taken.", (MOTION, r"img_encoder\.")),
-    Entry("pia", "a PIA file (AnimateDiff with an image as condition)", LATER,
-          (r".*motion_modules\.",), test=lambda keys: keys.shape(r"conv_in\.weight")[1:2] == (9,)),
+    Entry("cameractrl_other", "a CameraCtrl file for another model than AnimateDiff (Stable Video Diffusion has one)",
+          LATER + " It takes the file for AnimateDiff v3.",
+          (r".*encoder_down_conv_blocks\.\d+\.|.*\.qkv_merge\.",)),
+    Entry("musev_referencenet", "a MuseV UNet for its ReferenceNet and IP-Adapter (musev_referencenet)",
+          "Its temporal layers were trained with both, and without them they would be another model's. Use the file of "
+          "the folder motion/musev with Load Temporal Layers.", (r".*\.temp_convs\.\d+\.temporal_weight$",)),
+    Entry("pia_unet", "a whole UNet of PIA's (spatial layers and motion modules in one file)",
+          "Use PIA's own file, pia.ckpt, with Load Temporal Layers.",
+          (MOTION,), test=lambda keys: keys.shape(r"conv_in\.weight")[1:2] == (9,)),
     Entry("animatediff_unet", "a whole AnimateDiff UNet (spatial layers and motion modules in one file)",
           "Use the file of its motion modules alone with Load Temporal Layers.", (MOTION, r"conv_in\.")),
     Entry("animatediff_unknown", "a set of AnimateDiff motion modules with tensors that no published version has",
-          "Use the published file of AnimateDiff v1, v2, v3, AnimateLCM, LongAnimateDiff or AnimateDiff SDXL beta.",
+          "Use the published file of AnimateDiff v1, v2, v3, AnimateLCM, LongAnimateDiff, AnimateDiff SDXL beta or "
+          "PIA.",
           (MOTION,)),
     Entry("hotshot_unet", "a whole Hotshot-XL UNet (spatial layers and temporal layers in one file)",
           "Use the file of its temporal layers alone, hsxl_temporal_layers.safetensors, with Load Temporal Layers.",
           (r".*temporal_attentions\.\d+\.transformer_blocks\.\d+\.attention_blocks",)),
     Entry("diffusers_unet_motion_model", "a whole UNetMotionModel (image layers and motion) in diffusers' naming",
-          "Use the AnimateDiff file that it was made from.", (ADAPTER, r"conv_in\.")),
-    Entry("diffusers_motion_adapter_sdxl", "an AnimateDiff motion adapter for SDXL in diffusers' naming", LATER,
-          (ADAPTER,), test=lambda keys: levels(keys) == 3),
-    Entry("diffusers_motion_adapter", "an AnimateDiff motion adapter in diffusers' naming",
-          LATER + " Use the AnimateDiff file that it was made from (mm_sd_v15_v2.ckpt and its like).", (ADAPTER,)),
+          "Use its motion adapter alone with Load Temporal Layers, or the AnimateDiff file that it was made from.",
+          (ADAPTER, r"conv_in\.")),
+    Entry("motion_adapter_unknown", "a motion adapter in diffusers' naming with tensors that no published version has",
+          "Use the file that it was made from (mm_sd_v15_v2.ckpt and its like).", (ADAPTER,)),
     Entry("sv4d", "an SV4D checkpoint (several views of a video)", LATER, (r".*time_mix_blocks\.0\.attn1\.to_q",)),
     Entry("upscale_a_video_vae", "the video VAE of Upscale-A-Video", LATER,
           (r"(?:.*\.)?decoder\..*\.conv_3d\.weight",)),
@@ -94,7 +88,9 @@ PATCHES = (
     Entry("ip_adapter", "an IP-Adapter", "It needs a pack for IP-Adapters, and belongs in models/ipadapter.",
           (r"ip_adapter\.|image_proj\.",), lacks=(r"input_blocks\.",)),
     Entry("control_lora", "a Control-LoRA", LOADER.format("Load ControlNet Model"), (r"lora_controlnet$",)),
-    Entry("v3_domain_adapter", "the AnimateDiff v3 domain adapter (a LoRA for the image model)", LOAD_LORA,
+    Entry("v3_domain_adapter", "the AnimateDiff v3 domain adapter (a LoRA for the image model)",
+          "Load it with core's Load LoRA, on the image MODEL before or behind Load Temporal Layers, at a strength of 1 "
+          "or less.",
           (r".*\.attn[12]\.processor\.to_q_lora\.(?:down|up)\.weight",)),
     Entry("motion_director", "a MotionDirector LoRA for ModelScope or ZeroScope",
           "It patches temporal layers that this version of the pack does not take.", (TEMPORAL_LORA,)),

@@ -104,6 +104,14 @@ class TemporalTransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
+def contiguous_sum(x: Tensor, y: Tensor) -> Tensor:
+    """x + y in the order of x's dimensions in memory. x may be a view that lies in another order."""
+    if torch.is_grad_enabled():
+        return x.contiguous() + y
+    # One pass: the sum is written where a copy of x would be. `out` has no gradient.
+    return torch.add(x, y, out=torch.empty(x.shape, dtype=torch.result_type(x, y), device=x.device))
+
+
 class TemporalTransformer(nn.Module):
     """Slot `in_attn_post_ff`: runs on the output of a spatial transformer block, then mixes with it."""
 
@@ -124,6 +132,6 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor, call: BrickCall) -> Tensor:
         """x `(b t) s c`."""
         frames = call.frames
-        clip = rearrange(x, "(b t) s c -> b s t c", t=frames).contiguous() + self.positions(frames, x)
+        clip = contiguous_sum(rearrange(x, "(b t) s c -> b s t c", t=frames), self.positions(frames, x))
         temporal = self.time_stack[0](clip, call.text, call.band(x.device))
         return self.time_mixer(x, rearrange(temporal, "b s t c -> (b t) s c"), frames, call.strength)

@@ -29,6 +29,16 @@ class BrickParams(Protocol):
         """Make the brick."""
 
 
+class Merge(Protocol):
+    """What changes the input of a motion module's first attention: the features of a camera."""
+
+    def part(self, start: int, length: int) -> "Merge":
+        """The same for `length` pixels from number `start` on."""
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """h `s t c` of the pixels -> the input of queries, keys and values."""
+
+
 class BrickCall(Protocol):
     """What a brick can read of the network call that it runs in."""
 
@@ -52,6 +62,14 @@ class BrickCall(Protocol):
     def context_maps(self) -> Tensor | None:
         """Context channels at the resolution of x, `(b t) k h w`. None for layers without context frames."""
 
+    @property
+    def frame_embedding(self) -> Tensor:
+        """The embedding of the frame numbers `t e`, for layers with one."""
+
+    @property
+    def merge(self) -> Merge | None:
+        """For a motion module: what changes the input of its first attention. None: nothing does."""
+
     def band(self, device: torch.device) -> Tensor | None:
         """The attention mask `t t`, True where frames attend to each other. None: all do."""
 
@@ -65,7 +83,9 @@ class GivenCall:
     emb: Tensor | None = None
     text: Tensor | None = None
     context_maps: Tensor | None = None
+    frame_embedding: Tensor | None = None
     max_distance: int | None = None         # attention over time reaches this many frames. None: all frames
+    merge: Merge | None = None
 
     def band(self, device: torch.device) -> Tensor | None:
         return distance_band(self.frames, self.max_distance, device)

@@ -1,4 +1,5 @@
-"""Attention over frames without positions: LaVie's interpolation (docs/papers.md#lavie-interpolation)."""
+"""Attention over frames without positions: LaVie's interpolation (docs/papers.md#lavie-interpolation) and makeavid-sd
+(docs/formats.md#makeavid-sd)."""
 
 from dataclasses import dataclass
 
@@ -33,6 +34,32 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor, call: BrickCall) -> Tensor:
         """x `(b t) s c`."""
+        return torch.add(x, self.residual(x, call), alpha=call.strength)
+
+    def residual(self, x: Tensor, call: BrickCall) -> Tensor:
+        """What the attention makes of x `(b t) s c`."""
         pixels = rearrange(x, "(b t) s c -> (b s) t c", t=call.frames)
         residual = self.attn_temporal(self.norm_temporal(pixels), mask=call.band(x.device))
-        return torch.add(x, rearrange(residual, "(b s) t c -> (b t) s c", s=x.shape[1]), alpha=call.strength)
+        return rearrange(residual, "(b s) t c -> (b t) s c", s=x.shape[1])
+
+
+@dataclass(frozen=True)
+class FrameResidualParams:
+    """Params of the same attention in the slot `in_attn_pre_ff`."""
+
+    channels: int
+    heads: int
+
+    def build(self, make: Factory) -> nn.Module:
+        return FrameResidual(self, make)
+
+
+class FrameResidual(FrameAttention):
+    """Slot `in_attn_pre_ff`: the residual `attention(norm(x))` over the frames of each pixel."""
+
+    def __init__(self, params: FrameResidualParams, make: Factory = TORCH) -> None:
+        super().__init__(FrameAttentionParams(params.channels, params.heads), make)
+
+    def forward(self, x: Tensor, call: BrickCall) -> Tensor:
+        """x `(b t) s c`."""
+        return call.strength * self.residual(x, call)

@@ -61,10 +61,14 @@ class StagedConv(nn.Module):
 
     def forward(self, x: Tensor, call: BrickCall) -> Tensor:
         """x `(b t) c h w`."""
+        return torch.add(x, self.residual(x, call), alpha=call.strength)
+
+    def residual(self, x: Tensor, call: BrickCall) -> Tensor:
+        """What the convolutions make of x `(b t) c h w`."""
         h = rearrange(x, "(b t) c h w -> b c t (h w)", t=call.frames)
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             h = conv(h)
-        return torch.add(x, rearrange(h, "b c t (h w) -> (b t) c h w", h=x.shape[2]), alpha=call.strength)
+        return rearrange(h, "b c t (h w) -> (b t) c h w", h=x.shape[2])
 
 
 def stage(channels: int, make: Factory, *dropout: nn.Module) -> nn.Sequential:

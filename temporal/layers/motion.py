@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import FeedForward, Projections
-from .brick import BrickCall
+from .brick import BrickCall, Merge
 from .factory import TORCH, Factory
 from .position import interleaved_sinusoid
 
@@ -44,9 +44,10 @@ class MotionAttention(Projections):
             return self.pos_encoder(frames).to(like)
         return interleaved_sinusoid(frames, like.shape[-1], like.device).to(like.dtype)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x `s t c`."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, merge: Merge | None = None) -> Tensor:
+        """x `s t c`. merge: changes the input of q, k and v, with its frame positions. None: nothing does."""
         x = x + self.positions(x.shape[1], x)
+        x = x if merge is None else merge(x)
         return self.attend(x, x, mask)
 
 
@@ -71,9 +72,10 @@ class MotionBlock(nn.Module):
         self.ff = FeedForward(params.channels, make)
         self.ff_norm = make.layer_norm(params.channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        for norm, attention in zip(self.norms, self.attention_blocks):
-            x = x + attention(norm(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, merge: Merge | None = None) -> Tensor:
+        """merge: as in MotionAttention, for the first attention alone."""
+        for number, (norm, attention) in enumerate(zip(self.norms, self.attention_blocks)):
+            x = x + attention(norm(x), mask, merge if number == 0 else None)
         return x + self.ff(self.ff_norm(x))
 
 
@@ -101,21 +103,32 @@ class TemporalTransformer3D(nn.Module):
         return self.norm(rearrange(x, "(b t) c h w -> b c t h w", t=frames))
 
     def forward(self, x: Tensor, call: BrickCall) -> Tensor:
-        return over_frames(self, self.normalise(x, call.frames), call.band(x.device))
+        return over_frames(self, self.normalise(x, call.frames), call.band(x.device), merge=call.merge)
 
 
-def over_frames(transformer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Run `proj_in`, `transformer_blocks` and `proj_out` of a module over the frames of x `b c t h w`.
+def over_frames(transformer: nn.Module, x: Tensor, mask: Tensor | None, added: Tensor | None = None,
+                merge: Merge | None = None) -> Tensor:
+    """Run `proj_in`, `transformer_blocks` and `proj_out` of a module. Returns `(b t) c h w`.
 
-    Returns `(b t) c h w`.
+    Args:
+        transformer: the module.
+        x: `b c t h w`.
+        mask: of the attention over time; None: all frames attend to each other.
+        added: `t c`, to add behind proj_in; None: nothing.
+        merge: for MotionBlock: what changes the input of the first block's first attention; None: nothing.
     """
     clips, _, _, height, _ = x.shape
     pixels = rearrange(x, "b c t h w -> (b h w) t c")
-    slices = []
-    for part in pixels.split(slice_length(pixels)):
+    slices, length = [], slice_length(pixels)
+    for number, part in enumerate(pixels.split(length)):
         h = transformer.proj_in(part.contiguous())      # one copy here saves a copy in every linear layer
-        for block in transformer.transformer_blocks:
-            h = block(h, mask)
+        if added is not None:
+            h = h + added
+        for n, block in enumerate(transformer.transformer_blocks):
+            if merge is not None and n == 0:        # other families' blocks take no merge
+                h = block(h, mask, merge.part(number * length, length))
+            else:
+                h = block(h, mask)
         slices.append(rearrange(transformer.proj_out(h), "s t c -> t s c"))
     return rearrange(torch.cat(slices, dim=1), "t (b h w) c -> (b t) c h w", b=clips, h=height)
 
