@@ -106,7 +106,7 @@ def connected(number, colour, mask):
 
 def follow(frames):
     """Cars, as lists of pieces, from the pieces of each frame."""
-    cars = []
+    cars: list[list[Piece]] = []
     for number, pieces in enumerate(frames):
         free = list(pieces)
         for same in (True, False):

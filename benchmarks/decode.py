@@ -46,8 +46,8 @@ def main(argv=None):
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)      # the child: how, frames, height, width
     options = parser.parse_args(argv)
     if options.measure:
-        how, *numbers = options.measure
-        print(json.dumps(measure(how, *map(int, numbers), options.channels)))
+        how, frames, height, width = options.measure
+        print(json.dumps(measure(how, int(frames), int(height), int(width), options.channels)))
         return 0
     report(options)
     return 0
@@ -134,12 +134,17 @@ def seen_by(sheet: Sheet, frames):
         yield frame
 
 
-def random_vae(channels: int):
-    """ComfyUI's VAE with a temporal decoder and random weights: the bundled autoencoder's shape, another width."""
+def image_vae(channels: int):
+    """ComfyUI's VAE with random weights: the bundled autoencoder's shape, another width."""
     torch.manual_seed(0)
     shape = replace(params(), channels=channels)
     about = AutoencoderParams(shape.latent_channels, channels, shape.channel_mult, shape.num_res_blocks)
-    vae = vae_of(build_autoencoder(about).state_dict(), about)
+    return vae_of(build_autoencoder(about).state_dict(), about)
+
+
+def random_vae(channels: int):
+    """The same VAE with a temporal decoder and random weights."""
+    vae, shape = image_vae(channels), replace(params(), channels=channels)
     decoder = build_decoder(shape)
     decoder.load_state_dict(vae.first_stage_model.decoder.state_dict(), strict=False)
     file = DecoderFile("random", "random", "random", shape, decoder.state_dict(), {}, "none", 1)

@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 
@@ -43,7 +44,9 @@ def main(argv=None):
         print("There is no CUDA graphics card here, and this measures the memory of one.")
         return 1
     for_benchmarks.hide_progress_bars()
-    counts, sizes, upscales = COUNTS, SIZES, UPSCALES
+    counts: Sequence[int] = COUNTS
+    sizes: Sequence[tuple[int, int]] = SIZES
+    upscales: Sequence[tuple[int, int, int, int]] = UPSCALES
     if options.quick:
         counts, sizes, upscales = COUNTS[:2], SIZES[:2], UPSCALES[:4]
     if options.tiny:
@@ -75,7 +78,7 @@ class Bench:
         print("\nTemporal VAE Decode, Stable Video Diffusion's decoder\n\n| size | frames | whole frames | a frame "
               f"takes |\n|{'---|' * 4}", flush=True)
         for frames in counts:
-            cell = pair(frames, *grown, 0)
+            cell = pair(frames, grown[0], grown[1], 0)
             print(f"| {grown[1]}x{grown[0]} | {frames} | {cell} | {1000 * self.seconds / frames:.0f} ms |", flush=True)
         print(f"\n| size, {CLIP} frames | whole frames | tile 512 |\n|{'---|' * 3}", flush=True)
         for height, width in sizes:

@@ -19,6 +19,7 @@ from ..demo import joint_stage, models, world
 from ..demo.features import features_of, load_network
 from ..nodes.host.video_network import load_video_network
 from ..temporal.families import load_video_model
+from ..temporal.formats.video_network import VideoNetwork
 from ..temporal.metrics import frechet_distance, motion_ratio
 from . import colours
 from .cascade import SAMPLER, SECOND, SHUFFLED, Cascade, in_batches, shuffled
@@ -46,6 +47,7 @@ def joint(arguments) -> tuple[str, list[str]]:
     rows[IMAGE] = measure.sampled(cascade, "image-model", lambda: cascade.bundled(strength=0.0), ("paint", "night"))
     for arm, name in NETWORKS.items():
         file = load_video_model(joint_stage.train(arm, folder, arguments.models))
+        assert isinstance(file, VideoNetwork)
         rows[name] = measure.sampled(cascade, arm, partial(load_video_network, file), tuple(drives))
         print(row_of(name, rows[name]), file=sys.stderr, flush=True)
     return table(rows, drives), verdict(rows)

@@ -76,7 +76,8 @@ def interpolation(arguments):
     """The table of interpolated video, and sentences on what does not hold."""
     cascade = Cascade(arguments.models, arguments.train, STEPS, CFG)
     model, rate = cascade.bundled(bundle.INTERPOLATION_FILE), models.RATES[0]
-    errors, seams = {name: [] for name in (OURS, LATENT, PIXEL, REPEAT)}, {"real": [], OURS: []}
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in (OURS, LATENT, PIXEL, REPEAT)}
+    seams: dict[str, list[float]] = {"real": [], OURS: []}
     for number in range(REAL, REAL + min(arguments.clips, CLIPS)):
         drive = world.clip(world.held_out_seed(number), interpolated_length(KEYS), models.HEIGHT, models.WIDTH, rate)
         keys = cascade.encode(drive.frames[::4])
@@ -99,7 +100,7 @@ def ways(cascade, model, keys, number, rate):
     settings = sampling.SamplerSettings(cascade.steps, cascade.cfg, "euler", "ddim_uniform", [[positive, {}]],
                                         [[cascade.null, {}]])
     progress = sampling.RolloutProgress(model, len(keys) - 1, cascade.steps)
-    one_pass = InterpolationPass(model, settings, None, rate, number, 0, 1, 0, 1, 0, progress)
+    one_pass = InterpolationPass(model, settings, None, rate, number, 0, 1, 0, 1, 0, None, True, progress)
     pictures = cascade.decode(keys).astype(np.float64)
     return {OURS: cascade.decode(interpolate(keys, one_pass)),
             LATENT: cascade.decode(torch.from_numpy(blended(keys.numpy())).float()),

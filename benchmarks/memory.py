@@ -55,6 +55,7 @@ class Tally(TorchDispatchMode):
         self.alive: dict[str, int] = {}     # bytes now, by device
         self.most: dict[str, int] = {}      # bytes at the fullest moment, by device
         self.counted: dict[int, weakref.ref] = {}     # the storages that are counted, by id
+        self.lock = threading.RLock()       # the encoder of a video frees frames in a thread of its own
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for tensor in tensors_of((args, kwargs)):
@@ -68,15 +69,17 @@ class Tally(TorchDispatchMode):
         """Count a tensor's storage until it is freed. Views share one."""
         storage, device = tensor.untyped_storage(), tensor.device.type
         key = id(storage)
-        if key in self.counted:
-            return
-        self.counted[key] = weakref.ref(storage, lambda _: self.forget(key, device, size))
-        self.alive[device] = self.alive.get(device, 0) + size
-        self.most[device] = max(self.most.get(device, 0), self.alive[device])
+        with self.lock:
+            if key in self.counted:
+                return
+            self.counted[key] = weakref.ref(storage, lambda _: self.forget(key, device, size))
+            self.alive[device] = self.alive.get(device, 0) + size
+            self.most[device] = max(self.most.get(device, 0), self.alive[device])
 
     def forget(self, key: int, device: str, size: int):
-        del self.counted[key]
-        self.alive[device] -= size
+        with self.lock:
+            del self.counted[key]
+            self.alive[device] -= size
 
 
 def tensors_of(values) -> list[torch.Tensor]:

@@ -28,6 +28,7 @@ from . import (
     pvdm_parts,
     pvdm_quality,
     reconstruction,
+    reuse_quality,
     scene_layout_quality,
     upscale_quality,
 )
@@ -43,7 +44,7 @@ LEAST_KEPT = 0.9                        # of the share of cars that keep their c
 IMAGE, ATTENTION, FULL = "image model alone (mix 1)", "attention only", "convolution + attention"
 BUNDLED = "the bundled layers: convolution + attention, trained on with context frames"
 PARTS = ("key-frames", "longer", "interpolation", "layout", "reconstruction", "upscaling", "joint", "pvdm",
-         "pvdm-parts")
+         "pvdm-parts", "reuse")
 
 
 def main(argv=None):
@@ -175,4 +176,4 @@ def contact_sheet(rows):
 MEASURES = {"key-frames": key_frames, "longer": longer.extension, "interpolation": longer.interpolation,
             "layout": scene_layout_quality.control, "reconstruction": reconstruction.decoders,
             "upscaling": upscale_quality.upscaled_parts, "joint": joint_quality.joint, "pvdm": pvdm_quality.quality,
-            "pvdm-parts": pvdm_parts.parts}
+            "pvdm-parts": pvdm_parts.parts, "reuse": reuse_quality.reuse}

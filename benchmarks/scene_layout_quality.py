@@ -40,7 +40,8 @@ def control(arguments):
 
 def scenes_with_cars(count: int) -> list[int]:
     """The first held-out seeds whose drive begins with a car in the picture."""
-    seeds, number = [], 0
+    seeds: list[int] = []
+    number = 0
     while len(seeds) < count:
         if world.boxes(world.scene(world.held_out_seed(number)), 0.0):
             seeds.append(world.held_out_seed(number))
@@ -67,9 +68,8 @@ def sampled(cascade, positive, negative):
 def figures_of(frames, seeds, real):
     """(share of paint in the boxes, in those of near cars, in those of another scene, share of the right light)."""
     scenes = [world.scene(seed) for seed in seeds]
-    own = [shares(frame, scene) for frame, scene in zip(frames, scenes)]
-    other = [shares(frame, scene) for frame, scene in zip(frames, scenes[1:] + scenes[:1])]
-    own, other = np.array(sum(own, [])), np.array(sum(other, []))
+    own, other = (np.concatenate([shares(frame, scene) for frame, scene in zip(frames, shown)])
+                  for shown in (scenes, scenes[1:] + scenes[:1]))
     night = np.array([scene.night for scene in scenes])
     light, true_light = frames.mean((1, 2, 3)), real.mean((1, 2, 3))
     middle = (true_light[night].mean() + true_light[~night].mean()) / 2
@@ -77,9 +77,10 @@ def figures_of(frames, seeds, real):
 
 
 def shares(frame, scene):
-    """[(share of paint, width)] of the boxes of a scene."""
-    return [(share_of_paint(frame, corners, colour, scene.night), corners[2] - corners[0])
-            for colour, *corners in world.boxes(scene, 0.0)]
+    """(share of paint, width) of the boxes of a scene: n 2. Of n boxes, which may be none."""
+    pairs = [(share_of_paint(frame, corners, colour, scene.night), corners[2] - corners[0])
+             for colour, *corners in world.boxes(scene, 0.0)]
+    return np.array(pairs).reshape(-1, 2)
 
 
 def share_of_paint(frame, corners, colour, night):

@@ -12,8 +12,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,18 +24,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..nodes.host import for_benchmarks
 from ..nodes.host.layer_weights import build_stack
 from ..temporal.call import CallSettings, open_call
+from ..temporal.families import animatelcm_i2v, pia
+from ..temporal.families.makeavid_sd import CONVOLUTION_SLOTS
 from ..temporal.layers import (
     BrickParams,
     ClipTransformerParams,
     Factory,
     FrameAttentionParams,
+    FrameConvParams,
+    FrameResidualParams,
     MotionParams,
     RotaryParams,
     StagedConvParams,
+    WeightedConvParams,
+    WeightedTransformerParams,
 )
 from ..temporal.new_layers import video_ldm_params
 from ..temporal.params import StackParams
+from ..temporal.picture_input import GivenPicture
+from ..temporal.reference_attention import KNOWN_ATTENTION, TRANSFORMER_EPS
 from ..temporal.slots import Site, unet_sites
+from ..temporal.sparse_control import LATENTS, SparseControlParams
 from ..temporal.spatial_changes import POOLED_NORMS, SPARSE_CAUSAL, SpatialChange
 from ..temporal.stack import TemporalStack
 from .memory import growth, own_pages
@@ -45,8 +57,16 @@ SD15 = dict(image_size=32, in_channels=4, out_channels=4, model_channels=320, nu
             context_dim=CONTEXT_DIM, use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False)
 IMAGES, MOTION, VIDEO_LDM = "images", "AnimateDiff v2", "Video LDM"
 LAVIE, LAVIE_X4, MODELSCOPE = "LaVie", "LaVie interpolation", "ModelScope"
-SETS = (MOTION, VIDEO_LDM, LAVIE, LAVIE_X4, MODELSCOPE)
-# The blocks of Stable Diffusion 1.5's network without attention to text: ModelScope has no transformer over t there
+MUSEV, MAKEAVID = "MuseV", "makeavid-sd"
+SPARSE, PIA, ANIMATELCM_I2V = "SparseCtrl", "PIA", "AnimateLCM-I2V"
+SETS = (MOTION, VIDEO_LDM, LAVIE, LAVIE_X4, MODELSCOPE, MUSEV, MAKEAVID, SPARSE, PIA, ANIMATELCM_I2V)
+MOTION_MODULES = (MOTION, SPARSE, PIA, ANIMATELCM_I2V)
+# Diffusers' motion adapters, Lightning and AnimateLCM are AnimateDiff v2's modules with other weights
+WITHOUT_MIDDLE = (SPARSE, PIA)          # their motion modules are those of AnimateDiff v3
+POSITIONS = {ANIMATELCM_I2V: 64}        # 32 in the other motion modules
+LEVELS = (320, 640, 1280, 1280)         # channels
+# The blocks of Stable Diffusion 1.5's network without attention to text: there ModelScope and MuseV have no transformer
+# over t
 WITHOUT_TEXT = {("input", 10), ("input", 11), ("output", 0), ("output", 1), ("output", 2)}
 HEAD_WIDTH, FIRST_WIDTH = 64, 512       # of ModelScope's attentions; channels inside its first transformer
 COLUMNS = ("layers", "step without", "step with", "time ratio", "FLOP ratio", "time / FLOPs",
@@ -96,18 +116,19 @@ def report(case: Case, options, peaks: dict):
     unet, inputs = build_unet(case), batch(case)
     base_flops = flops(unet, None, inputs, case)
     for name in options.sets:
-        stack = build_layers(unet, name, case)
-        flop_ratio = flops(unet, stack, inputs, case) / base_flops      # the warm-up too
-        pairs = [(seconds(unet, None, inputs, case), seconds(unet, stack, inputs, case)) for _ in range(options.pairs)]
+        stack, control = build_layers(unet, name, case), build_control(name, case)
+        flop_ratio = flops(unet, stack, inputs, case, control) / base_flops         # the warm-up too
+        alone, layered = partial(step, unet, None, inputs, case), partial(step, unet, stack, inputs, case, control)
+        pairs = [(seconds(alone, case.device), seconds(layered, case.device)) for _ in range(options.pairs)]
         if case.device == "cuda":
-            peaks = {IMAGES: allocated(unet, None, inputs, case), name: allocated(unet, stack, inputs, case)}
+            peaks = {IMAGES: allocated(unet, None, inputs, case), name: allocated(unet, stack, inputs, case, control)}
         without, with_layers = (statistics.median(times) for times in zip(*pairs))
         ratio = statistics.median(after / before for before, after in pairs)
         row = (name, f"{without:.3f} s", f"{with_layers:.3f} s", f"{ratio:.2f}", f"{flop_ratio:.2f}",
                f"{ratio / flop_ratio:.2f}", gigabytes(peaks[IMAGES]), gigabytes(peaks[name]),
                f"{peaks[name] / peaks[IMAGES]:.2f}")
         print(f"| {' | '.join(row)} |", flush=True)
-        del stack
+        del stack, control, layered
 
 
 def gigabytes(size: int) -> str:
@@ -138,22 +159,52 @@ def params_of(unet, name: str, frames: int) -> StackParams:
         return video_ldm_params(unet, EMB_DIM, CONTEXT_DIM, lambda channels: HEADS, frames)
     found = ((site, brick_at(name, site, channels)) for site, (_, channels) in unet_sites(unet).items())
     bricks = tuple((site, brick) for site, brick in found if brick is not None)
-    changes: dict[str, tuple[SpatialChange, ...]] = {LAVIE: (POOLED_NORMS,), LAVIE_X4: (POOLED_NORMS, SPARSE_CAUSAL)}
-    return StackParams(name, bricks, frames, 32 if name == MOTION else None, changes.get(name, ()))
+    pictured = {PIA: pia.facts_for(LEVELS[0]), ANIMATELCM_I2V: animatelcm_i2v.facts_for(LEVELS)}
+    changes: dict[str, tuple[SpatialChange, ...]] = {LAVIE: (POOLED_NORMS,), LAVIE_X4: (POOLED_NORMS, SPARSE_CAUSAL),
+                                                     MUSEV: (KNOWN_ATTENTION,),
+                                                     MAKEAVID: (POOLED_NORMS, TRANSFORMER_EPS),
+                                                     **{other: facts.spatial for other, facts in pictured.items()}}
+    return StackParams(name, bricks, frames, POSITIONS.get(name, 32) if name in MOTION_MODULES else None,
+                       changes.get(name, ()), frame_width=EMB_DIM if name == MUSEV else 0,
+                       picture=pictured[name].picture if name in pictured else None)
 
 
 def brick_at(name: str, site: Site, channels: int) -> BrickParams | None:
     """The layer that a published set has at a site. None: it has none there."""
     transformer = ClipTransformerParams(channels, channels // HEAD_WIDTH, channels)
+    numbered = WeightedTransformerParams(channels, HEADS, EMB_DIM)
     bricks: dict[str, dict[str, BrickParams]] = {
-        MOTION: {"post_attn": MotionParams(channels, HEADS)},
+        **{other: {"post_attn": MotionParams(channels, HEADS)} for other in MOTION_MODULES},
         LAVIE: {"in_attn_pre_ff": RotaryParams(channels, HEADS)},
         LAVIE_X4: {"in_attn_post_ff": FrameAttentionParams(channels, HEADS)},
         MODELSCOPE: {"post_res": StagedConvParams(channels), "post_attn": transformer,
                      "post_conv_in": ClipTransformerParams(channels, FIRST_WIDTH // HEAD_WIDTH, FIRST_WIDTH)},
+        MUSEV: {"post_res": WeightedConvParams(channels), "post_attn": numbered, "post_conv_in": numbered},
+        MAKEAVID: {"in_attn_pre_ff": FrameResidualParams(channels, HEADS),
+                   **{slot: FrameConvParams(channels) for slot in CONVOLUTION_SLOTS}},
     }
     without_text = site.slot == "post_attn" and (site.part, site.index) in WITHOUT_TEXT
-    return None if name == MODELSCOPE and without_text else bricks[name].get(site.slot)
+    if name in (MODELSCOPE, MUSEV) and without_text or name in WITHOUT_MIDDLE and site.part == "middle":
+        return None
+    return bricks[name].get(site.slot)
+
+
+def sparse_params(frames: int) -> SparseControlParams:
+    """The published SparseCtrl for pictures (RGB)."""
+    first, second, third, fourth = LEVELS
+    channels = (*[first] * 4, *[second] * 3, *[third] * 3, *[fourth] * 2)
+    motion = tuple((block, MotionParams(channels[block], HEADS, attentions=1)) for block in (1, 2, 4, 5, 7, 8, 10, 11))
+    return SparseControlParams(LATENTS, 4, 4, channels, fourth, motion, frames=frames)
+
+
+def build_control(name: str, case: Case) -> Any:
+    """SparseCtrl's network with random weights, for the set with that name. None for others."""
+    if name != SPARSE:
+        return None
+    network = for_benchmarks.sparse_control_of(sparse_params(case.frames), SD15, case.dtype, case.device)
+    if case.device != "meta":
+        fill(network.named_parameters())
+    return network.requires_grad_(False).eval()
 
 
 @torch.no_grad()
@@ -178,39 +229,53 @@ def batch(case: Case):
 # Measures of one step; stack None is the image model
 
 @torch.no_grad()
-def step(unet, stack, inputs, case: Case):
+def step(unet, stack, inputs, case: Case, control=None):
+    """control: SparseCtrl's network, which sees frame 0."""
     x, timesteps, context = inputs
-    layers = [(stack, CallSettings(case.frames))] if stack is not None else []
+    layers = [(stack, settings_of(stack, x, case))] if stack is not None else []
     with open_call(unet, layers, context):
-        return unet(x, timesteps, context=context)
+        if control is None:
+            return unet(x, timesteps, context=context)
+        known = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        known[1:] = 0
+        residuals, middle = control(known, timesteps, context, case.frames)
+        return unet(x, timesteps, context=context, control={"output": residuals, "middle": [middle]})
 
 
-def flops(unet, stack, inputs, case: Case) -> int:
+def settings_of(stack, x, case: Case) -> CallSettings:
+    """With frame 0 known, for layers that see known frames through the image model."""
+    known = (0,) if KNOWN_ATTENTION in stack.params.spatial else ()
+    picture = GivenPicture(x[:1], 0, tuple(range(case.frames)), case.frames) if stack.params.picture else None
+    return CallSettings(case.frames, known_places=known, picture=picture)
+
+
+def flops(unet, stack, inputs, case: Case, control=None) -> int:
     with FlopCounterMode(display=False) as counter:
-        step(unet, stack, inputs, case)
+        step(unet, stack, inputs, case, control)
     return counter.get_total_flops()
 
 
-def seconds(unet, stack, inputs, case: Case) -> float:
-    if case.device == "cpu":
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """Seconds of a piece of work. device: that computes it."""
+    if device == "cpu":
         began = time.perf_counter()
-        step(unet, stack, inputs, case)
+        work()
         return time.perf_counter() - began
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     torch.cuda.synchronize()
     events[0].record()
-    step(unet, stack, inputs, case)
+    work()
     events[1].record()
     torch.cuda.synchronize()
     return events[0].elapsed_time(events[1]) / 1000
 
 
-def allocated(unet, stack, inputs, case: Case) -> int:
+def allocated(unet, stack, inputs, case: Case, control=None) -> int:
     """Bytes of GPU memory that a step takes beyond the weights, at its peak."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step(unet, stack, inputs, case)
+    step(unet, stack, inputs, case, control)
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -231,4 +296,5 @@ def resident_growth(case: Case, name: str) -> int:
     """Bytes of resident memory that one step takes at most, beyond what the process holds before it."""
     unet, inputs = build_unet(case), batch(case)
     stack = build_layers(unet, name, case) if name != IMAGES else None
-    return growth(lambda: step(unet, stack, inputs, case))
+    control = build_control(name, case)
+    return growth(lambda: step(unet, stack, inputs, case, control))

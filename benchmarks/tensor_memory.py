@@ -20,9 +20,9 @@ from .memory import Tally
 
 CARD, MAIN = "meta", "cpu"          # the devices of a Tally
 DTYPE = torch.float16
-X4_TEXT, X4_HEADS, FRAMES = 1024, 8, 8
+X4_TEXT, X4_CHANNELS, X4_HEADS, FRAMES = 1024, 256, 8, 8
 # x4-upscaler-ema.safetensors: 473 million parameters.
-X4 = dict(image_size=128, in_channels=7, out_channels=4, model_channels=256, num_res_blocks=[2] * 4,
+X4 = dict(image_size=128, in_channels=7, out_channels=4, model_channels=X4_CHANNELS, num_res_blocks=[2] * 4,
           channel_mult=(1, 2, 2, 4), transformer_depth=[0, 0, 1, 1, 1, 1, 1, 1], num_heads=X4_HEADS,
           transformer_depth_output=[0, 0, 0] + [1] * 9, transformer_depth_middle=1, context_dim=X4_TEXT,
           use_spatial_transformer=True, use_linear_in_transformer=True, legacy=False, num_classes=1000,
@@ -65,7 +65,7 @@ def x4_unet():
 
 def x4_layers(unet) -> TemporalStack:
     """Video LDM layers for the x4 upscaler."""
-    params = video_ldm_params(unet, 4 * X4["model_channels"], X4_TEXT, lambda channels: X4_HEADS, FRAMES)
+    params = video_ldm_params(unet, 4 * X4_CHANNELS, X4_TEXT, lambda channels: X4_HEADS, FRAMES)
     return TemporalStack(params, Factory(dtype=DTYPE, device=CARD))
 
 

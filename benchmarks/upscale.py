@@ -121,7 +121,8 @@ def measure_sampling(frames: int) -> dict:
     for_benchmarks.wrap_conditions(model, "bench", watched)
     sample(model, torch.rand(FRAMES, *SMALL, 3), 0)
     before = process.memory_info().rss
-    pieces.clear(), resting.clear()
+    pieces.clear()
+    resting.clear()
     small = torch.rand(frames, *SMALL, 3)
     latents = sample(model, small, 0)
     return {"piece": max(pieces), "rest": max(resting) - before, "latents": latents.nbytes}
@@ -129,7 +130,8 @@ def measure_sampling(frames: int) -> dict:
 
 def sample(model, small: torch.Tensor, tile: int, steps: int = 1) -> torch.Tensor:
     """Latents of the large frames, as the node makes them. small: `t h w 3`. tile: pixels of the large frames."""
-    cuts = plan_pieces(*small.shape[:3], FRAMES, OVERLAP, tile // FACTOR)
+    frames, height, width = small.shape[:3]
+    cuts = plan_pieces(frames, height, width, FRAMES, OVERLAP, tile // FACTOR)
     text = [[torch.randn(1, 77, X4_TEXT), {}]]
     return upscale(model, small, LEVEL, cuts, 1, SamplerSettings(steps, 8.0, "euler", "normal", text, text))
 
@@ -206,7 +208,7 @@ def sized_model():
         if x.shape not in shapes:
             shapes.add(x.shape)
             text = context.to(CARD, DTYPE)
-            with open_call(unet, [(stack, CallSettings(clip_options(options).frames))], text):
+            with open_call(unet, [(stack, CallSettings(clip_options(options).frames or len(x)))], text):
                 unet(x.to(CARD, DTYPE), timesteps.to(CARD), text, y.to(CARD), transformer_options={})
         return torch.zeros_like(x[:, :4])
     for_benchmarks.wrap_network(model, "bench", on_shapes)

@@ -32,13 +32,13 @@ SHOWN = 4
 
 def parts(numbers):
     """(large, small) frames of a random part of each held-out drive, uint8 (n t 64 128 3) and (n t 16 32 3)."""
-    large = []
+    cut: list[np.ndarray] = []
     for number in numbers:
         rng, frames = np.random.default_rng(number), upscaled_drive(number)
         top, left = (FACTOR * rng.integers((size - side) // FACTOR + 1) for size, side in
                      ((upscaler.HEIGHT, models.HEIGHT), (upscaler.WIDTH, models.WIDTH)))
-        large.append(frames[:, top:top + models.HEIGHT, left:left + models.WIDTH])
-    large = np.stack(large)
+        cut.append(frames[:, top:top + models.HEIGHT, left:left + models.WIDTH])
+    large = np.stack(cut)
     pixels = torch.from_numpy(large).flatten(0, 1).movedim(-1, 1).float()
     small = avg_pool2d(pixels, FACTOR).round().to(torch.uint8).movedim(1, -1)
     return large, small.unflatten(0, large.shape[:2]).numpy()
@@ -62,7 +62,8 @@ class Upscaler:
         """uint8 (t 4h 4w 3) of small frames uint8 (t h w 3), as one window."""
         frames = torch.from_numpy(small).float() / 255
         text = [[[words, {}]] for words in (self.cascade.captions([number]), self.cascade.null)]
-        cuts = plan_pieces(*frames.shape[:3], len(frames), 0, 0)
+        count, height, width = frames.shape[:3]
+        cuts = plan_pieces(count, height, width, count, 0, 0)
         x = upscaling.upscale(model, frames, upscaler.USUAL_LEVEL, cuts, number,
                                SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER, *text))
         return ((unfold_pixels(x) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).numpy()
