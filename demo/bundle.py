@@ -1,6 +1,8 @@
 """The finished cascade as the files that the pack ships, and back: `python run.py train-demo --from-bundle`."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -142,6 +144,11 @@ def read_text(bundle):
     return as_module("text", {**kept, "logit_scale": scale})
 
 
+def read_pvdm(stage: str, bundle: Path) -> dict:
+    """The network of one of PVDM's stages."""
+    return as_module(*pvdm_stages.read(stage, bundle))
+
+
 def read_key_frames(bundle):
     """The prediction layers without their input for context frames."""
     wanted = TemporalStack(layers.temporal_params(host.build_unet(models.UNET)), Factory(device="meta")).state_dict()
@@ -149,7 +156,7 @@ def read_key_frames(bundle):
     return as_module("temporal", {key: tensors[key][tuple(map(slice, like.shape))] for key, like in wanted.items()})
 
 
-READERS = {
+READERS: dict[str, Callable[[Path], dict]] = {
     "autoencoder": lambda bundle: as_module("autoencoder", host.read_part(bundle / "autoencoder.safetensors",
                                                                           "autoencoder")[0]),
     "text": read_text,
@@ -162,6 +169,6 @@ READERS = {
     "temporal-decoder": lambda bundle: as_module("decoder", load_decoder(bundle / DECODER_FILE).tensors),
     "upscaler": lambda bundle: as_module("unet", load_upscaler(bundle / UPSCALER_FILE).tensors),
     "upscaler-temporal": lambda bundle: as_module("temporal", load_temporal(bundle / UPSCALER_LAYERS_FILE).tensors),
-    **{stage: lambda bundle, stage=stage: as_module(*pvdm_stages.read(stage, bundle)) for stage in pvdm_stages.TRAINED},
+    **{stage: partial(read_pvdm, stage) for stage in pvdm_stages.TRAINED},
     "features": lambda bundle: as_module("network", load_file(bundle / FEATURES_FILE)),
 }

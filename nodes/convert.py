@@ -5,6 +5,7 @@ from typing import Any
 
 from .host import conversion, files
 from .host.api import io
+from .host.compat import search_words
 from .host.inputs import checked
 
 STEPS = 1000        # of the progress bar
@@ -21,6 +22,7 @@ class ConvertTemporalFile(io.ComfyNode):
                         "The weights stay the same to the bit. The new file loads faster, runs no code, and says what "
                         "it is, who may use it and where it comes from. Of a whole checkpoint the network alone is "
                         "written.",
+            **search_words("ckpt to safetensors", "pickle", "model converter", "motion module"),
             is_output_node=True,
             inputs=[
                 io.Combo.Input("file", **files.convertible_list(),

@@ -1,18 +1,18 @@
 """Latents to pixels: Load Temporal Decoder, Temporal VAE Decode."""
 
-import logging
 from typing import Any
 
 from ..temporal.families import load_decoder
 from ..temporal.formats.decoder import DecoderFile
 from ..temporal.video import DEFAULT_RATE
-from .host import files, temporal_vae, wiring
+from .host import files, notes, temporal_vae, wiring
 from .host.api import io
-from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
+from .host.compat import search_words
+from .host.decoded_outputs import IMAGE_SLOT, chosen_rate, pictures_and_video
 from .host.decoding import DecodeSettings, Decoding
 from .host.inputs import checked
 from .host.latents import RATE, clips_of, refuse_planes
-from .host.sockets import Latent, Vae
+from .host.sockets import Audio, Latent, Vae
 
 
 class LoadTemporalDecoder(io.ComfyNode):
@@ -26,6 +26,7 @@ class LoadTemporalDecoder(io.ComfyNode):
                         "Takes the decoder of Stable Video Diffusion, for the latents of Stable Diffusion 1.x and "
                         "2.x, or one trained with this pack. The input VAE is not changed, and encoding stays the "
                         "same bit for bit.",
+            **search_words("svd", "flicker", "deflicker", "stable video diffusion", "video vae"),
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of your checkpoint. The output VAE encodes as this one does, and "
                                             "decodes with the file's decoder."),
@@ -55,7 +56,7 @@ class LoadTemporalDecoder(io.ComfyNode):
         made = temporal_vae.with_temporal_decoder(vae, found)
         warning = temporal_vae.round_trip_warning(vae, made, found, (path, *files.path_fingerprint(path)))
         if warning:
-            logging.warning("[Video LDM] %s", warning)
+            notes.warn(warning)
         return io.NodeOutput(made, report_of(found, warning))
 
 
@@ -80,6 +81,7 @@ class TemporalDecode(io.ComfyNode):
                         "length needs the memory of one window, and the result does not depend on how much memory is "
                         "free. With a VAE from Load Temporal Decoder frames do not flicker. With a plain VAE it "
                         "decodes frame by frame.",
+            **search_words("svd", "flicker", "deflicker", "vae decode", "latent to video"),
             inputs=[
                 io.Vae.Input("vae", tooltip="A VAE from Load Temporal Decoder, or a plain one."),
                 io.Latent.Input("samples", tooltip="The frames of a clip, or of several clips one after another."),
@@ -100,6 +102,9 @@ class TemporalDecode(io.ComfyNode):
                 io.Int.Input("clips", default=0, min=0, max=4096, optional=True,
                              tooltip="How many clips the LATENT holds, one after another. Each is decoded by itself. "
                                      "0 takes what the LATENT says (Video LDM Sampler writes it there), else one."),
+                io.Audio.Input("audio", optional=True,
+                               tooltip="Sound for the VIDEO, such as that of Load Video Frames. It begins with the "
+                                       "first frame and ends with the last one at the latest."),
             ],
             outputs=[
                 io.Image.Output("images", display_name="IMAGE",
@@ -119,13 +124,13 @@ class TemporalDecode(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, vae: Vae, samples: Latent, window: int, overlap: int, tile: int, fps: float,
-                clips: int = 0) -> io.NodeOutput:
+                clips: int = 0, audio: Audio | None = None) -> io.NodeOutput:
         refuse_planes(samples, "The connected latents")
         frames = samples["samples"]
         settings = DecodeSettings(window, overlap, tile, clips or clips_of(samples, len(frames)))
         decoding = Decoding(vae, frames, settings)
-        rate = fps or samples.get(RATE) or DEFAULT_RATE
-        return io.NodeOutput(*pictures_and_video(decoding, rate, cls.hidden))
+        rate = chosen_rate(fps, samples.get(RATE))
+        return io.NodeOutput(*pictures_and_video(decoding, rate, cls.hidden, audio))
 
 
 NODES = [LoadTemporalDecoder, TemporalDecode]

@@ -14,9 +14,11 @@ from ..temporal.errors import VideoLDMError
 from ..temporal.params import StackParams
 from ..temporal.rollout import PER_KEY, interpolated_length
 from ..temporal.schedules import keys_within
-from .host import context, latents, sampling
+from .host import context, latents, sampling, sparse_control
 from .host.api import io
+from .host.compat import search_words
 from .host.frame_conditioning import CallFrames, model_of, settings_of
+from .host.free_init import refuse_free_init
 from .host.inputs import checked
 from .host.options import LayerSet, layer_sets
 from .host.required_layers import require_layers
@@ -67,16 +69,20 @@ class LatentInterpolate(io.ComfyNode):
             display_name="Latent Interpolate x4",
             category="video ldm/sample",
             description="Makes three frames between every two: T frames become 4(T-1)+1, at four times the frame rate. "
-                        "The key frames stay unchanged. Takes a MODEL with interpolation layers, or the MODEL of "
-                        "LaVie's interpolation, which makes the key frames anew.",
+                        "The key frames stay unchanged. Takes a MODEL with interpolation layers. The MODEL of LaVie's "
+                        "interpolation, or of SparseCtrl, makes the key frames anew.",
+            **search_words("frame interpolation", "rife", "film", "slow motion", "smooth", "frame rate", "fps",
+                           "in between"),
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers with a file of interpolation "
-                                                "layers, or from Load Video Model with lavie_interpolation."),
+                                                "layers, from Load Video Model with lavie_interpolation, or from Load "
+                                                "SparseCtrl."),
                 io.Conditioning.Input("positive", tooltip="What the video shows: the text of the key frames. Texts, "
                                                           "masks and ControlNet pictures may be one for all frames, "
                                                           "one for each output frame, or one for each key frame. One "
                                                           "for a key frame also serves the frames up to the next key "
-                                                          "frame. Any other number is repeated in turn."),
+                                                          "frame. Any other number is repeated in turn; Prompt "
+                                                          "Travel's is refused."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Latent.Input("latent", tooltip="The key frames, one per batch item; several clips stay apart. "
                                                   "LaVie's interpolation takes those of any Stable Diffusion 1.x or "
@@ -108,8 +114,9 @@ class LatentInterpolate(io.ComfyNode):
                 io.Vae.Input("vae", optional=True,
                              tooltip="Only for SEINE: encodes the mid-grey that it sees in the frames to make."),
                 io.Boolean.Input("keep_key_frames", default=False, optional=True,
-                                 tooltip="Only for LaVie's interpolation. Off: all frames are made anew, as its "
-                                         "authors do. On: the key frames that came in are put back at their places."),
+                                 tooltip="Only for LaVie's interpolation and SparseCtrl. Off: all frames are made "
+                                         "anew, as their authors do. On: the key frames that came in are put back at "
+                                         "their places."),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="All frames, old and new, in order."),
@@ -123,7 +130,8 @@ class LatentInterpolate(io.ComfyNode):
                 steps: int, times: int, cfg: float, sampler: str, scheduler: str, fps: float, windows: int,
                 temporal_prompt: Conditioning | None = None, vae: Vae | None = None,
                 keep_key_frames: bool = False) -> io.NodeOutput:
-        check_layers(require_layers(model))
+        sparse_control.refuse_pictures(model, "Latent Interpolate x4")
+        check_layers(require_layers(model), sparse_control.sparse_settings(model) is not None)
         check_texts(model, positive, negative, temporal_prompt)
         latents.check_kind(latent, model, "The key frames")
         rate = rate_of(latent, fps)
@@ -131,6 +139,9 @@ class LatentInterpolate(io.ComfyNode):
         grey = context.encoded_grey(model, clips[0], vae)
         settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
         anew = context.remakes_key_frames(model)
+        if not anew:
+            refuse_free_init(model, "Latent Interpolate x4", "The key frames already give the others their large "
+                             "shapes.")
         calls = times if anew else sum(between_pairs(len(clips[0]), times))
         progress = sampling.RolloutProgress(model, len(clips) * calls, steps)
         make = interpolate_anew if anew else interpolate
@@ -143,10 +154,13 @@ class LatentInterpolate(io.ComfyNode):
         return io.NodeOutput(latents.with_frames(latent, model, torch.cat(clips), rate, len(clips[0])), rate)
 
 
-def check_layers(sets: list[LayerSet]) -> None:
-    """Refuse a MODEL without interpolation layers, or with layers that interpolate in different ways."""
+def check_layers(sets: list[LayerSet], sparse: bool = False) -> None:
+    """Refuse a MODEL without interpolation layers, or with layers that interpolate in different ways.
+
+    sparse: a SparseCtrl on the MODEL sees the key frames, so any layers make the frames between.
+    """
     for layers in sets:
-        if not interpolates(layers.params):
+        if not sparse and not interpolates(layers.params):
             raise VideoLDMError(f"The temporal layers on this MODEL ({layers.title}) make key frames, not the "
                                 "frames between them. Load a file of interpolation layers onto the image model with "
                                 "Load Temporal Layers, or lavie_interpolation with Load Video Model, and connect that "

@@ -4,12 +4,15 @@ from typing import Any
 
 from ..temporal.clip_length import check_clip_length
 from ..temporal.families import listing, load_motion_lora, load_temporal, load_video_model
+from ..temporal.families.presets import with_preset
 from ..temporal.formats.pixel_upscaler import UpscalerFile
 from ..temporal.formats.temporal_file import TemporalFile
+from ..temporal.norms import CHOICES, USUAL, with_norms
 from ..temporal.slots import unet_sites
-from .host import files, models, noise_schedule, upscaler_model, upscaling, video_network
+from .host import files, models, noise_schedule, placed_frames, upscaler_model, upscaling, video_network
 from .host.api import io
 from .host.attach import attach_layers
+from .host.compat import search_words
 from .host.image_model import context_dim, model_title, spatial_unet
 from .host.inputs import checked
 from .host.layer_weights import build_stack, layer_dtype
@@ -34,6 +37,8 @@ class LoadTemporalLayers(io.ComfyNode):
                         f"act on it while it samples; the image model itself stays unchanged. Takes "
                         f"{listing('temporal')}. LoRA, ControlNet and DreamBooth checkpoints combine with it in either "
                         "order.",
+            **search_words("animatediff", "animate diff", "motion module", "motion model", "motion adapter",
+                           "text to video", "txt2vid", "t2v", "lightning", "pia", "image to video", "i2v"),
             inputs=[
                 io.Model.Input("model", tooltip="The image model: a Stable Diffusion checkpoint, with or without LoRA. "
                                                 "It is not changed. The output MODEL is the video model."),
@@ -53,6 +58,11 @@ class LoadTemporalLayers(io.ComfyNode):
                 io.Int.Input("frames_per_clip", default=0, min=0, max=4096, optional=True,
                              tooltip="How many frames of a batch make one clip, for core samplers. 0: the whole batch "
                                      "is one clip. Video LDM Sampler sets it by itself."),
+                io.Combo.Input("norms", options=list(CHOICES), default=USUAL, optional=True,
+                               tooltip="For AnimateDiff, PIA, Hotshot-XL and motion adapters: which frames the norms "
+                                       "see. Usual for the file: as its authors' code does it; the report says how. "
+                                       "Pooled in the layers: as diffusers does it with all of them. Pooled in the "
+                                       "image model: for a motion adapter that was made from AnimateDiff v1."),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL", tooltip="The video model, for any sampler."),
@@ -67,10 +77,10 @@ class LoadTemporalLayers(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model: Model, file: str, strength: float, schedule: str, motion_lora: list | None = None,
-                frames_per_clip: int = 0) -> io.NodeOutput:
+                frames_per_clip: int = 0, norms: str = USUAL) -> io.NodeOutput:
         path = files.resolve(file)
         unet = spatial_unet(model)
-        layers = load_temporal(path)
+        layers = with_norms(with_preset(load_temporal(path), file), norms)
         channels = {site: count for site, (_, count) in unet_sites(unet).items()}
         layers.check_base(channels, context_dim(model), model_title(model))
         refuse_own_layers(model, layers)
@@ -81,9 +91,10 @@ class LoadTemporalLayers(io.ComfyNode):
                               "Set frames_per_clip to {limit}, or to 0.")
         loras = motion_lora or []
         # A motion LoRA patches the weights in place, so layers with one are not shared between MODELs.
-        shared = None if loras else (path, *files.fingerprint(file))
+        shared = None if loras else (path, *files.fingerprint(file), norms)
         stack = build_stack(layers.params, layers.tensors, layer_dtype(model, layers.dtype), shared)
-        record = LayerSet(layers.params, layers.title, layers.name, layers.fps, layers.noise, strength)
+        params = placed_frames.params_on(model, layers.params)
+        record = LayerSet(params, layers.title, layers.name, layers.fps, layers.noise, strength)
         pairs = [(lora.fitting(layers.params), lora_strength) for lora, lora_strength in loras]
         out = attach_layers(model, stack, record, pairs, frames_per_clip)
         if schedule == AS_TRAINED:
@@ -119,13 +130,12 @@ def report_of(layers: TemporalFile, model: Model, schedule: str, loras: list,
     if layers.params.positions:
         lines.append(f"Positions were trained for up to {layers.params.positions} frames.")
     if layers.hint:
-        hint = layers.hint
-        lines.append(f"Sample with {hint.sampler} and ModelSamplingDiscrete set to {hint.model_sampling}, cfg "
-                     f"{hint.cfg[0]:g} to {hint.cfg[1]:g}, {hint.steps[0]} to {hint.steps[1]} steps.")
+        lines.append(layers.hint.sentence())
     lines += [f"Motion LoRA {lora.name} at {strength:g}." for lora, strength in loras]
     if layers.licence:
         lines.append(f"Licence: {layers.licence}.")
-    return "\n".join(lines + list(layers.notes))
+    return "\n".join([*lines, *([layers.norms] if layers.norms else []), *layers.notes,
+                      *placed_frames.report(layers.params, model)])
 
 
 class MotionLoRA(io.ComfyNode):
@@ -138,6 +148,7 @@ class MotionLoRA(io.ComfyNode):
             description="A LoRA for temporal layers: camera motions such as zoom, pan and roll. Takes "
                         f"{listing('motion_lora')}. Connect it to Load Temporal Layers. Chain several through "
                         "`previous`.",
+            **search_words("camera", "zoom", "pan", "tilt", "roll", "motion", "animatediff"),
             inputs=[
                 io.Combo.Input("file", **files.loader_list("motion_lora", kind=files.MOTION_LORA),
                                tooltip="A motion LoRA file in models/video_ldm or models/animatediff_motion_lora."),
@@ -170,6 +181,7 @@ class LoadDemo(io.ComfyNode):
             category="video ldm/load",
             description="The plain image model of the tiny bundled cascade, which paints a road with cars. Load "
                         "temporal layers onto it with Load Temporal Layers, as onto a checkpoint of your own.",
+            **search_words("demo", "example", "quickstart", "driving", "test model"),
             inputs=[],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="The image model. On its own it makes images."),
@@ -195,6 +207,8 @@ class LoadVideoModel(io.ComfyNode):
             description="Loads a whole network that is made for video, as a MODEL with its temporal layers. It needs "
                         f"no image checkpoint, only a CLIP and a VAE. Takes {listing('video_model')}. LoRA, ControlNet "
                         "and all samplers take its MODEL as any other. An upscaler's MODEL goes into Video Upscale.",
+            **search_words("lavie", "modelscope", "zeroscope", "videocrafter", "seine", "text to video",
+                           "picture to video", "img2vid", "i2v", "t2v", "video checkpoint"),
             inputs=[
                 io.Combo.Input("file", **files.loader_list("video_model", DEMO_UPSCALER),
                                tooltip="A file in models/video_ldm, or a bundled demo file. Files of temporal layers "

@@ -8,8 +8,9 @@ import torch
 
 from ..temporal.errors import VideoLDMError
 from ..temporal.rollout import OVERLAP, plan_calls
-from .host import context, latents, sampling, unfinished, wiring
-from .host.api import io, ui
+from .host import context, latents, notes, picture, sampling, sparse_control, unfinished
+from .host.api import io
+from .host.compat import search_words
 from .host.frame_conditioning import frames_of_clip, model_of, settings_of
 from .host.inputs import checked
 from .host.pictures import check_pictures
@@ -31,8 +32,12 @@ class ContextFrames(io.ComfyNode):
             category="video ldm/sample",
             description="Gives a video model some frames of the clip, the context frames. The model makes the other "
                         "frames to go with them. Temporal layers trained with context frames take them as an input at "
-                        "every step, and so does a network with an input for them, such as SEINE. With other layers, "
-                        "such as AnimateDiff, a noise mask holds them in place. Works with any sampler.",
+                        "every step, and so does a network with an input for them, such as SEINE, and SparseCtrl from "
+                        "Load SparseCtrl. MuseV and makeavid-sd find them in the image model's own input. PIA and "
+                        "AnimateLCM image-to-video see one picture, and make its frame anew. With other layers, such "
+                        "as AnimateDiff's alone, a noise mask holds them in place. Works with any sampler.",
+            **search_words("picture to video", "image to video", "img2vid", "i2v", "svd", "first frame", "last frame",
+                           "keyframe", "inpaint frames"),
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers or Load Video Model."),
                 io.String.Input("frames", default="0",
@@ -40,13 +45,15 @@ class ContextFrames(io.ComfyNode):
                                         "is the first, -1 the last. '0' starts from a picture, '0, 1' goes on from "
                                         "two frames, '0, -1' makes the frames between. Layers trained with context "
                                         "frames take the sets they were trained for. The report of Load Temporal "
-                                        "Layers names them. SEINE takes any."),
+                                        "Layers names them. SEINE and SparseCtrl take any."),
                 io.Float.Input("guidance", default=1.0, min=0.0, max=20.0, step=0.1, round=0.01,
                                tooltip="Context guidance: above 1 the clip keeps more strictly to the context frames, "
                                        "at one more model call a step. 1 is off. Only for layers trained with context "
-                                       "frames."),
+                                       "frames, and for SparseCtrl."),
                 io.Latent.Input("latent", optional=True, tooltip="The context frames as latents, one per batch item."),
-                io.Image.Input("image", optional=True, tooltip="The context frames as pictures; needs the VAE."),
+                io.Image.Input("image", optional=True, tooltip="The context frames as pictures; needs the VAE. "
+                                                               "SparseCtrl for sketches takes them here, without a "
+                                                               "VAE."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the pictures, and for SEINE the mid-grey that it "
                                                            "sees in the other frames."),
             ],
@@ -64,6 +71,10 @@ class ContextFrames(io.ComfyNode):
         context.refuse_interpolation_network(model)
         latents.check_kind(latent, model, "The context frames")
         positions = positions_of(frames)
+        if sparse_control.sees_pictures(model):
+            sketches = connected_sketches(latent, image)
+            out = context.with_context_frames(model, sketches, positions, guidance)
+            return io.NodeOutput(out, report_of(model, positions, guidance))
         context_latents = connected_latents(latent, image, vae)
         if context_latents is None:
             raise VideoLDMError("No context frames are connected. Connect a LATENT, or an IMAGE and its VAE.")
@@ -96,16 +107,33 @@ def connected_latents(latent: Latent | None, image: torch.Tensor | None, vae: Va
     return vae.encode(check_pictures(image, "The context frames", LARGEST))
 
 
+def connected_sketches(latent: Latent | None, image: torch.Tensor | None) -> torch.Tensor:
+    """The pictures `n 3 h w` from 0 to 1 for a SparseCtrl that sees sketches."""
+    if latent is not None:
+        raise VideoLDMError("The SparseCtrl on this MODEL sees sketches as pictures, and a LATENT is connected. "
+                            "Connect the sketches as IMAGE, at the size of the video. They need no VAE.")
+    if image is None:
+        raise VideoLDMError("No sketches are connected. Connect them as IMAGE, at the size of the video: white lines "
+                            "on black, as scribble preprocessors make them.")
+    return check_pictures(image, "The context frames", LARGEST).movedim(-1, 1).clamp(0, 1)
+
+
 def report_of(model: Model, positions: Sequence[int], guidance: float) -> str:
-    frames = "Frame" if len(positions) == 1 else "Frames"
-    numbers = ", ".join(map(str, positions))
+    numbers = f"Frame{'s' * (len(positions) != 1)} {', '.join(map(str, positions))}"
+    seen, sparse = f"{numbers}: {context.way_in(model)}", sparse_control.sparse_settings(model)
+    guided = f" Context guidance {guidance:g}." if guidance != 1 else ""
+    if picture.way_of_picture(model) is not None:
+        return (f"{seen}. Every frame of the clip is made anew, this one too, so it is close to the picture and not "
+                f"equal to it.{guided}")
+    if sparse is not None:
+        return (f"{seen} ({sparse.name}) at every step. The video's own frames there are made anew with the others: "
+                f"close to what it sees, and not the same.{guided}")
     if context.takes_context(model):
-        guided = f" Context guidance {guidance:g}." if guidance != 1 else ""
         trained = "which were" if context.network_with_input(model) is None else "which was"
-        return f"{frames} {numbers}: {context.way_in(model)}, {trained} trained with context frames.{guided}"
-    ignored = " Context guidance does nothing there." if guidance != 1 else ""
-    return (f"{frames} {numbers}: held in place by ComfyUI's noise mask, for these temporal layers were not trained "
-            f"with context frames.{ignored}")
+        return f"{seen}, {trained} trained with context frames.{guided}"
+    ignored = " Context guidance does nothing there." if guided else ""
+    return (f"{numbers}: held in place by ComfyUI's noise mask, for these temporal layers were not trained with "
+            f"context frames.{ignored}")
 
 
 class ExtendVideo(io.ComfyNode):
@@ -120,9 +148,12 @@ class ExtendVideo(io.ComfyNode):
             category="video ldm/sample",
             description="Makes a video of any length, clip after clip. Each clip goes on from the last frames of the "
                         "one before. Starts from a picture, from a video, or from noise. Temporal layers trained with "
-                        "context frames take those frames as an input, and so does SEINE's network. With other layers, "
-                        "such as AnimateDiff, a noise mask holds them. If the conditioning has a text, a mask or a "
-                        "ControlNet picture for each frame of the video, every clip gets those of its own frames.",
+                        "context frames take those frames as an input, and so do SEINE's network and SparseCtrl. With "
+                        "other layers, such as AnimateDiff's alone, a noise mask holds them. If the conditioning has a "
+                        "text, a mask or a ControlNet picture for each frame of the video, every clip gets those of "
+                        "its own frames.",
+            **search_words("longer", "long video", "continue", "prediction", "autoregressive", "infinite",
+                           "image to video", "i2v", "svd"),
             inputs=[
                 *sampler_inputs(),
                 io.Int.Input("length", default=48, min=2, max=100000,
@@ -168,6 +199,7 @@ class ExtendVideo(io.ComfyNode):
                 vae: Vae | None = None, temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
         sets = require_layers(model)
         context.refuse_interpolation_network(model)
+        sparse_control.refuse_pictures(model, "Extend Video")
         check_texts(model, positive, negative, temporal_prompt)
         latents.check_kind(latent, model, "The frames to start from")
         refuse_several_clips(latent)
@@ -178,8 +210,8 @@ class ExtendVideo(io.ComfyNode):
         fps = fps_of(sets)
         video = empty_video(model, start, length, width, height)
         grey = context.encoded_grey(model, video, vae)
-        needs_input = context.network_with_input(model) is not None
-        progress = sampling.RolloutProgress(model, len(calls), steps)
+        needs_input = context.samples_with_known_alone(model)
+        progress = sampling.RolloutProgress(model, len(calls), steps, fps)
         settings = sampling.SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
         done = 0 if start is None else len(start)
         try:
@@ -199,14 +231,14 @@ class ExtendVideo(io.ComfyNode):
             if on_cancel == STOP or done == (0 if start is None else len(start)):
                 raise
         out = latents.with_frames(latent, model, video[:done], fps, done)
-        report, short = rollout_report(model, calls), None
+        report = rollout_report(model, calls)
         if done < length:
             short = (f"Cancelled: {done} of {length} frames are finished and kept, and the video is short. Queue it "
                      "again for all frames.")
             unfinished.count_unfinished(cls.hidden)
-            wiring.show_on_node(cls.hidden, short)
-        return io.NodeOutput(out, fps, f"{report} {short}" if short else report,
-                             ui=ui.PreviewText(short) if short else None)
+            notes.warn(short)
+            report = f"{report}\n{short}"
+        return io.NodeOutput(out, fps, report)
 
 
 def refuse_several_clips(latent: Latent | None) -> None:

@@ -1,13 +1,14 @@
 """Sampling clips: Video LDM Sampler. It is core's KSampler with less wiring, and it knows the clips of a batch."""
 
 from ..temporal.errors import VideoLDMError
-from .host import context, latents, sampling
+from .host import context, frame_noise, latents, sampling
 from .host.api import io
+from .host.compat import search_words
 from .host.frame_conditioning import frames_of_batch, temporal_texts
 from .host.inputs import checked
 from .host.options import with_clip_options
 from .host.required_layers import fps_of, require_layers
-from .host.sampler_inputs import sampler_inputs
+from .host.sampler_inputs import noise_inputs, sampler_inputs
 from .host.sockets import Conditioning, Latent, Model
 from .host.texts import check_texts
 
@@ -24,9 +25,11 @@ class VideoLDMSampler(io.ComfyNode):
             display_name="Video LDM Sampler",
             category="video ldm/sample",
             description="Samples clips of video with a model that has temporal layers. The noise is KSampler's for the "
-                        "same seed, and each frame has noise of its own. KSampler and SamplerCustomAdvanced work with "
-                        "the same MODEL. This node also makes the latents, counts the clips and passes the frame rate "
-                        "on.",
+                        "same seed, and each frame has noise of its own, unless another kind is chosen. KSampler and "
+                        "SamplerCustomAdvanced work with the same MODEL. This node also makes the latents, counts the "
+                        "clips and passes the frame rate on.",
+            **search_words("animatediff", "animate", "ksampler", "text to video", "txt2vid", "t2v", "vid2vid",
+                           "video to video", "gif"),
             inputs=[
                 *before[:6],
                 io.Int.Input("clips", default=1, min=1, max=256,
@@ -41,6 +44,7 @@ class VideoLDMSampler(io.ComfyNode):
                                       tooltip="Another positive text for the temporal layers alone: with a DreamBooth "
                                               "checkpoint, the prompt without its special token, encoded by the "
                                               "original CLIP."),
+                *noise_inputs(),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="LATENT", tooltip="The frames, for VAE Decode."),
@@ -54,16 +58,18 @@ class VideoLDMSampler(io.ComfyNode):
     @checked
     def execute(cls, model: Model, positive: Conditioning, negative: Conditioning, frames: int, width: int, height: int,
                 clips: int, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, denoise: float,
-                latent: Latent | None = None, temporal_prompt: Conditioning | None = None) -> io.NodeOutput:
+                latent: Latent | None = None, temporal_prompt: Conditioning | None = None,
+                noise: str = frame_noise.OWN, noise_mix: float = 1.0) -> io.NodeOutput:
         sets = require_layers(model)
         context.refuse_interpolation_network(model)
         check_texts(model, positive, negative, temporal_prompt)
         latent = clip_latent(model, latent, frames, clips, width, height, denoise)
+        source = frame_noise.frame_noise(seed, noise, noise_mix, model, frames, node="Video LDM Sampler")
         fps = fps_of(sets)
         texts = temporal_texts(temporal_prompt, frames_of_batch(len(latent["samples"]), frames))
         clip_model = with_clip_options(model, frames, texts, fps)
         samples = sampling.ksample(clip_model, seed, steps, cfg, sampler, scheduler, positive, negative, latent,
-                                   denoise)
+                                   denoise, source.generate_noise(sampling.with_own_channels(model, latent)))
         return io.NodeOutput({**latent, "samples": samples, latents.RATE: fps, latents.CLIP_FRAMES: frames,
                               latents.KIND: latents.kind_of(model)}, fps)
 

@@ -7,17 +7,23 @@ import torch
 from ..temporal.clip_length import check_clip_length
 from ..temporal.errors import VideoLDMError
 from ..temporal.upscaler import FACTOR, TRAINED_LEVEL, PiecePlan, check_level, plan_pieces
-from ..temporal.video import DEFAULT_RATE
+from ..temporal.video import DEFAULT_RATE, is_same_rate
 from .host import temporal_vae, upscaling, wiring
 from .host.api import io
-from .host.decoded_outputs import IMAGE_SLOT, pictures_and_video
+from .host.camera import refuse_camera
+from .host.compat import search_words
+from .host.decoded_outputs import IMAGE_SLOT, chosen_rate, pictures_and_video
 from .host.decoding import ColoursKept, DecodeSettings, Decoding, FrameSource, Unfolding, check_tile
+from .host.free_init import refuse_free_init
 from .host.inputs import checked
+from .host.made_for import checked_for_video
 from .host.options import LayerSet, layer_sets
 from .host.pictures import check_pictures
+from .host.reuse import refuse_reuse
 from .host.sampler_inputs import sampler_inputs
 from .host.sampling import SamplerSettings
-from .host.sockets import Conditioning, Model, Vae, Video
+from .host.sockets import Audio, Conditioning, Model, Vae, Video
+from .host.sounds import audio_of
 
 TITLE = "Video Upscale"
 LARGEST = 16384     # pixels of a side of a large frame, as of core's widgets
@@ -40,6 +46,7 @@ class VideoUpscale(io.ComfyNode):
                         "pieces in every step. So a video of any length and size needs the memory of one piece. With "
                         "temporal layers made for the upscaler its frames go together. Without them every frame is "
                         "upscaled by itself.",
+            **search_words("upscaler", "super resolution", "x4", "enlarge", "4x", "upscale a video", "resolution"),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of x4-upscaler-ema.safetensors, or an upscaler from Load "
                                                 "Video Model. Load Temporal Layers can add temporal layers to it."),
@@ -69,8 +76,8 @@ class VideoUpscale(io.ComfyNode):
                 io.Image.Input("images", optional=True,
                                tooltip="The small frames. Connect these or a video, not both."),
                 io.Video.Input("video", optional=True,
-                               tooltip="The small frames as a VIDEO; its sound is not kept. Connect this or images, "
-                                       "not both."),
+                               tooltip="The small frames as a VIDEO. Its sound is kept. Connect this or images, not "
+                                       "both."),
                 io.Vae.Input("vae", optional=True,
                              tooltip="The VAE of the upscaler's checkpoint, which turns its latents into pictures. "
                                      "The VAE of the video's own model does not fit. None for an upscaler that makes "
@@ -106,19 +113,23 @@ class VideoUpscale(io.ComfyNode):
                 images: torch.Tensor | None = None, video: Video | None = None, vae: Vae | None = None,
                 keep_colours: bool = True) -> io.NodeOutput:
         sets = layer_sets(model)
+        refuse_reuse(model, TITLE)
+        refuse_camera(model, TITLE)
+        refuse_free_init(model, "Video Upscale", "The small frames already give the video its large shapes.")
         most = upscaling.most_noise(model)
         check_level(noise_level, *trained_levels(most, upscaling.usual_noise(model), sets))
         upscaling.check_conditioning(model, positive, "positive")
         upscaling.check_conditioning(model, negative, "negative")
         upscaling.check_vae(model, vae)
         check_tile(tile)
-        small, rate = small_frames(images, video)
+        small, rate, audio = small_frames(images, video)
         count, height, width = small.shape[:3]
-        cuts = plan_pieces(count, height, width, window, overlap if sets else 0, tile // FACTOR)
+        cuts = plan_pieces(count, height, width, window, overlap if sets else None, tile // FACTOR)
         for layers in sets:
             check_clip_length(layers.params, cuts.largest[0], "the pieces have",
                               "Set window to {limit}, and connect at least as many frames as a clip takes.")
-        settings = SamplerSettings(steps, cfg, sampler, scheduler, positive, negative)
+        settings = SamplerSettings(steps, cfg, sampler, scheduler, checked_for_video(positive, count),
+                                   checked_for_video(negative, count))
         made = upscaling.upscale(model, small, noise_level, cuts, seed, settings)
         report = report_of(model, small, noise_level, cuts, sets)
         if keep_colours:
@@ -130,7 +141,10 @@ class VideoUpscale(io.ComfyNode):
             large = Decoding(vae, made, decode_settings(vae, window, overlap, tile))
         if keep_colours:
             large = ColoursKept(large, small)
-        return io.NodeOutput(*pictures_and_video(large, fps or rate or DEFAULT_RATE, cls.hidden), report)
+        if audio and fps and not is_same_rate(fps, rate):
+            audio = None
+            report += f"\nIts sound was left out, because it belongs to {float(rate):g} frames per second."
+        return io.NodeOutput(*pictures_and_video(large, chosen_rate(fps, rate), cls.hidden, audio), report)
 
 
 def trained_levels(most: int, usual: int, sets: list[LayerSet]) -> tuple[int, int]:
@@ -146,19 +160,19 @@ def trained_levels(most: int, usual: int, sets: list[LayerSet]) -> tuple[int, in
     return min([most, *highest]), next((known.usual for known in noise if known), usual)
 
 
-def small_frames(images: torch.Tensor | None, video: Video | None) -> tuple[torch.Tensor, Any]:
-    """The small frames `t h w 3` in 0..1, and their frame rate or None if it is unknown."""
+def small_frames(images: torch.Tensor | None, video: Video | None) -> tuple[torch.Tensor, Any, Audio | None]:
+    """The small frames `t h w 3` in 0..1, their frame rate or None if it is unknown, and their sound."""
     if images is not None and video is not None:
         raise VideoLDMError("Video Upscale takes images or a video, and both are connected. Disconnect one of them.")
     if images is None and video is None:
         raise VideoLDMError("Video Upscale has nothing to upscale. Connect images or a video.")
-    rate = None
+    rate = audio = None
     if video is not None:
         components = video.get_components()
-        images, rate = components.images, components.frame_rate
+        images, rate, audio = components.images, components.frame_rate, audio_of(video, components)
     if images is None or not len(images):
         raise VideoLDMError("The connected images are an empty batch. Connect at least one frame.")
-    return check_pictures(images, "The small frames", LARGEST // FACTOR, smallest=1), rate
+    return check_pictures(images, "The small frames", LARGEST // FACTOR, smallest=1), rate, audio
 
 
 def decode_settings(vae: Vae, window: int, overlap: int, tile: int) -> DecodeSettings:
@@ -172,16 +186,19 @@ def report_of(model: Model, small: torch.Tensor, noise_level: int, cuts: PiecePl
     count, height, width = small.shape[:3]
     frames, tile_height, tile_width = cuts.largest
     tiles = len(cuts.rows) * len(cuts.columns)
+    shortest = cuts.frames[-1].stop - cuts.frames[-1].start
+    length = f"{frames}" if shortest == frames else f"{shortest} or {frames}"
     lines = [f"{count} frames of {width}x{height} upscaled to {FACTOR * width}x{FACTOR * height}, noise level "
              f"{noise_level}.",
-             f"{len(cuts.frames)} windows of {frames} frames, each in {tiles} tiles of {FACTOR * tile_width}x"
+             f"{len(cuts.frames)} windows of {length} frames, each in {tiles} tiles of {FACTOR * tile_width}x"
              f"{FACTOR * tile_height}."]
     if upscaling.makes_pixels(model) and noise_level != upscaling.usual_noise(model):
         lines.append(f"This upscaler was made to be run with noise level {upscaling.usual_noise(model)}.")
     for layers in sets:
-        length = layers.params.frames
-        trained = "" if length == frames else f", trained on clips of {length} frames"
-        lines.append(f"Temporal layers: {layers.title}, strength {layers.strength:g}{trained}.")
+        own = layers.params.frames
+        trained = "" if own == frames else f", trained on clips of {own} frames"
+        further = ", by frame or region as Layer Strength says" if layers.by_frame else ""
+        lines.append(f"Temporal layers: {layers.title}, strength {layers.strength:g}{further}{trained}.")
         if layers.noise:
             lines.append(f"{layers.noise.author} used noise level {layers.noise.usual}.")
     if sets:

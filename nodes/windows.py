@@ -6,6 +6,7 @@ from ..temporal.params import StackParams
 from ..temporal.schedules import FUSES, SCHEDULES
 from .host import windows
 from .host.api import io
+from .host.compat import search_words
 from .host.inputs import checked
 from .host.options import layer_sets
 from .host.sockets import Model
@@ -24,6 +25,8 @@ class FrameWindows(io.ComfyNode):
                         "pieces of the trained length are joined in every step, in the memory of one window. "
                         "Convolution in time: all frames are sampled at once, and each attends to its neighbours only. "
                         "Goes between Load Temporal Layers and any sampler. The sampler may then make more frames.",
+            **search_words("context options", "context window", "sliding window", "longer", "long video", "infinite",
+                           "loop", "animatediff"),
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from Load Temporal Layers."),
                 io.Combo.Input("mode", options=[WINDOWS, CONVOLUTION], default=WINDOWS,

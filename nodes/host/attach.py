@@ -7,7 +7,6 @@ ComfyUI's injections would keep the hooks longer, and are not safe: `clone()` co
 deleted would remove the hooks of a clone that is in use.
 """
 
-import logging
 import math
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,16 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...temporal.call import CallSettings, open_call
 from ...temporal.stack import TemporalStack
+from . import camera, notes
+from .clip_warnings import warn_of_clip
 from .compat import core_windows_act, refuse_core_windows
 from .conflicts import refuse_merged_in_part, refuse_readers_of_attention
 from .image_model import refuse_compiled
 from .known_frames import check_all_given, context_input, further_channels, with_further_channels
 from .latents import check_latents
+from .layer_strength import acting_in_call, fix_strengths, strengths_in_call
 from .layer_weights import lora_patches, patcher_of
+from .made_for import check_made_for
 from .options import (
     CLIP,
     PREFIX,
@@ -36,7 +39,11 @@ from .options import (
     set_clip_options,
     transformer_options,
 )
+from .picture import check_picture_given, picture_in_call
+from .placed_frames import Place, placed
+from .reuse import reuse_in_call
 from .sockets import Control, Executor, Model
+from .sparse_control import RESIDUALS, settings_in
 from .texts import check_conditions
 
 ROLE = "video_ldm_role"         # key in each conditioning of a sampling: 0 for positive, 1 for negative
@@ -50,6 +57,7 @@ class TemporalLayersWrapper:
     def __init__(self, key: str, stack: TemporalStack) -> None:
         self.key, self.stack = key, stack
         self.warned: set[int] = set()       # clip lengths that were warned about
+        self.warned_in: tuple[str, str] | None = None       # the run and node in which they were
 
     def __deepcopy__(self, memo: dict) -> "TemporalLayersWrapper":
         """The wrapper itself. Other nodes deep-copy a MODEL's options.
@@ -64,6 +72,7 @@ class TemporalLayersWrapper:
         transformer_options = transformer_options if transformer_options is not None else {}
         layers = transformer_options.get(self.key) or LayerSet(self.stack.params)
         clips = clips_in_call(len(x), transformer_options)
+        places, place = placed(layers, x, transformer_options)
         settings = CallSettings(
             frames=clips.frames,
             strength=layers.strength,
@@ -72,30 +81,40 @@ class TemporalLayersWrapper:
             known=context_input(self.stack, x, transformer_options),
             fps=clip_options(transformer_options).fps,
             told_fps=layers.told_fps,
+            strengths=strengths_in_call(layers, x, clips, transformer_options),
+            acting=acting_in_call(layers, clips),
+            reuse=reuse_in_call(self.key, clips, transformer_options),
+            known_places=places,
+            picture=picture_in_call(layers, x, clips, transformer_options),
+            camera=camera.camera_in_call(self.key, layers, x, clips, transformer_options),
         )
         self.warn(settings)
         further = further_channels(layers, x, transformer_options)
         with open_call(executor.class_obj, [(self.stack, settings)], context) as calls:
-            prepare_network(executor, calls, further)
+            prepare_network(executor, calls, further, place)
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def warn(self, settings: CallSettings) -> None:
-        warning = self.stack.check_frames(settings.frames) if settings.strength != 0 else None
+        warning = self.stack.check_frames(settings.frames) if settings.acts else None
+        node = notes.running_node()
+        if node != self.warned_in:
+            self.warned_in, self.warned = node, set()
         if warning and settings.frames not in self.warned:
             self.warned.add(settings.frames)
-            logging.warning("[Video LDM] %s", warning)
+            notes.warn(warning)
 
 
-def prepare_network(executor: Executor, calls: list, further: torch.Tensor | None) -> None:
+def prepare_network(executor: Executor, calls: list, further: torch.Tensor | None, place: Place | None) -> None:
     """Act when the network itself runs. A wrapper inside this one may skip it: EasyCache does.
 
-    The calls are marked as running, and the network's input gets its further channels. Wrappers inside this one see
-    the noisy latents alone, as on any MODEL.
+    The calls are marked as running, and the network's input gets its further channels and its placed frames. Wrappers
+    inside this one see the noisy latents alone, as on any MODEL.
 
     Args:
         executor: of the call.
         calls: the open calls of the temporal layers.
         further: the further channels; None: there are none.
+        place: as in placed_frames.placed. Without an acting layer nothing is placed.
     """
     network = executor.original
     for call in calls:
@@ -104,6 +123,8 @@ def prepare_network(executor: Executor, calls: list, further: torch.Tensor | Non
     def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         for call in calls:
             call.running = True
+        if place is not None and calls:
+            x = place(x, calls[0].settings.acting_images)
         return network(with_further_channels(x, further), *args, **kwargs)
     executor.original = run
 
@@ -126,7 +147,9 @@ def reserve_memory(executor: Executor, model: Model, noise_shape: Sequence[int],
     handler = options.get("context_handler")
     if handler is not None and hasattr(handler, "images_per_call"):
         images = handler.images_per_call(images, options.get("transformer_options", {}))
-    return executor(model, [math.ceil(images * ACTIVATIONS), *noise_shape[1:]], *args, **kwargs)
+    mine = options.get("transformer_options", {})
+    seen = (RESIDUALS if settings_in(mine) is not None else 0) + (camera.FEATURES if camera.settings_in(mine) else 0)
+    return executor(model, [math.ceil(images * (ACTIVATIONS + seen)), *noise_shape[1:]], *args, **kwargs)
 
 
 def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -138,10 +161,17 @@ def start_sampling(executor: Executor, noise: torch.Tensor, *args: Any, **kwargs
     refuse_readers_of_attention(guider.model_options)
     options = guider.model_options.setdefault("transformer_options", {})    # the guider's own, for this sampling
     check_all_given(options)
+    check_picture_given(options)
     clip = clip_options(options)
     refuse_core_windows(guider.model_options, guider.conds, len(noise), clip.frames)
-    if not core_windows_act(guider.model_options, len(noise)):      # each of core's windows is a clip
-        options[CLIP] = replace(clip, frames=frames_per_clip(len(noise), options))
+    frames = len(noise)
+    if not core_windows_act(guider.model_options, frames):      # each of core's windows is a clip
+        frames = frames_per_clip(frames, options)
+        options[CLIP] = replace(clip, frames=frames)
+        fix_strengths(options, len(noise), frames, tuple(noise.shape[2:]))
+    for cond in (cond for conds in guider.conds.values() for cond in conds or ()):
+        check_made_for(cond.get("cross_attn"), cond, [frames], "a clip")
+    warn_of_clip(guider.model_patcher, guider.model_options, noise)
     for name, role in ROLES.items():
         for cond in guider.conds.get(name) or ():
             cond[ROLE] = role

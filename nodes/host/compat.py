@@ -16,8 +16,18 @@ from comfy.ldm.modules.diffusionmodules.model import AttnBlock, pytorch_attentio
 from torch import nn
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.stack import TemporalStack
+from .api import io
+from .options import layer_sets_in
 from .sockets import Control, Patcher
+
+
+def search_words(*words: str) -> dict:
+    """An argument of a node's schema: further words that the page's search finds the node by.
+
+    Versions before 0.9 have no such argument, and their page searches the nodes' names alone.
+    """
+    known = inspect.signature(io.Schema).parameters
+    return {"search_aliases": list(words)} if "search_aliases" in known else {}
 
 
 def layer_operations() -> Any:
@@ -25,8 +35,8 @@ def layer_operations() -> Any:
     return comfy.ops.manual_cast
 
 
-def layer_patcher(stack: TemporalStack) -> Patcher:
-    """Temporal layers as a model under ComfyUI's memory management.
+def layer_patcher(stack: nn.Module) -> Patcher:
+    """Temporal layers, or a network beside them, as a model under ComfyUI's memory management.
 
     It is always the plain patcher. ComfyUI 0.16 and later page a UNet's weights, and run a plain patcher beside it.
     They also rebuild patchers for other devices, by `cached_patcher_init`.
@@ -38,7 +48,7 @@ def layer_patcher(stack: TemporalStack) -> Patcher:
     return patcher
 
 
-def copied_patcher(stack: TemporalStack, disable_dynamic: bool = False) -> Patcher:
+def copied_patcher(stack: nn.Module, disable_dynamic: bool = False) -> Patcher:
     return layer_patcher(copy.deepcopy(stack))
 
 
@@ -185,6 +195,8 @@ def refuse_core_windows(model_options: dict, conds: dict, images: int, frames: i
         reason = "fail in this version of ComfyUI"
     elif frames is not None:
         reason = "know nothing of clips"
+    elif any(layers.by_frame for layers in layer_sets_in(model_options.get("transformer_options", {})).values()):
+        reason = "give every window the strengths that Layer Strength has for the first frames"
     elif any(follows_frames(cond.get("control")) for batch in conds.values() for cond in batch):
         reason = "show the first pictures of a ControlNet to every window"
     else:

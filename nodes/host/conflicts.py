@@ -10,9 +10,11 @@ from comfy.patcher_extension import WrappersMP, get_all_wrappers, get_wrappers_w
 from comfy.utils import get_attr
 
 from ...temporal.errors import VideoLDMError
+from ...temporal.reference_attention import KNOWN_ATTENTION
 from ...temporal.spatial_changes import SPARSE_CAUSAL
 from .image_model import model_title
-from .options import layer_sets_in
+from .options import clip_options, layer_sets_in
+from .placed_frames import MASKED
 from .sockets import Patcher
 
 GUIDANCE = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function",
@@ -59,16 +61,29 @@ def recorder_inside(model_options: dict) -> str | None:
 
 def refuse_readers_of_attention(model_options: dict) -> None:
     """Refuse nodes that take the keys of a spatial self-attention for those of its frame, where they are others'."""
-    sets = layer_sets_in(model_options.get("transformer_options", {})).values()
+    options = model_options.get("transformer_options", {})
+    sets = layer_sets_in(options).values()
     recorder = recorder_inside(model_options)
     if recorder is not None and any(SPARSE_CAUSAL in layers.params.spatial for layers in sets):
         raise VideoLDMError(f"The node {recorder} reads the spatial self-attention of a step as that of each frame to "
                             "itself, and this network's frames see the first and the previous frame instead. Remove "
                             f"{recorder}.")
+    known = clip_options(options).context is not None
+    if recorder is not None and known and any(KNOWN_ATTENTION in layers.params.spatial for layers in sets):
+        raise VideoLDMError(f"The node {recorder} reads the spatial self-attention of a step as that of each frame to "
+                            "itself, and with these temporal layers every frame sees the known frames too. Remove "
+                            f"{recorder}, or Context Frames.")
+
+
+FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 
 
 def refuse_merged_in_part(model: Patcher) -> None:
-    """Refuse a merge with a MODEL of other sizes. Core scales such a weight down and adds nothing."""
+    """Refuse a merge with a MODEL of other sizes. Core scales such a weight down and adds nothing.
+
+    The first convolution of an inpainting model is not refused where core leaves it as it is. Adding the difference of
+    two models to it is how inpainting checkpoints are made.
+    """
     for key, patches in model.patches.items():
         for strength, value, strength_model, *_ in patches:
             if not isinstance(value, list) or (strength, strength_model) == (0, 1):
@@ -76,6 +91,8 @@ def refuse_merged_in_part(model: Patcher) -> None:
             own, other = (tuple(tensor.shape) for tensor in (get_attr(model.model, key), value[0][0]))
             if own != other:
                 name = key.removeprefix("diffusion_model.")
+                if name == FIRST_CONVOLUTION and strength_model == 1 and own[1] == MASKED:
+                    continue
                 raise VideoLDMError(f"A node merges this MODEL ({model_title(model)}) with one of another kind: "
                                     f"{name} is {list(own)} in this one and {list(other)} in that one. Merge it with a "
                                     f"MODEL of its own kind. If no other weight differs, ModelMergeSD1 leaves this "

@@ -1,8 +1,10 @@
 """Context frames on a MODEL: frames of the clip that are given.
 
-There are three ways. Layers that were trained with context frames take them as an input. A network that was trained
-with known frames takes them through its own input (known_frames.py). For other layers ComfyUI's noise mask holds them
-in place. All of it is on the clone, so core's samplers work as well as the pack's: the frames are in its
+There are six ways. Layers that were trained with context frames take them as an input. A network that was trained with
+known frames takes them through its own input (known_frames.py). Some layers were trained to find them in the image
+model's input (placed_frames.py), and layers that move a given picture see it through a change of the image model
+(picture.py). SparseCtrl is a second network that sees them (sparse_control.py). For other layers ComfyUI's noise mask
+holds them in place. All of it is on the clone, so core's samplers work as well as the pack's: the frames are in its
 transformer_options, one wrapper stands around the sampling, and context guidance around calc_cond_batch.
 """
 
@@ -17,14 +19,26 @@ from torch import Tensor
 
 from ...temporal.conditioning import resolve_positions
 from ...temporal.errors import VideoLDMError
-from ...temporal.params import GREY, is_trained, listed
+from ...temporal.params import GREY, HINT, is_trained, listed
+from ...temporal.picture_input import PictureParams
 from ...temporal.rollout import PER_KEY, interpolated_length
 from .compat import with_own_id
 from .known_frames import refuse_copies
 from .latents import check_channels, check_frames
-from .options import CLIP, ContextFrames, LayerSet, clip_options, frames_per_clip, layer_sets, set_clip_options
+from .options import (
+    CLIP,
+    ContextFrames,
+    LayerSet,
+    clip_options,
+    frames_per_clip,
+    layer_sets,
+    layer_sets_in,
+    set_clip_options,
+)
+from .picture import check_motion, check_one_picture, way_of_picture
 from .sampling import LATENT_PIXELS
 from .sockets import Executor, Model, Vae
+from .sparse_control import refuse_two_ways, sparse_settings
 
 KEY = "video_ldm_context"       # key of the wrappers
 
@@ -38,7 +52,19 @@ def way_in(model: Model) -> str:
     """How known frames enter on this MODEL, as the end of a sentence that begins with them."""
     if network_with_input(model) is not None:
         return "seen by the network's own input"
+    if (way := way_of_picture(model)) is not None:
+        return way
+    if sees_hint(model):
+        return "seen in every frame through the inpainting model's input by the temporal layers"
+    if sparse_settings(model) is not None:
+        return "seen by SparseCtrl"
     return "seen by the temporal layers" if takes_context(model) else "held in place by a noise mask"
+
+
+def sees_hint(model: Model) -> bool:
+    """Whether layers see a known frame in the channels that an inpainting model has."""
+    return any(layers.params.placed_frames is not None and layers.params.placed_frames.form == HINT
+               for layers in layer_sets(model))
 
 
 def network_with_input(model: Model) -> LayerSet | None:
@@ -47,8 +73,13 @@ def network_with_input(model: Model) -> LayerSet | None:
 
 
 def remakes_key_frames(model: Model) -> bool:
-    """Whether the network on MODEL makes all frames of an interpolated clip anew, as LaVie's does."""
-    return any(layers.params.remakes_key_frames for layers in layer_sets(model))
+    """Whether the MODEL makes all frames of an interpolated clip anew: LaVie's network does, and SparseCtrl."""
+    return sparse_settings(model) is not None or any(layers.params.remakes_key_frames for layers in layer_sets(model))
+
+
+def samples_with_known_alone(model: Model) -> bool:
+    """Whether the MODEL is told of its known frames in every clip, also where there are none."""
+    return network_with_input(model) is not None or sparse_settings(model) is not None
 
 
 def refuse_interpolation_network(model: Model) -> None:
@@ -58,18 +89,28 @@ def refuse_interpolation_network(model: Model) -> None:
             refuse_copies(layers)
 
 
-def trained_for(layers: LayerSet, positions: tuple[int, ...]) -> bool:
-    """Whether these layers and their network were trained for the positions. True if they take no known frames."""
-    frames = layers.params.frames
+def trained_for(layers: LayerSet, positions: tuple[int, ...], frames: int) -> bool:
+    """Whether these layers and their network were trained for the positions. True if they take no known frames.
+
+    frames: of the clip. `check_one_picture` checks the picture of layers that move one.
+    """
     return all(takes.positions is None or is_trained(takes.positions, set(resolve_positions(positions, frames)), frames)
-               for takes in layers.params.known_frames_inputs)
+               for takes in layers.params.known_frames_inputs if not isinstance(takes, PictureParams))
 
 
 def check_trained(model: Model, positions: tuple[int, ...]) -> None:
-    """Refuse positions for which a set of layers with an input for known frames was not trained."""
+    """Refuse positions for which a set of layers with an input for known frames was not trained.
+
+    Negative positions are taken in a clip of the trained length. Sampling knows the clip's own, and checks again.
+    """
+    check_one_picture(model, positions)
     for layers in layer_sets(model):
-        if trained_for(layers, positions):
-            continue
+        check_trained_at(layers, positions, layers.params.frames)
+
+
+def check_trained_at(layers: LayerSet, positions: tuple[int, ...], frames: int) -> None:
+    """The same for one set of layers and clips of `frames` frames."""
+    if not trained_for(layers, positions, frames):
         sets = "; ".join(listed(takes.positions) for takes in layers.params.known_frames_inputs)
         raise VideoLDMError(f"The temporal layers ({layers.title}) were trained for the context frames {sets}, "
                             f"not for {', '.join(map(str, positions)) or 'none'}. Numbers count from 0, and from the "
@@ -110,7 +151,8 @@ def with_context_frames(model: Model, latents: Tensor, positions: Iterable[int],
 
     Args:
         model: the MODEL.
-        latents: the context frames `(k n) c h w`, for k clips or for all.
+        latents: the context frames `(k n) c h w`, for k clips or for all. Pictures `(k n) 3 h w` for a SparseCtrl that
+            sees pictures.
         positions: n frame numbers, from the clip's end if negative. None at all: a network that sees mid-grey in
             unknown frames then sees nothing else.
         guidance: the scale of context guidance; 1 is off.
@@ -123,9 +165,15 @@ def with_context_frames(model: Model, latents: Tensor, positions: Iterable[int],
         raise VideoLDMError(f"{len(latents)} context frames were given for {len(positions)} positions. Give one frame "
                             "for each position.")
     check_trained(model, positions)
-    if not takes_context(model):
+    sparse = sparse_settings(model)
+    if sparse is not None:
+        refuse_two_ways(model, sparse.name)
+        m = with_known(model, latents, positions, sample_anew, per_latent=sparse.per_latent)
+    elif not takes_context(model):
         return with_known(model, latents, positions, sample_with_noise_mask)
-    m = with_known(model, latents, positions, sample_with_context, grey)
+    else:
+        sample = sample_with_context if way_of_picture(model) is None else sample_with_picture
+        m = with_known(model, latents, positions, sample, grey)
     if guidance != 1:
         check_guidance(model)
         m.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, ContextGuidance(guidance))
@@ -133,18 +181,23 @@ def with_context_frames(model: Model, latents: Tensor, positions: Iterable[int],
 
 
 def with_key_frames(model: Model, keys: Tensor) -> Model:
-    """A clone whose network makes all frames of an interpolated clip anew. keys: its key frames `t c h w`."""
-    return with_known(model, keys, range(0, interpolated_length(len(keys)), PER_KEY), sample_with_copies)
+    """A clone that makes all frames of an interpolated clip anew. keys: its key frames `t c h w`."""
+    return with_known(model, keys, range(0, interpolated_length(len(keys)), PER_KEY), sample_anew)
 
 
 def with_known(model: Model, latents: Tensor, positions: Iterable[int], sample: Callable,
-               grey: Tensor | None = None) -> Model:
-    """A clone with these known frames. sample: the wrapper around its sampling. Others: as in with_context_frames."""
-    check_channels(latents, model.get_model_object("latent_format").latent_channels, "The context frames")
+               grey: Tensor | None = None, per_latent: int = 1) -> Model:
+    """A clone with these known frames. sample: the wrapper around its sampling. Others: as in with_context_frames.
+
+    per_latent: as in ContextFrames.
+    """
     m = model.clone()
     scaled = m.model.process_latent_in
-    set_clip_options(m, context=ContextFrames(latents, scaled(latents), tuple(positions),
-                                              grey=None if grey is None else scaled(grey[None])[0]))
+    if per_latent == 1:
+        check_channels(latents, model.get_model_object("latent_format").latent_channels, "The context frames")
+    set_clip_options(m, context=ContextFrames(latents, scaled(latents) if per_latent == 1 else latents,
+                                              tuple(positions), grey=None if grey is None else scaled(grey[None])[0],
+                                              per_latent=per_latent))
     m.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     m.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
@@ -157,11 +210,15 @@ def fit_to_sampling(guider: Any, noise: Tensor) -> ContextFrames:
     clip, frames = clip_options(options), frames_per_clip(len(noise), options)
     known = clip.context
     assert known is not None        # with_context_frames sets it together with this wrapper
-    if known.latents.shape[2:] != noise.shape[2:]:
-        given, wanted = (f"{shape[-1] * 8}x{shape[-2] * 8}" for shape in (known.latents.shape, noise.shape))
+    pixels = LATENT_PIXELS // known.per_latent
+    if tuple(known.latents.shape[2:]) != tuple(side * known.per_latent for side in noise.shape[2:]):
+        given, wanted = (f"{shape[-1] * size}x{shape[-2] * size}" for shape, size in
+                         ((known.latents.shape, pixels), (noise.shape, LATENT_PIXELS)))
         raise VideoLDMError(f"The context frames are {given} pixels and the clip is {wanted}. Resize one of them: "
                             "context frames have the clip's own size.")
     positions = resolve_positions(known.positions, frames)
+    for layers in layer_sets_in(options).values():
+        check_trained_at(layers, positions, frames)
     clips, sets = len(noise) // frames, len(known.latents) // len(positions) if positions else 1
     if sets not in (1, clips):
         raise VideoLDMError(f"Context frames were given for {sets} clips, and {clips} clips are sampled. Give one set "
@@ -182,15 +239,30 @@ def write_context(samples: Tensor, known: ContextFrames) -> Tensor:
     return clips.flatten(0, 1)
 
 
+def full_mask(noise: Tensor, mask: Tensor | None) -> Tensor:
+    """A new noise mask `(b t) 1 h w`, as core would make it of a sampling's own. None: 1 everywhere."""
+    if mask is None:
+        return torch.ones(len(noise), 1, *noise.shape[2:], device=noise.device)
+    # Newer versions pass a mask of the noise's shape. prepare_mask would take its channels for further masks.
+    ready = mask.shape == noise.shape
+    return (mask if ready else prepare_mask(mask, noise.shape, noise.device))[:, :1].clone()
+
+
 def sample_with_context(executor: Executor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Wraps a sampling. The layers take the context frames as an input, and the result has them unchanged."""
     known = fit_to_sampling(executor.class_obj, noise)
     return write_context(executor(noise, *args, **kwargs), known)
 
 
-def sample_with_copies(executor: Executor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Wraps a sampling whose network gets a copy of a key frame for every frame. It makes the key frames anew too."""
+def sample_anew(executor: Executor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Wraps a sampling that makes the known frames anew with the others: LaVie's interpolation, and SparseCtrl."""
     fit_to_sampling(executor.class_obj, noise)
+    return executor(noise, *args, **kwargs)
+
+
+def sample_with_picture(executor: Executor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Wraps a sampling whose layers move a given picture. They make the picture's own frame anew too."""
+    check_motion(executor.class_obj.model_patcher, fit_to_sampling(executor.class_obj, noise))
     return executor(noise, *args, **kwargs)
 
 
@@ -198,11 +270,7 @@ def sample_with_noise_mask(executor: Executor, noise: Tensor, latent_image: Tens
                            denoise_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
     """Wraps a sampling, for layers without such an input. The frames are the latent to start from, behind a mask."""
     known = fit_to_sampling(executor.class_obj, noise)
-    mask = torch.ones(len(noise), 1, *noise.shape[2:], device=noise.device)
-    if denoise_mask is not None:
-        # Newer versions pass a mask of the noise's shape. prepare_mask would take its channels for further masks.
-        ready = denoise_mask.shape == noise.shape
-        mask = (denoise_mask if ready else prepare_mask(denoise_mask, noise.shape, noise.device))[:, :1].clone()
+    mask = full_mask(noise, denoise_mask)
     mask.unflatten(0, (-1, known.frames))[:, list(known.positions)] = 0
     samples = executor(noise, write_context(latent_image, known), sampler, sigmas, mask, *args, **kwargs)
     return write_context(samples, known)

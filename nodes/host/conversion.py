@@ -11,9 +11,10 @@ from typing import Any
 from ...temporal import convert as converter
 from ...temporal.convert import MARK, Converted, Told
 from ...temporal.errors import VideoLDMError
+from ...temporal.families.sparsectrl import SparseControlFile
 from ...temporal.formats.pixel_upscaler import UpscalerFile
 from ...temporal.formats.video_network import VideoNetwork
-from . import upscaler_model, video_network
+from . import sparse_control, upscaler_model, video_network
 
 
 def convert(source: str | Path, target: str | Path, told: Told) -> Converted:
@@ -27,6 +28,8 @@ def check(loaded: Any) -> None:
         video_network.model_config(loaded)
     elif isinstance(loaded, UpscalerFile):
         upscaler_model.unet_params(loaded)
+    elif isinstance(loaded, SparseControlFile):
+        sparse_control.sparse_network(loaded)
 
 
 def report_of(done: Converted) -> str:

@@ -1,31 +1,47 @@
 """The two outputs of a node that decodes: IMAGE holds all frames in memory, VIDEO is a stream of them."""
 
+from fractions import Fraction
 from typing import Any
 
 import torch
 
-from . import files, wiring
+from ...temporal.video import DEFAULT_RATE, as_rate
+from . import files, notes, wiring
 from .decoding import FrameSource
 from .lazy_video import LazyVideo
-from .sockets import Hidden
+from .sockets import Audio, Hidden
+from .sounds import part_of
 
 IMAGE_SLOT = 0      # number of the IMAGE among the node's outputs
 
 
-def pictures_and_video(decoding: FrameSource, rate: Any, hidden: Hidden) -> tuple:
+def pictures_and_video(decoding: FrameSource, rate: Any, hidden: Hidden, audio: Audio | None = None) -> tuple:
     """(IMAGE, VIDEO) of a decoding. All frames are decoded at once only if IMAGE is connected.
 
     Args:
         decoding: makes the frames.
         rate: frames per second.
         hidden: `cls.hidden` of the running node.
+        audio: the sound of the VIDEO. It ends with the frames.
     """
     size = decoding.count, decoding.width, decoding.height, rate
+    audio = part_of(audio, Fraction(0), decoding.count / as_rate(rate))
     if not wiring.is_used(hidden, IMAGE_SLOT):
         blocked = wiring.blocked_output(f"The IMAGE of {decoding.node} was not connected when it ran. Run it again.")
-        return blocked, LazyVideo(decoding.frames, *size)
+        return blocked, LazyVideo(decoding.frames, *size, audio=audio)
     images = decode_all(decoding)
-    return images, LazyVideo(lambda first, last: iter([images[first:last]]), *size)
+    return images, LazyVideo(lambda first, last: iter([images[first:last]]), *size, audio=audio)
+
+
+def chosen_rate(*rates: Any) -> Any:
+    """The first rate that is known, of several frame rates. Where none is, DEFAULT_RATE, with a warning.
+
+    rates: 0 or None is unknown.
+    """
+    known = next((rate for rate in rates if rate), None)
+    if known is None:
+        notes.warn(f"Nothing says the frame rate, so {DEFAULT_RATE} frames per second are assumed. Set fps.")
+    return known or DEFAULT_RATE
 
 
 def decode_all(decoding: FrameSource) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.upscaler import FACTOR, match_colours, unfold_pixels
-from ...temporal.windows import decode_in_tiles, decode_in_windows, tile_count, window_starts
+from ...temporal.windows import decode_in_tiles, decode_in_windows, tile_count, window_slices
 from . import compat, files
 from .sockets import Vae
 from .temporal_vae import is_temporal, title_of
@@ -73,13 +73,15 @@ class Decoding:
         return self.count // self.settings.clips
 
     @property
-    def overlap(self) -> int:
-        """Frames that neighbouring windows share. None for a plain VAE: it decodes every frame by itself."""
-        return self.settings.overlap if self.temporal and self.settings.window < self.clip else 0
+    def overlap(self) -> int | None:
+        """Frames that neighbouring windows share at least. None for a plain VAE: it decodes every frame by itself."""
+        if not self.temporal:
+            return None
+        return self.settings.overlap if self.settings.window < self.clip else 0
 
     def steps(self) -> int:
         """Pieces that a whole decode is made of, for a progress bar."""
-        windows = len(window_starts(self.clip, self.settings.window, self.overlap)) * self.settings.clips
+        windows = len(window_slices(self.clip, self.settings.window, self.overlap)) * self.settings.clips
         height, width = self.samples.shape[2:]
         return windows * (tile_count(height, width, *self.tiling()) if self.tile else 1)
 

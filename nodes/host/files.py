@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,23 +16,28 @@ import torch
 from comfy.cli_args import args
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.families import taken_by
+from ...temporal.families import known_as
+from ...temporal.families import layout_limits as limits_of
 from ...temporal.formats.files import check_regular
 from ...temporal.formats.safetensors_files import ENDINGS
 from .api import io, ui
 from .sockets import Hidden
 
-LAYERS, MOTION_LORA = "video_ldm", "video_ldm_motion_lora"      # kinds of model files, by folder_paths' names
+# Kinds of model files, by folder_paths' names
+LAYERS, MOTION_LORA, SPARSE_CONTROL = "video_ldm", "video_ldm_motion_lora", "video_ldm_sparse_control"
 DECODER_KINDS = (LAYERS, "vae", "checkpoints")                  # kinds among which a decoder is looked for, in order
-ALL_KINDS = (LAYERS, MOTION_LORA, "vae", "checkpoints")         # the same of a file to convert
+ALL_KINDS = (LAYERS, MOTION_LORA, SPARSE_CONTROL, "vae", "checkpoints")         # the same of a file to convert
 DEMO_FOLDER = Path(__file__).resolve().parents[2] / "models" / "demo"
 DEMO_DECODER = "video_ldm_driving_decoder.safetensors"
 DEMO_LAYERS = "video_ldm_"      # the demo's temporal files begin so; Load Demo Models loads its other files
 # Folders of other packs in which an artist may already have files of a kind.
-NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora"}
+NEIGHBOURS = {LAYERS: "animatediff_models", MOTION_LORA: "animatediff_motion_lora", SPARSE_CONTROL: "controlnet"}
 DATE = re.compile(r"%date:([^%]+)%")
 DATE_MARKS = re.compile("yyy?y?|MM?|dd?|HH?|hh?|mm?|ss?")
 SAFETENSORS, FORBIDDEN = ENDINGS, frozenset('/\\:*?"<>|')       # endings of such files; letters no file name may have
+MOST_COLOURS = 64               # of a layout file, for which the page has room
+ON_WINDOWS = os.name == "nt"
+DRIVE = re.compile(r"[A-Za-z]:(?=[/\\])")       # at the beginning of a full path
 LONGEST_NAME = 220              # bytes of the 255 that disks allow; the rest is for a number and an ending
 
 
@@ -62,7 +68,7 @@ def loader_list(takes: str, demo: str | None = None, kind: str = LAYERS) -> dict
     """`options` and `default` of a loader's list.
 
     Args:
-        takes: what the loader loads, in the words of `Identified.takes`.
+        takes: what the loader loads, in the words of `Identified.takes` or of `Identified.kind`.
         demo: the bundled file that is the default.
         kind: the kind of files to list.
     """
@@ -83,7 +89,7 @@ def _ordered_list(names: Iterable[str], path_of: Callable, takes: str, demo: str
 
 
 def _glance(path: str | None) -> frozenset | None:
-    """`taken_by` of a file, empty for anything but a plain file: reading a pipe would wait for ever."""
+    """`known_as` of a file, empty for anything but a plain file: reading a pipe would wait for ever."""
     if path is None or not os.path.isfile(path):
         return frozenset()
     return _glance_once(path, *path_fingerprint(path))
@@ -92,9 +98,26 @@ def _glance(path: str | None) -> frozenset | None:
 @lru_cache(maxsize=4096)
 def _glance_once(path: str, modified: int, size: int) -> frozenset | None:
     try:
-        return taken_by(path)
+        return known_as(path)
     except Exception:       # the list is shown whatever is wrong with a file; the file's loader reports it
         return frozenset()
+
+
+def layout_limits() -> dict[str, tuple[tuple[str, ...], int]]:
+    """{name: (colours, largest number of boxes)} of the scene layout files in the list. Damaged files are left out."""
+    paths = {name: folder_paths.get_full_path(LAYERS, name) for name in list_files()}
+    found = {name: _limits_once(path, *path_fingerprint(path)) for name, path in paths.items()
+             if "layout" in (_glance(path) or ())}
+    return {name: limits for name, limits in found.items() if limits}
+
+
+@lru_cache(maxsize=256)
+def _limits_once(path: str, modified: int, size: int) -> tuple[tuple[str, ...], int] | None:
+    try:
+        colours, most = limits_of(path)
+    except Exception:       # the list is shown whatever is wrong with a file; the file's loader reports it
+        return None
+    return (colours, most) if len(colours) <= MOST_COLOURS else None
 
 
 def resolve(name: str, kind: str = LAYERS) -> str:
@@ -178,7 +201,7 @@ def _resolve_among(kinds: tuple[str, ...], name: str, folders: str) -> str:
 
 def convertible_list() -> dict:
     """`options` and `default` of a list of all files that may be converted. Torch files come first: they gain most."""
-    names = {*list_decoders(), *list_files(MOTION_LORA)}
+    names = {*list_decoders(), *list_files(MOTION_LORA), *list_files(SPARSE_CONTROL)}
     ordered = sorted(names, key=lambda name: (name.lower().endswith(SAFETENSORS), name))
     return {"options": ordered, "default": next(iter(ordered), None)}
 
@@ -197,22 +220,13 @@ def new_model_file(name: str, source: str) -> Path:
     """
     stem = name.strip() or Path(source).stem
     stem = stem[: -len(SAFETENSORS[0])] if stem.lower().endswith(SAFETENSORS[0]) else stem
-    refused = next((letter for letter in stem if letter in FORBIDDEN or not letter.isprintable()), None)
-    if refused is not None or not stem.strip(". ") or stem.startswith(".") or stem.endswith((".", " ")):
+    if forbidden_letter(stem) or not stem.strip(". ") or stem.startswith(".") or stem.endswith((".", " ")):
         raise VideoLDMError(f"name is '{_shortened(name)}', and it takes the name of a file without folders, such as "
                             "lavie_base. The file is written to models/video_ldm.")
     if len(os.fsencode(stem)) > LONGEST_NAME:
         raise VideoLDMError(f"name '{_shortened(stem)}' is too long: a file's name can have {LONGEST_NAME} bytes, and "
                             f"this has {len(os.fsencode(stem))}. Shorten it.")
     return Path(folder_paths.models_dir) / "video_ldm" / f"{stem}{SAFETENSORS[0]}"
-
-
-def input_videos() -> list[str]:
-    """Files in ComfyUI's input folder that may be read as a clip, sorted."""
-    folder = folder_paths.get_input_directory()
-    names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
-    moving = [name for name in names if name.lower().endswith((".gif", ".webp"))]
-    return sorted({*folder_paths.filter_files_content_types(names, ["video"]), *moving})
 
 
 def input_file(name: str) -> str:
@@ -242,21 +256,41 @@ class Target:
     """Where a save node writes. All files of one run have the same numbered stem."""
 
     folder: Path        # the full path
-    subfolder: str      # the same within the output folder
+    subfolder: str      # the same within the output folder, or within the folder for temporary files
     stem: str           # name of the files without their endings
+    kind: io.FolderType = io.FolderType.output
 
     def path(self, ending: str) -> Path:
         return self.folder / (self.stem + ending)
 
     def result(self, ending: str) -> ui.SavedResult:
         """The entry by which ComfyUI's page finds the file."""
-        return ui.SavedResult(self.stem + ending, self.subfolder, io.FolderType.output)
+        return ui.SavedResult(self.stem + ending, self.subfolder, self.kind)
+
+    def result_within(self, ending: str, name: str) -> ui.SavedResult:
+        """The same for a file in a folder that was written."""
+        return ui.SavedResult(name, (Path(self.subfolder) / (self.stem + ending)).as_posix(), self.kind)
+
+
+def forbidden_letter(name: str, allowed: str = "") -> str | None:
+    """The first letter that no name of a file may have, but for those that are allowed. None if there is none."""
+    refused = (letter for letter in name if letter in FORBIDDEN or not letter.isprintable())
+    return next((letter for letter in refused if letter not in allowed), None)
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse letters of a filename_prefix that Windows takes in no name. Other systems take them."""
+    letter = forbidden_letter(DRIVE.sub("", with_dates(prefix, datetime.now()), count=1), "/\\") if ON_WINDOWS else None
+    if letter is not None:
+        raise VideoLDMError(f"filename_prefix '{_shortened(prefix)}' gives a name with {letter!r}, which Windows takes "
+                            "in no name of a file. Leave it out; write times as %date:HH-mm%.")
 
 
 def output_target(prefix: str, width: int, height: int) -> Target:
     """A free name in the output folder for a prefix such as `video/clip`, with ComfyUI's %width% and date marks."""
     if not isinstance(prefix, str) or "\0" in prefix:
         raise VideoLDMError(f"filename_prefix is {_shortened(repr(prefix))}; it must be a name such as video/clip.")
+    check_prefix(prefix)
     prefix = with_dates(prefix, datetime.now())
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
@@ -265,7 +299,8 @@ def output_target(prefix: str, width: int, height: int) -> Target:
         raise VideoLDMError(f"The folder of filename_prefix '{_shortened(prefix)}' cannot be made in ComfyUI's "
                             f"output folder ({error.strerror}). Choose another name.") from error
     except Exception as error:
-        if "outside the output folder" not in str(error):
+        # Core raises an Exception of its own. On Windows Python is first: a path on another drive is a ValueError.
+        if not any(words in str(error) for words in ("outside the output folder", "the same drive")):
             raise
         raise VideoLDMError(f"filename_prefix '{prefix}' leads outside ComfyUI's output folder. Use a name, or "
                             "folders inside it such as video/clip.") from error
@@ -273,6 +308,13 @@ def output_target(prefix: str, width: int, height: int) -> Target:
         raise VideoLDMError(f"filename_prefix '{_shortened(prefix)}' is too long: a file's name can have "
                             f"{LONGEST_NAME} bytes, and this has {len(os.fsencode(name))}. Shorten it.")
     return Target(Path(folder), subfolder, f"{name}_{counter:05}_")
+
+
+def temporary_target() -> Target:
+    """A free name in ComfyUI's folder for temporary files, which is emptied when ComfyUI starts."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return Target(folder, "", f"video_ldm_{secrets.token_hex(8)}_", io.FolderType.temp)
 
 
 def with_dates(text: str, now: datetime) -> str:

@@ -20,6 +20,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ...temporal.layers import Factory
+from ...temporal.sparse_control import SparseControl, SparseControlParams, SparseControlParts
+from . import compat, layer_weights, sparse_control
 from .sockets import Model, Vae
 
 # Networks
@@ -27,6 +30,14 @@ from .sockets import Model, Vae
 def unet_of(config: dict, dtype: torch.dtype, device: Any) -> nn.Module:
     """ComfyUI's UNet of any size. Its weights are not initialised."""
     return UNetModel(**config, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+
+
+def sparse_control_of(params: SparseControlParams, config: dict, dtype: torch.dtype, device: Any) -> nn.Module:
+    """SparseCtrl's network of any size. Its weights are not initialised. config: of the UNet that it steers."""
+    operations = compat.layer_operations()
+    encoder = sparse_control.core_encoder(config, dtype, device, operations)
+    return SparseControl(params, encoder, SparseControlParts(params, Factory(operations, dtype, device,
+                                                                             layer_weights.host_attention)))
 
 
 def decoder_of(config: dict, dtype: torch.dtype, device: Any) -> nn.Module:

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .options import transformer_options, with_clip_options
+from .made_for import check_made_for, without_length
+from .options import VideoFrames, set_clip_options, transformer_options, with_clip_options
 from .sampling import SamplerSettings
 from .sockets import Model
 from .windows import AD_PARAMS, windowed_control, windowed_value
@@ -36,13 +37,23 @@ class CallFrames:
         """The items of this call. `full` has one item for all frames, one for each frame, or fewer, to be repeated."""
         return full if len(full) == 1 else full[self.items(len(full))]
 
+    @property
+    def keys(self) -> int:
+        """Key frames of one clip. Without key frames, its frames."""
+        return -(-self.clip // self.per_key)
+
+    @property
+    def takes(self) -> list[int]:
+        """The numbers of items that fit a clip: one for each frame, or one for each key frame."""
+        return [self.clip, self.keys] if self.per_key > 1 else [self.clip]
+
     def items(self, count: int) -> list[int]:
         """For each image, which of `count` items belongs to it.
 
         There may be an item for each frame, or for each key frame. Any other number of items is repeated in turn, as
         core repeats it.
         """
-        keys = -(-self.clip // self.per_key)
+        keys = self.keys
         for_keys = self.per_key > 1 and count in (keys, keys * (self.total // self.clip))
         if for_keys and count not in (self.total, self.clip):
             return [(number // self.clip * keys + number % self.clip // self.per_key) % count
@@ -63,7 +74,8 @@ def frames_of_clip(start: int, frames: int, length: int) -> CallFrames:
 def model_of(model: Model, clip: int, prompt: list | None, fps: float, frames: CallFrames) -> Model:
     """A clone of MODEL for one call on some frames of a video.
 
-    Other packs read the frame numbers from its options: IPAdapter, for one, may have a picture for each frame.
+    Layer Strength counts along the video. Other packs read the frame numbers from the clone's options: IPAdapter, for
+    one, may have a picture for each frame.
 
     Args:
         model: the MODEL.
@@ -73,6 +85,7 @@ def model_of(model: Model, clip: int, prompt: list | None, fps: float, frames: C
         frames: the frames of the call.
     """
     m = with_clip_options(model, clip, temporal_texts(prompt, frames), fps)
+    set_clip_options(m, video=VideoFrames(tuple(number % frames.clip for number in frames.numbers), frames.clip))
     transformer_options(m)[AD_PARAMS] = {"full_length": frames.total, "context_length": len(frames.numbers),
                                          "sub_idxs": list(frames.numbers)}
     return m
@@ -90,7 +103,11 @@ def conditioning_of(conditioning: list, frames: CallFrames, controls: dict) -> l
 
     controls: copies of ControlNets, by id. Pass the same dict for all CONDITIONINGs of a call: core runs two
     conditionings together only if they have the same ControlNet object.
+
+    Raises if Prompt Travel made it for another number of frames.
     """
+    for text, options in conditioning:
+        check_made_for(text, options, frames.takes)
     return [[text if text is None else frames.of(text), options_of(options, frames, controls)]
             for text, options in conditioning]
 
@@ -98,7 +115,7 @@ def conditioning_of(conditioning: list, frames: CallFrames, controls: dict) -> l
 def options_of(options: dict, frames: CallFrames, controls: dict) -> dict:
     """The options of a CONDITIONING, for the frames of one call."""
     out = {name: frames.of(value) if per_frame(name, value, frames.total) else value
-           for name, value in options.items()}
+           for name, value in without_length(options).items()}
     if options.get("control") is not None:
         out["control"] = windowed_control(options["control"], frames, controls)
     if options.get("model_conds"):
@@ -120,4 +137,8 @@ def per_frame(name: str, value: Any, total: int) -> bool:
 
 def temporal_texts(prompt: list | None, frames: CallFrames) -> dict[int, Tensor] | None:
     """The temporal layers' own text in place of the positive one, for the frames of a call."""
-    return None if prompt is None else {0: frames.of(prompt[0][0])}
+    if prompt is None:
+        return None
+    text, options = prompt[0]
+    check_made_for(text, options, frames.takes)
+    return {0: frames.of(text)}

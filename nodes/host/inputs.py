@@ -1,7 +1,7 @@
 """Checks of a node's inputs. ComfyUI checks a widget's value, but not a value that comes through a link.
 
 Every node of the pack has `@checked` above its `execute`. It compares each value with the node's schema. A wrong value
-is refused with one sentence before the node begins to work.
+is refused with one sentence before the node begins to work. What the node reports and warns of is shown on the page.
 """
 
 import functools
@@ -13,13 +13,16 @@ from typing import Any, TypeGuard
 import torch
 
 from ...temporal.errors import VideoLDMError
+from . import notes
 from .api import io
 from .latents import CLIP_FRAMES, RATE
-from .sockets import Model, Vae, Video
+from .sockets import Audio, Clip, Model, Vae, Video
+from .video_sources import sound_of
 
 # Inputs of these names may name a file outside their list: the node reports a missing file.
 FILES = ("file", "autoencoder", "diffusion")
 LONGEST_QUOTE = 40      # characters of a wrong text that a sentence quotes
+OVERSHOT = 0.01         # how far a mask may go beyond black and white: resizing can make it overshoot
 LINKED = "Correct what is linked there."
 
 
@@ -28,7 +31,10 @@ class Wrong(Exception):
 
 
 def checked(execute: Callable) -> Callable:
-    """A decorator for a node's `execute`, below @classmethod. It checks the inputs against the node's schema."""
+    """A decorator for a node's `execute`, below @classmethod. It checks the inputs against the node's schema.
+
+    It also gives the page the node's warnings and report.
+    """
     signature = inspect.signature(execute)
 
     @functools.wraps(execute)
@@ -39,7 +45,9 @@ def checked(execute: Callable) -> Callable:
             if declared.id in given.arguments:
                 value = given.arguments[declared.id]
                 given.arguments[declared.id] = accepted(schema.display_name, declared, value)
-        return execute(*given.args, **given.kwargs)
+        with notes.collected() as warnings:
+            output = execute(*given.args, **given.kwargs)
+        return notes.with_text(schema, output, warnings)
     marked: Any = run
     marked.checks_inputs = True
     return marked
@@ -48,7 +56,7 @@ def checked(execute: Callable) -> Callable:
 def accepted(node: str, declared: io.Input, value: Any) -> Any:
     """The value for an input, with a whole number as int. Raises if the input does not take the value."""
     if value is None and declared.optional:
-        return None
+        return getattr(declared, "default", None)       # a widget whose link gave nothing
     try:
         return CHECKS.get(str(declared.get_io_type()), anything)(declared, value)
     except Wrong as wrong:
@@ -135,6 +143,15 @@ def vae(declared: io.Input, value: Any) -> Vae:
     return value
 
 
+def clip(declared: io.Input, value: Any) -> Clip:
+    if value is None:
+        raise Wrong("was given nothing, and it takes a CLIP. A file with a network alone has none: load one with Load "
+                    "CLIP, or take that of Load Checkpoint.")
+    if not all(hasattr(value, part) for part in ("tokenize", "encode_from_tokens_scheduled")):
+        raise Wrong(f"was given {what(value)}, and it takes a CLIP. Connect one, such as that of Load Checkpoint.")
+    return value
+
+
 def conditioning(declared: io.Input, value: Any) -> list | tuple:
     if not isinstance(value, list | tuple):
         raise Wrong(f"was given {what(value)}, and it takes a CONDITIONING. Connect that of CLIP Text Encode.")
@@ -193,9 +210,29 @@ def image(declared: io.Input, value: Any) -> torch.Tensor:
     return value
 
 
+def mask(declared: io.Input, value: Any) -> torch.Tensor:
+    """A mask `n h w` with values from 0 to 1. Core's nodes may give one picture as `h w`, and overshoot a little."""
+    if not isinstance(value, torch.Tensor):
+        raise Wrong(f"was given {what(value)}, and it takes a MASK. Connect one.")
+    if value.ndim not in (2, 3) or not value.numel():
+        raise Wrong(f"is of the size {size(value)}, and a MASK has pictures, height and width. Connect one.")
+    value = value.float().cpu()
+    if not bool(((value > -OVERSHOT) & (value < 1 + OVERSHOT)).all()):
+        raise Wrong("has values beyond 0 (black) and 1 (white), or values that are no numbers. Connect a MASK between "
+                    "black and white.")
+    return value.reshape(-1, *value.shape[-2:]).clamp(0, 1)
+
+
 def video(declared: io.Input, value: Any) -> Video:
     if not hasattr(value, "get_components"):
         raise Wrong(f"was given {what(value)}, and it takes a VIDEO. Connect that of Load Video or Load Video Frames.")
+    return value
+
+
+def audio(declared: io.Input, value: Any) -> Audio:
+    if value is None:
+        raise Wrong(f"was given nothing, and it takes an AUDIO. {LINKED}")
+    sound_of(value)     # refuses what no video can have as its sound
     return value
 
 
@@ -215,5 +252,5 @@ def size(tensor: torch.Tensor) -> str:
 
 CHECKS: dict[str, Callable] = {
     "INT": whole_number, "FLOAT": number, "BOOLEAN": boolean, "STRING": text, "COMBO": choice, "MODEL": model,
-    "VAE": vae, "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "VIDEO": video,
-    "VIDEO_LDM_PVDM": pvdm}
+    "CLIP": clip, "VAE": vae, "CONDITIONING": conditioning, "LATENT": latent, "IMAGE": image, "MASK": mask,
+    "VIDEO": video, "AUDIO": audio, "VIDEO_LDM_PVDM": pvdm}

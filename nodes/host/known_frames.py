@@ -15,6 +15,7 @@ from ...temporal.params import (
     COPIES,
     ContextParams,
     InputFramesParams,
+    PlacedFramesParams,
     SmallFramesParams,
     is_trained,
     listed,
@@ -49,23 +50,25 @@ def frames_in_call(known: ContextFrames, call: CallClips, options: dict) -> Fram
     return FramesInCall(latents, [numbers.index(known.positions[n]) for n in inside])
 
 
-def check_window(takes: ContextParams | InputFramesParams, inside: FramesInCall, call: CallClips,
+def check_window(takes: ContextParams | InputFramesParams | PlacedFramesParams, inside: FramesInCall, call: CallClips,
                  options: dict) -> None:
     """Refuse a window whose known frames stand where the layers were not trained to have them."""
     if options.get("context_window") is None or clip_options(options).hide_context:
         return
     if not is_trained(takes.positions, set(inside.positions), call.frames):
         places = ", ".join(map(str, sorted(inside.positions))) or "none"
+        # Static windows begin and end as clips do, but those in the middle have no known frame either.
+        advice = ("Set the schedule of Frame Windows to static, or sample the clip in one window." if inside.positions
+                  else "Sample the clip in one window, or make a longer video with Extend Video.")
         raise VideoLDMError(f"In a window of {call.frames} frames the context frames are {places}, and the temporal "
-                            f"layers were trained for {listed(takes.positions)}. Set the schedule of Frame Windows to "
-                            "static, or sample the clip in one window.")
+                            f"layers were trained for {listed(takes.positions)}. {advice}")
 
 
 def check_size(known: ContextFrames, x: Tensor) -> None:
     """Refuse a call for a part of the picture."""
-    if known.scaled.shape[2:] != x.shape[2:]:
-        raise VideoLDMError("A part of the picture is sampled by itself, and the temporal layers take context frames "
-                            "of the whole picture. Remove the area from the conditioning, or the node that works on "
+    if tuple(known.scaled.shape[2:]) != tuple(side * known.per_latent for side in x.shape[2:]):
+        raise VideoLDMError("A part of the picture is sampled by itself, and the context frames are of the whole "
+                            "picture. Remove the area from the conditioning, or the node that works on "
                             "tiles of the picture.")
 
 

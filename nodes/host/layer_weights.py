@@ -1,17 +1,21 @@
 """Weights of temporal layers under ComfyUI's memory management."""
 
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import comfy.lora
 import torch
 from comfy.ldm.modules import attention
+from torch import nn
 
 from ...temporal.layers import Factory, attend
 from ...temporal.params import StackParams
 from ...temporal.stack import TemporalStack
 from .compat import layer_operations, layer_patcher
 from .sockets import Model, Patcher
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def layer_dtype(model: Model, stored: torch.dtype) -> torch.dtype:
@@ -38,7 +42,24 @@ def as_numbers(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
-_stacks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+_modules: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+def shared_module(cache_key: Any, dtype: torch.dtype, make: Callable[[], Module]) -> Module:
+    """A module with its weights, which are not trained.
+
+    Args:
+        cache_key: MODELs with the same key and dtype share one module, while any of them is alive. None: no sharing.
+        dtype: of the weights.
+        make: makes the module. It is not called where one exists already.
+    """
+    key = (cache_key, dtype)
+    module = _modules.get(key) if cache_key is not None else None
+    if module is None:
+        module = make().requires_grad_(False).eval()
+        if cache_key is not None:
+            _modules[key] = module
+    return module
 
 
 def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_key: Any = None) -> TemporalStack:
@@ -49,27 +70,23 @@ def build_stack(params: StackParams, tensors: dict, dtype: torch.dtype, cache_ke
         tensors: the file's weights. They are taken out of the dictionary one by one and become the stack's own where
             they have this dtype, so that memory holds no second copy. With a stack that exists already they stay.
         dtype: of the weights to make.
-        cache_key: MODELs with the same key and dtype share one stack, while any of them is alive. None: no sharing.
+        cache_key: as in shared_module.
     """
-    key = (cache_key, dtype)
-    stack = _stacks.get(key) if cache_key is not None else None
-    if stack is None:
+    def make() -> TemporalStack:
         stack = TemporalStack(params, Factory(layer_operations(), dtype, "meta", host_attention))
         stack.load_state_dict({name: tensors.pop(name).to(dtype) for name in list(tensors)}, assign=True)
-        stack.requires_grad_(False).eval()
-        if cache_key is not None:
-            _stacks[key] = stack
-    return stack
+        return stack
+    return shared_module(cache_key, dtype, make)
 
 
-# id of a stack: its first patcher, which the clones keep alive
+# id of a module: its first patcher, which the clones keep alive
 _patchers: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
-def patcher_of(stack: TemporalStack) -> Patcher:
-    """A patcher for a stack that other MODELs may use too.
+def patcher_of(stack: nn.Module) -> Patcher:
+    """A patcher for a stack, or another module with weights, that other MODELs may use too.
 
-    It is a clone of the stack's first patcher: core knows from `clone()` that patchers have the weights and their
+    It is a clone of the module's first patcher: core knows from `clone()` that patchers have the weights and their
     backup in common.
     """
     first = _patchers.get(id(stack))

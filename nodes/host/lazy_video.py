@@ -19,8 +19,11 @@ import torch
 from ...temporal.errors import VideoLDMError
 from ...temporal.video import as_rate, write_video
 from . import files
-from .api import Input, Types
+from .api import Types
 from .pixels import broken_frames, frame_bytes
+from .sockets import Audio
+from .sounds import part_of
+from .streamed_video import StreamedVideo
 from .video_sources import sound_of
 
 CRF = 18                # constant rate factor, for saving nodes without a widget for it
@@ -28,11 +31,11 @@ ENDINGS = {".mp4": "mp4", ".webm": "webm"}
 CODECS = {"mp4": ("auto", "h264"), "webm": ("auto", "vp9")}
 
 
-class LazyVideo(Input.Video):
+class LazyVideo(StreamedVideo):
     """A VIDEO that makes its frames when they are asked for."""
 
     def __init__(self, make: Callable[[int, int], Iterator[torch.Tensor]], count: int, width: int, height: int,
-                 rate: Any, first: int = 0) -> None:
+                 rate: Any, first: int = 0, audio: Audio | None = None) -> None:
         """
         Args:
             make: make(first, last) gives the frames of that range in order, some at a time, as IMAGE (n h w 3) in
@@ -41,27 +44,29 @@ class LazyVideo(Input.Video):
             width, height: pixels.
             rate: frames per second.
             first: number of the first frame, as `make` counts.
+            audio: the sound, which begins with the first frame.
         """
+        self._audio = audio
         self._make, self._count, self._size = make, count, (width, height)
         self._rate, self._first = as_rate(rate), first
 
     def pieces(self) -> Iterator[torch.Tensor]:
         return self._make(self._first, self._first + self._count)
 
-    def iterate_frames(self, broken: list[int] | None = None) -> Iterator[np.ndarray]:
-        """Frames as uint8 (h w 3), rounded to the nearest value.
+    def iterate_frames(self, broken: list[int] | None = None, bits: int = 8) -> Iterator[np.ndarray]:
+        """Frames as uint8 or uint16 (h w 3), rounded to the nearest value.
 
-        broken: a list to which the numbers of frames with NaN are added. NaN becomes black.
+        broken: a list to which the numbers of frames with NaN are added. NaN becomes black. bits: 8 or 16.
         """
         number = 0
         for piece in self.pieces():
             for frame in piece:
-                yield frame_bytes(frame, number, broken)
+                yield frame_bytes(frame, number, broken, bits)
                 number += 1
 
-    def get_audio(self) -> dict | None:
-        """ComfyUI's AUDIO. None here, for frames that a model makes have no sound."""
-        return None
+    def get_audio(self) -> Audio | None:
+        """ComfyUI's AUDIO. None if there is no sound."""
+        return self._audio
 
     def get_dimensions(self) -> tuple[int, int]:
         return self._size
@@ -90,7 +95,7 @@ class LazyVideo(Input.Video):
             images[done:done + len(piece)] = piece
             done += len(piece)
             step(done)
-        return Types.VideoComponents(images=images, audio=None, frame_rate=self._rate)
+        return Types.VideoComponents(images=images, audio=self._audio, frame_rate=self._rate)
 
     def as_trimmed(self, start_time: float | None = None, duration: float | None = None,
                    strict_duration: bool = False) -> "LazyVideo | None":
@@ -102,7 +107,12 @@ class LazyVideo(Input.Video):
             strict_duration: None also if the part is shorter than `duration`.
         """
         part = self._trim(start_time, duration, strict_duration)
-        return part and LazyVideo(self._make, part[1], *self._size, self._rate, self._first + part[0])
+        return part and LazyVideo(self._make, part[1], *self._size, self._rate, self._first + part[0],
+                                  self._audio_of(part))
+
+    def _audio_of(self, part: tuple[int, int]) -> Audio | None:
+        """The sound of a part from `_trim`."""
+        return part_of(self._audio, part[0] / self._rate, sum(part) / self._rate)
 
     def _trim(self, start_time: float | None, duration: float | None,
               strict_duration: bool) -> tuple[int, int] | None:
@@ -156,30 +166,19 @@ class HeldVideo(LazyVideo):
     Core's VideoFromComponents keeps two channels of sound, and darkens the frames because it rounds them down.
     """
 
-    def __init__(self, images: torch.Tensor, rate: Any, audio: dict | None = None) -> None:
+    def __init__(self, images: torch.Tensor, rate: Any, audio: Audio | None = None) -> None:
         """images: IMAGE (t h w c). audio: the AUDIO that belongs to these frames."""
-        self.images, self.audio = images, audio
+        self.images = images
         super().__init__(lambda first, last: iter([images[first:last]]), len(images), images.shape[2], images.shape[1],
-                         rate)
-
-    def get_audio(self) -> dict | None:
-        return self.audio
+                         rate, audio=audio)
 
     def get_components(self) -> Any:
-        return Types.VideoComponents(images=self.images, audio=self.audio, frame_rate=self._rate)
+        return Types.VideoComponents(images=self.images, audio=self._audio, frame_rate=self._rate)
 
     def as_trimmed(self, start_time: float | None = None, duration: float | None = None,
                    strict_duration: bool = False) -> "LazyVideo | None":
         part = self._trim(start_time, duration, strict_duration)
-        if part is None:
-            return None
-        first, last = part[0], sum(part)
-        audio = self.audio
-        if audio:
-            rate = audio["sample_rate"]
-            audio = {**audio, "waveform": audio["waveform"][..., round(first / self._rate * rate):
-                                                            round(last / self._rate * rate)]}
-        return HeldVideo(self.images[first:last], self._rate, audio)
+        return part and HeldVideo(self.images[part[0]:sum(part)], self._rate, self._audio_of(part))
 
 
 def as_seconds(name: str, value: Any) -> float:

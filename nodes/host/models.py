@@ -5,6 +5,7 @@ safetensors. Its metadata has all that is needed to build its network: `format` 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,6 +31,7 @@ from ...temporal.formats.contents import fault_of, first_line
 from ...temporal.formats.files import open_contents
 from ...temporal.formats.metadata import parsed_json
 from ...temporal.formats.temporal_file import require_one_dtype
+from . import notes
 from .network_params import (  # noqa: F401  re-exported: a caller builds a network from its params
     END,
     START,
@@ -115,7 +117,8 @@ def text_class(params: TextParams) -> type:
     return DemoClip
 
 
-def tokenizer_class(width: int) -> type:
+def tokenizer_class(width: int, known: tuple[int, ...] = ()) -> type:
+    """known: the tokens that the text encoder knows, to warn of others; none: it does not warn."""
     class Words(comfy.sd1_clip.SDTokenizer):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**{**settings, "embedding_size": width})
@@ -123,7 +126,31 @@ def tokenizer_class(width: int) -> type:
     class DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
             super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Words)
+
+        def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **settings: Any) -> dict:
+            tokens = super().tokenize_with_weights(text, return_word_ids, **settings)
+            words = getattr(self, self.clip)
+            unknown = unknown_words(text, words, known) if known else []
+            if unknown:
+                notes.warn(f"The demo does not know {', '.join(unknown)}. It knows roads with cars, by these words: "
+                           f"{', '.join(known_words(words, known))}.")
+            return tokens
     return DemoTokenizer
+
+
+def unknown_words(text: str, words: Any, known: tuple[int, ...]) -> list[str]:
+    """The words of a text that have a token outside `known`, in their order. words: core's tokenizer."""
+    found: dict[str, None] = {}
+    for word in re.findall(r"[^\W\d_]+", text.lower()):
+        if not set(words.tokenizer(word)["input_ids"]) <= {*known, START, END}:
+            found[word] = None
+    return list(found)
+
+
+def known_words(words: Any, known: tuple[int, ...]) -> list[str]:
+    """The words of the tokens, sorted. words: core's tokenizer."""
+    found = (words.inv_vocab[token].removesuffix("</w>") for token in known)
+    return sorted(word for word in found if word.isalpha())
 
 
 def gather_tokens(tensors: dict, params: TextParams) -> dict:
@@ -162,7 +189,15 @@ def load_image_model(path: str | Path) -> Model:
         params = read_image_params(stored, len(tensors))
         wanted = {UNET_PREFIX + key: shape for key, shape in shapes_of_unet(params.unet).items()}
     check_tensors(path, wanted, tensors)
-    return patcher_of_model(model_config(params), tensors, UNET_PREFIX)
+    config = model_config(params)
+    config.trained_size = trained_size(path)
+    return patcher_of_model(config, tensors, UNET_PREFIX)
+
+
+def trained_size(path: str | Path) -> tuple[int, int] | None:
+    """Width and height of the pictures that a file of the cascade was trained on. None if it does not say them."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", open_contents(path).metadata.get("size", ""))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def patcher_of_model(config: Any, tensors: dict, prefix: str) -> Model:
@@ -242,7 +277,7 @@ def load_text(path: str | Path) -> Clip:
         network = text_class(params)(device="meta", dtype=torch.float32).clip_l.transformer
         wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     check_tensors(path, wanted | {TOKEN_ROWS: (1 + len(params.tokens), params.width)}, tensors)
-    target = comfy.supported_models_base.ClipTarget(tokenizer_class(params.width), text_class(params))
+    target = comfy.supported_models_base.ClipTarget(tokenizer_class(params.width, params.tokens), text_class(params))
     clip = comfy.sd.CLIP(target, embedding_directory=embedding_folders(),
                          parameters=sum(tensor.numel() for tensor in tensors.values()))
     clip.load_sd(scatter_tokens(tensors, params))

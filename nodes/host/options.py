@@ -5,14 +5,16 @@ of its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from ...temporal.errors import VideoLDMError
 from ...temporal.formats.temporal_file import NoiseLevels
+from ...temporal.layer_strength import FrameStrength
 from ...temporal.params import StackParams
+from ...temporal.picture_input import PictureMotion
 from .sockets import Model
 
 PREFIX = "video_ldm/"       # the key of each set of layers begins with it
@@ -32,17 +34,33 @@ class LayerSet:
     max_distance: int | None = None         # how many frames away attention over time reaches; None: all frames
     told_fps: float | None = None           # frame rate to tell a network with an embedding of it; None: its authors'
     network: bool = False                   # whether they are the own layers of the MODEL's network
+    picture_motion: PictureMotion = PictureMotion()     # for layers that move a given picture
+    by_frame: tuple[FrameStrength, ...] = ()    # further strengths by frame and region; they multiply
+    # What by_frame gives the images of one sampling, `(b t) h w` or `(b t) 1 1`; set when sampling starts
+    strengths: Tensor | None = field(default=None, compare=False)
+    # Which of these images have strength somewhere in the whole picture, of which the map may be a tile.
+    acting: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class ContextFrames:
     """Frames of a clip that are given: the model makes the others to go with them."""
 
-    latents: Tensor                 # `(k n) c h w`, as a LATENT has them; k is 1 or the number of clips
+    # `(k n) c h w`, as a LATENT has them; k is 1 or the number of clips. Pictures `(k n) 3 h w` where per_latent is 8
+    latents: Tensor
     scaled: Tensor                  # the same, scaled as the model has them
     positions: tuple[int, ...]      # n frame numbers; negative ones count from the clip's end. May be empty
     frames: int | None = None       # frames of a clip; set when sampling starts, and positions then are not negative
     grey: Tensor | None = None      # mid-grey `c h w`, encoded and scaled, for networks that see it in unknown frames
+    per_latent: int = 1             # places along each side of a latent: 8 where the frames are pictures
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Which frames of a longer video the images of a sampling are."""
+
+    numbers: tuple[int, ...]        # of each image, within its video
+    length: int                     # frames of the video
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,7 @@ class ClipOptions:
     fps: float | None = None                        # the frame rate to make, for layers with a frame rate token
     context: ContextFrames | None = None
     hide_context: bool = False                      # True while context guidance predicts without context frames
+    video: VideoFrames | None = None                # None: each clip is a whole video
 
 
 def transformer_options(model: Model) -> dict:

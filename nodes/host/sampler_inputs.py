@@ -1,6 +1,7 @@
 """The inputs that all samplers of the pack have in common."""
 
 from .api import io
+from .frame_noise import FREE_NOISE, KINDS, MIXED, OWN, REPEATED, SHARED
 from .sampling import SAMPLERS, SCHEDULERS
 
 
@@ -27,4 +28,19 @@ def sampler_inputs() -> list:
                        tooltip="Core's samplers. euler_ancestral is the paper's DDIM with eta 1."),
         io.Combo.Input("scheduler", options=SCHEDULERS, default="ddim_uniform",
                        tooltip="How the noise levels are spaced. ddim_uniform is the paper's."),
+    ]
+
+
+def noise_inputs(optional: bool = True) -> list:
+    """New objects of the inputs that choose the kind of noise. Optional: a graph that was saved without them runs."""
+    return [
+        io.Combo.Input("noise", options=list(KINDS), default=OWN, optional=optional,
+                       tooltip=f"The noise that the frames begin with. {OWN}: KSampler's. {SHARED}: the same noise in "
+                               f"every frame, so frames look more alike and move less. {MIXED}: a part is shared. "
+                               f"{FREE_NOISE}: for Frame Windows, so that a long clip keeps its look: later windows "
+                               f"get the noise of the first one, shuffled. {REPEATED}: the noise of the first window "
+                               "again and again."),
+        io.Float.Input("noise_mix", default=1.0, min=0.0, max=1000.0, step=0.1, round=0.01, optional=optional,
+                       tooltip=f"For the noise '{MIXED}': how much the frames share. 0: nothing. 1: half of the "
+                               "noise's power. 2: four fifths."),
     ]

@@ -1,4 +1,4 @@
-"""ComfyUI's own sampling, as KSampler runs it: noise, preview, progress and cancel are core's."""
+"""ComfyUI's own sampling, as KSampler runs it: noise, progress and cancel are core's. Previews show the clip."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ from PIL import Image
 
 from ...temporal.errors import VideoLDMError
 from .attach import ACTIVATIONS
+from .moving_preview import USUAL_RATE, sheet_preview, spread
 from .noise_schedule import with_trained_betas
+from .options import clip_options
 from .sockets import Conditioning, Model
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
@@ -44,6 +46,11 @@ def empty_latent(model: Model, images: int, width: int, height: int) -> torch.Te
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 
+def with_own_channels(model: Model, latent: dict) -> dict:
+    """A LATENT with as many channels as the model's, if it is empty. Core's nodes make empty latents of 4 channels."""
+    return {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"])}
+
+
 def latent_channels(model: Model) -> int:
     """Channels of the model's latents."""
     return model.get_model_object("latent_format").latent_channels
@@ -52,7 +59,7 @@ def latent_channels(model: Model) -> int:
 def ksample(model: Model, seed: int, steps: int, cfg: float, sampler: str, scheduler: str, positive: Conditioning,
             negative: Conditioning, latent: dict, denoise: float, noise: torch.Tensor | None = None,
             callback: Callable | None = None) -> torch.Tensor:
-    """Sample as core's KSampler does, with its preview, progress bar and Cancel.
+    """Sample as core's KSampler does, with its progress bar and Cancel.
 
     Args:
         model: the MODEL.
@@ -60,15 +67,16 @@ def ksample(model: Model, seed: int, steps: int, cfg: float, sampler: str, sched
         positive, negative: CONDITIONING.
         latent: the LATENT to start from.
         noise: the initial noise; None: KSampler's own for this seed.
-        callback: called after each step; None: KSampler's own.
+        callback: called after each step; None: one that shows frames of the whole clip.
     """
     model = with_trained_betas(model)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     if noise is None:
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    callback = callback or RolloutProgress(model, 1, steps, clip_rate(model)).show_clip
     return comfy.sample.sample(
         model, noise, steps, cfg, sampler, scheduler, positive, negative, samples, denoise=denoise,
-        noise_mask=latent.get("noise_mask"), callback=callback or latent_preview.prepare_callback(model, steps),
+        noise_mask=latent.get("noise_mask"), callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
 
 
@@ -88,20 +96,30 @@ class RolloutProgress:
     """Progress of a video that is sampled clip after clip.
 
     One bar counts the steps of all clips. The preview shows the frames of the last finished clip, then the first frame
-    of the clip in progress.
+    of the clip in progress. The page plays those of the finished clip.
     """
 
-    def __init__(self, model: Model, clips: int, steps: int) -> None:
+    def __init__(self, model: Model, clips: int, steps: int, rate: float | None = None) -> None:
+        """rate: frames per second of the clips, at which the page plays the preview; None: the usual rate."""
         self.previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
-        self.steps, self.done = steps, 0
+        self.steps, self.done, self.rate = steps, 0, rate or USUAL_RATE
         self.bar = comfy.utils.ProgressBar(clips * steps)
         self.strip: list = []       # pictures of the last finished clip
 
     def callback(self, step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
-        """Core's samplers call this after each step. Some take more steps than they were asked for."""
-        value = self.done + min(step + 1, self.steps)
+        """Core's samplers call this after each step. Some take more steps than they were asked for, and FreeInit a
+        multiple of them."""
+        value = self.done + min((step + 1) * self.steps // max(total_steps, self.steps), self.steps)
         live = self.pictures(x0[:1]) if self.previewer else []
         self.show(value, self.strip + live)
+
+    def show_clip(self, step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
+        """`callback` for a video that is sampled at once: it shows frames of all of it, evenly spaced."""
+        pictures = self.pictures(x0[number] for number in spread(len(x0))) if self.previewer else []
+        preview = sheet_preview(pictures, self.rate * len(pictures) / len(x0)) if pictures else None
+        if self.previewer and not pictures:         # another pack's previewer: it shows the clip in its own way
+            preview = self.previewer.decode_latent_to_preview_image("JPEG", x0)
+        self.bar.update_absolute(step + 1, total_steps, preview)
 
     def finish(self, frames: torch.Tensor) -> None:
         """A clip is finished. frames: its latents `t c h w`, scaled as the model has them."""
@@ -113,24 +131,23 @@ class RolloutProgress:
         self.show(self.done, self.strip)
 
     def pictures(self, frames: Iterable[torch.Tensor]) -> list:
-        return [self.previewer.decode_latent_to_preview(frame[None]) for frame in frames]
+        """A picture of each frame. None at all where another pack has put its own previewer in core's place."""
+        made = [self.previewer.decode_latent_to_preview(frame[None]) for frame in frames]
+        return made if all(isinstance(picture, Image.Image) for picture in made) else []
 
     def show(self, value: int, pictures: list) -> None:
-        self.bar.update_absolute(value, preview=strip_preview(pictures) if pictures else None)
+        preview = sheet_preview(pictures, self.rate, len(self.strip)) if pictures else None
+        self.bar.update_absolute(value, preview=preview)
+
+
+def clip_rate(model: Model) -> float | None:
+    """Frames per second of the clips that a MODEL is to make; None: not said."""
+    return clip_options(model.model_options.get("transformer_options", {})).fps
 
 
 def previews() -> bool:
     """Whether ComfyUI shows previews while it samples."""
     return latent_preview.args.preview_method != latent_preview.LatentPreviewMethod.NoPreviews
-
-
-def strip_preview(pictures: list) -> tuple:
-    """Pictures side by side, as core's progress bar takes a preview."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width * len(pictures), height))
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture.convert("RGB"), (width * number, 0))
-    return "JPEG", sheet, latent_preview.MAX_PREVIEW_RESOLUTION * 2
 
 
 def process_latent_in(model: Model, latents: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ Vae: TypeAlias = Any                # VAE: comfy.sd.VAE
 Conditioning: TypeAlias = list      # CONDITIONING: a list of [text `n l d`, options]
 Latent: TypeAlias = dict[str, Any]  # LATENT: "samples" `(b t) c h w` and what else is known of them
 Video: TypeAlias = Any              # VIDEO: a class of core's VideoInput
+Audio: TypeAlias = Any              # AUDIO: a mapping of "waveform" `1 channels samples` and "sample_rate"
 Patcher: TypeAlias = Any            # ComfyUI's ModelPatcher of anything: an image model, a VAE, temporal layers
 ModelSampling: TypeAlias = Any      # core's object for a MODEL's noise schedule and prediction
 Control: TypeAlias = Any            # core's ControlNet, as a conditioning carries it

@@ -30,7 +30,8 @@ from ...temporal.upscaler import (
 from . import compat, files, sampling
 from .conflicts import refuse_in_pieces
 from .image_model import context_dim, model_title
-from .options import LayerSet, layer_sets, set_clip_options
+from .layer_strength import cut_tile, fix_strengths
+from .options import LayerSet, layer_sets, set_clip_options, transformer_options
 from .sockets import Executor, Model, Vae
 from .texts import other_width
 from .upscaler_model import PixelUpscaler
@@ -57,6 +58,13 @@ class UpscalePieces(ContextHandlerABC):
         """
         self.small, self.level, self.cuts, self.device, self.on_piece = small, level, cuts, device, on_piece
 
+    window_widget = "window"        # the widget of Video Upscale that sets the frames of a piece
+
+    @property
+    def context_length(self) -> int:
+        """Frames of a piece, under the name that core's handlers have for it."""
+        return self.cuts.largest[0]
+
     def should_use_context(self, model: Model, conds: list, x_in: Tensor, timestep: Tensor,
                            model_options: dict) -> bool:
         return True
@@ -76,7 +84,8 @@ class UpscalePieces(ContextHandlerABC):
             small = self.small[piece].to(self.device)
             parts = self.call(calc_cond_batch, model, [self.get_resized_cond(cond, small, window) for cond in conds],
                               x_in[piece].to(self.device), timestep[frames].to(self.device),
-                              {**model_options, "transformer_options": in_window(options, window)})
+                              {**model_options, "transformer_options": cut_tile(in_window(options, window), rows,
+                                                                                columns)})
             self.on_piece()
             return torch.cat(parts, dim=1).to(x_in)
         return list(predict_in_pieces(predict, self.cuts, channels * len(conds)).split(channels, dim=1))
@@ -175,6 +184,7 @@ def upscale(model: Model, small: Tensor, level: int, cuts: PiecePlan, seed: int,
     m.model_options[HANDLER] = UpscalePieces(c_low, level, cuts, m.load_device, progress.on_piece)
     m.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, on_whole_video(noise))
     length, tile_height, tile_width = cuts.largest
+    fix_strengths(transformer_options(m), frames, frames, (height, width))      # of the whole video
     set_clip_options(m, frames=length)      # core prepares one piece: one clip
     piece = torch.zeros(length, channels, tile_height, tile_width)
     return finished(sampling.sample(m, seed, settings, piece, noise=piece, callback=progress.callback))

@@ -6,19 +6,18 @@ LoRA loaders, ControlNets, samplers and memory management of ComfyUI take it as 
 from typing import Any
 
 import comfy.model_base
-import comfy.model_detection
 import comfy.supported_models
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
 from ...temporal.errors import VideoLDMError
-from ...temporal.formats.contents import first_line
 from ...temporal.formats.temporal_file import TemporalFile
 from ...temporal.formats.video_network import OPENCLIP_H, VideoNetwork
 from ...temporal.slots import unet_sites
 from . import compat
 from .attach import attach_layers
+from .core_networks import network_of_sizes
 from .layer_weights import build_stack, layer_dtype
 from .models import UNET_PREFIX, latent_format_of, patcher_of_model
 from .noise_schedule import keep_networks, schedule_of
@@ -92,24 +91,18 @@ def unet_config(network: VideoNetwork) -> dict:
     if FIRST not in shapes:
         raise VideoLDMError(f"{name} looks like {title}, but {FIRST} is missing. The file is damaged: download it "
                             "again.")
-    try:
-        weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-        found = comfy.model_detection.detect_unet_config(weights, "") or {}
-        heads = network.heads
-        config = {**found, "num_heads": heads.count or -1, "num_head_channels": heads.width or -1}
+
+    def config_of(found: dict) -> dict:
+        config = {**found, "num_heads": network.heads.count or -1, "num_head_channels": network.heads.width or -1}
         if network.text == OPENCLIP_H:
             config["attn_precision"] = torch.float32    # as core has it for Stable Diffusion 2.x: fp16 would overflow
+        return config
+
+    def build(found: dict) -> nn.Module:
         with torch.device("meta"):
-            unet = UNetModel(**config, dtype=torch.float32, operations=compat.decoder_operations())
-        wanted = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
-    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, KeyError, ArithmeticError) as error:
-        raise VideoLDMError(f"{name} looks like {title}, but no network has its sizes ({first_line(error)}). The file "
-                            "is damaged: download it again.") from None
-    for key in sorted(wanted.keys() | shapes.keys()):
-        if wanted.get(key) != shapes.get(key):
-            raise VideoLDMError(f"{name} looks like {title}, but {key} is {list(shapes.get(key, ())) or 'missing'} "
-                                f"where {list(wanted.get(key, ())) or 'nothing'} is due. The file is damaged: download "
-                                "it again.")
+            return UNetModel(**config_of(found), dtype=torch.float32, operations=compat.decoder_operations())
+    unet, found = network_of_sizes(shapes, f"{name} looks like {title}, but", build)
+    config = config_of(found)
     check_parts(network, unet, config)
     return config
 

@@ -21,6 +21,7 @@ from ...temporal.rollout import PER_KEY
 from ...temporal.schedules import FUSES, SCHEDULES, Fusion, keys_within, windows_between_keys
 from . import compat
 from .conflicts import refuse_in_pieces
+from .layer_strength import cut_frames
 from .options import CLIP, clip_options, frames_per_clip, layer_sets, layer_sets_in, transformer_options
 from .sockets import Control, Model
 
@@ -144,11 +145,15 @@ class FrameWindows(IndexListContextHandler):
 
 
 def in_window(options: dict, window: ClipWindow) -> dict:
-    """The transformer options for a window's call. The window is a clip, with its part of the temporal text."""
+    """The transformer options for a window's call.
+
+    The window is a clip, with its part of the temporal text and of the layers' strengths.
+    """
     clip = clip_options(options)
     texts = clip.texts and {index: window.of(text) for index, text in clip.texts.items()}
     clip = replace(clip, frames=len(window.frames), texts=texts)
-    return {**options, WINDOW: window, AD_PARAMS: ad_params(options, window), CLIP: clip}
+    return {**options, **cut_frames(options, window), WINDOW: window, AD_PARAMS: ad_params(options, window),
+            CLIP: clip}
 
 
 def ad_params(options: dict, window: ClipWindow) -> dict:

@@ -48,13 +48,6 @@ def server() -> Any:
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
-def show_on_node(hidden: Hidden, text: str) -> None:
-    """Show a text on the running node in the page. hidden: its `cls.hidden` (unique_id)."""
-    running, node = server(), getattr(hidden, "unique_id", None)
-    if running is not None and node is not None and hasattr(running, "send_progress_text"):
-        running.send_progress_text(text, node)
-
-
 def blocked_output(message: str) -> ExecutionBlocker:
     """The value of an output that was not made. A node that gets it does not run, and shows the message."""
     return ExecutionBlocker(message)
