@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from video_ldm import comfy_entrypoint
 
@@ -81,6 +82,39 @@ def test_a_help_page_begins_with_the_name_that_the_node_shows(schema):
 
 def test_every_help_page_belongs_to_a_node():
     assert {path.stem for path in PAGES.glob("*.md")} == {schema.node_id for schema in SCHEMAS}
+
+
+# Pictures of help pages
+
+PICTURES = PAGES / "pictures"
+LARGEST, LARGEST_OF_ALL = 40_000, 1_000_000         # bytes
+WIDTH = 700                                         # pixels: a help panel is narrower, and GitHub's page is wider
+
+
+def pictures_of(page):
+    """(what it shows, in words; its address) of each picture of a page."""
+    return re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", page)
+
+
+@each_node
+def test_a_help_page_has_a_picture_that_opens_is_small_and_is_described(schema):
+    (words, address), = pictures_of(page_of(schema))
+    assert address == f"pictures/{schema.node_id}.webp"     # relative: so the page and GitHub both find it
+    assert len(words.split()) >= 5 and words.endswith(".") and not set(words) & set("<>\"&")
+    assert schema.display_name in words
+    path = PAGES / address
+    assert path.stat().st_size <= LARGEST
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == "WEBP" and picture.width == WIDTH and 100 <= picture.height <= WIDTH
+        assert len(set(picture.convert("L").resize((32, 32)).tobytes())) > 8            # it is not blank
+
+
+def test_no_picture_of_the_help_pages_is_left_over_and_they_are_small_together():
+    files = [path for path in PICTURES.rglob("*") if path.is_file()]
+    named = {(PAGES / address).resolve() for page in PAGES.glob("*.md") for _, address in pictures_of(text_of(page))}
+    assert {path.resolve() for path in files} == named
+    assert sum(path.stat().st_size for path in files) <= LARGEST_OF_ALL
 
 
 def messages_not_in_the_code(table):

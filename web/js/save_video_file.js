@@ -3,6 +3,7 @@
 // A node with a VIDEO input is taken for a player of videos, and a player cannot show a GIF or a WebP.
 
 import { app } from "../../../scripts/app.js";
+import { findNode } from "./find_node.js";
 
 const NODE = "VideoLDMSaveVideo";
 const VIDEO = /\.(mp4|webm)$/i;
@@ -44,7 +45,7 @@ app.registerExtension({
     // A workflow that is opened again brings its outputs with it, and runs nothing.
     onNodeOutputsUpdated(outputs) {
         for (const [id, output] of Object.entries(outputs)) {
-            const node = app.graph.getNodeById(id);
+            const node = findNode(id);
             if (node?.comfyClass === NODE) {
                 tell(node, output);
             }
