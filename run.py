@@ -57,7 +57,10 @@ def main(argv):
                        ("lint", "check style and types with ruff and mypy"),
                        ("bench", "measure speed; or: --quality of the demo models' frames, memory of --decode and "
                                  "--upscale, --card for the memory of a GPU, --load for that of loading, --pvdm for "
-                                 "time and memory of PVDM, --pvdm-memory for that of a long video of it"),
+                                 "time and memory of PVDM, --pvdm-memory for that of a long video of it, --traffic "
+                                 "for the bytes that a step moves, --profile for where its time goes, --ways for "
+                                 "other ways to compute its parts, --per-frame for the time of a frame in decoding, "
+                                 "upscaling and writing"),
                        ("train-demo", "train the bundled demo models again, from nothing"),
                        ("train-pvdm", "train PVDM on a folder of videos")):
         commands.add_parser(name, help=text, add_help=False)
@@ -100,7 +103,7 @@ def ui(options, rest):
     if base is not None:
         skip_first_run_dialog(base)
     print("Starting ComfyUI ...", flush=True)
-    with Server(host, base, output=output, port=port) as server:
+    with Server(host, base, output=output, port=port, arguments=("--preview-method", "auto")) as server:
         url = f"http://{server.address}/?template=quickstart&source={pack_folder_name(server)}"
         print(f"\nComfyUI with Video LDM: {url}\nPut models into {(base or host.folder) / 'models'}; "
               f"its log is {server.log}. Ctrl-C stops it.", flush=True)
@@ -111,7 +114,7 @@ def ui(options, rest):
 
 def test(options, rest):
     """pytest inside the host's Python: the fast tests, then tests/host/ against a real server."""
-    return inside(host_with_test_packages("pytest, diffusers, imageio"), "pytest", rest)
+    return inside(host_with_test_packages("pytest, pytest_timeout, diffusers, imageio"), "pytest", rest)
 
 
 def lint(options, rest):
@@ -135,8 +138,8 @@ def host_with_test_packages(modules):
 
 
 BENCHMARKS = {"--quality": "quality", "--decode": "decode", "--upscale": "upscale", "--card": "gpu_memory",
-              "--load": "load_memory", "--pvdm": "pvdm",
-              "--pvdm-memory": "pvdm_memory"}
+              "--load": "load_memory", "--pvdm": "pvdm", "--pvdm-memory": "pvdm_memory", "--traffic": "traffic",
+              "--profile": "step_profile", "--ways": "other_ways", "--per-frame": "per_frame"}
 
 
 def bench(options, rest):

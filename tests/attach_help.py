@@ -1,5 +1,7 @@
 """A small image MODEL, temporal files and what a MODEL predicts, shared by the tests of layers on a MODEL."""
 
+from contextlib import contextmanager
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -73,6 +75,20 @@ def with_layers(model, file, strength=1.0, schedule=AS_MODEL, **options):
 
 def motion_lora(strength, file="lora.safetensors"):
     return MotionLoRA.execute(file, strength).result[0]
+
+
+@contextmanager
+def partly_loaded(patchers, budget):
+    """While open, `budget` bytes of each patcher's weights are loaded, and the others stay where they are."""
+    for patcher in patchers:
+        patcher.unpatch_model(patcher.offload_device)
+        patcher.patch_model(patcher.load_device, lowvram_model_memory=budget)
+        assert patcher.model.model_lowvram and patcher.loaded_size() <= budget
+        patcher.partially_load = lambda *args, **kwargs: 0      # core would load the rest: the processor has room
+    yield
+    for patcher in patchers:
+        del patcher.partially_load
+        patcher.unpatch_model(patcher.offload_device)
 
 
 def noise_of(clips=1, frames=FRAMES, seed=0):

@@ -57,6 +57,16 @@ def test_folders():
     yield from restored_folders()
 
 
+@pytest.fixture
+def folders(host, tmp_path, monkeypatch):
+    """ComfyUI's input, output and temp folders, empty, in the folder that this gives."""
+    import folder_paths
+    for name in ("input", "output", "temp"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    return tmp_path
+
+
 def restored_folders():
     import folder_paths
     table = folder_paths.folder_names_and_paths

@@ -47,3 +47,16 @@ def write_decoder(path, params=None, seed=7, post_quant=None, dtype=torch.float3
     settings = {"latents": "the tests", "frames": 6, "fps": 8.0, "licence": "Apache-2.0", **more}
     file_format.write(path, tensors, params, post_quant=post_quant, **settings)
     return path
+
+
+def with_random_decoder(vae, folder):
+    """The same VAE with a random temporal decoder, read from a file in a folder."""
+    from video_ldm.nodes.host.temporal_vae import with_temporal_decoder
+    from video_ldm.temporal.families import load_decoder
+    return with_temporal_decoder(vae, load_decoder(write_decoder(folder / "mine.safetensors")))
+
+
+def whole(vae, z, window=100, overlap=4, tile=0, clips=1):
+    """All frames that Temporal VAE Decode makes of latents."""
+    from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
+    return torch.cat(list(Decoding(vae, z, DecodeSettings(window, overlap, tile, clips)).frames()))

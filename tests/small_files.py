@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from video_ldm.demo import bundle
-from video_ldm.nodes.host import models, upscaler_model, video_network
+from video_ldm.nodes.host import camera, models, sparse_control, upscaler_model, video_network
 from video_ldm.temporal.conditioning import add_context_input, add_small_frames_input
 from video_ldm.temporal.decoder import PAPER_KERNEL, DecoderParams
 from video_ldm.temporal.families import (
+    load_camera,
     load_decoder,
     load_layout,
     load_motion_lora,
     load_pvdm,
+    load_sparse_control,
     load_temporal,
     load_upscaler,
     load_video_model,
@@ -35,7 +37,7 @@ from video_ldm.temporal.slots import Site, unet_sites
 from video_ldm.temporal.spatial_changes import POOLED_NORMS
 from video_ldm.temporal.stack import TemporalStack
 from video_ldm.temporal.training.checkpoint import load_checkpoint, save_checkpoint
-from video_ldm.tests import pixel_help, pvdm_help, vsr_help
+from video_ldm.tests import camera_help, pixel_help, pvdm_help, sparse_help, vsr_help
 from video_ldm.tests.formats_help import lora_shapes, motion_shapes, motion_tensors, random_tensors, saved
 from video_ldm.tests.network_help import network_tensors
 from video_ldm.tests.small import randomise
@@ -104,10 +106,29 @@ def write_published(folder: Path):
     yield from (("motion_old.ckpt", load_temporal), ("svd.ckpt", load_decoder))
     torch.save(pvdm_help.published(pvdm_help.autoencoder()), folder / "pvdm.pth")
     yield "pvdm.pth", load_autoencoder
+    saved(folder, "sparse.safetensors", sparse_help.recorded_file("rgb"))
+    yield "sparse.safetensors", load_sparse
+    saved(folder, "camera.safetensors", camera_help.recorded_file())
+    yield "camera.safetensors", load_camera_file
     network = network_tensors("lavie_base", dtype=torch.float16)
     for ending in (".safetensors", ".ckpt"):
         saved(folder, f"lavie{ending}", network)
         yield f"lavie{ending}", load_network
+
+
+def load_sparse(path: Path):
+    """What Load SparseCtrl makes of a file."""
+    file = load_sparse_control(path)
+    sparse_control.load_sparse_control(file, torch.float32)
+    return file
+
+
+def load_camera_file(path: Path):
+    """What Camera Motion makes of a file."""
+    file = load_camera(path)
+    tensors = dict(file.tensors)
+    camera.load_network(file, torch.float32)
+    return replace(file, tensors=tensors)
 
 
 def load_network(path: Path):

@@ -32,6 +32,7 @@ from video_ldm.tests.attach_help import (
     load_model,
     motion_lora,
     noise_of,
+    partly_loaded,
     prediction,
     predictions,
     text,
@@ -72,15 +73,8 @@ def test_partly_loaded_models_give_what_fully_loaded_ones_give(state, folder, bu
     video = with_layers(video, "video.safetensors", 0.5)
     reference = prediction(video)
     patchers = [video, *video.get_nested_additional_models()]
-    for patcher in patchers:
-        patcher.unpatch_model(patcher.offload_device)
-        patcher.patch_model(patcher.load_device, lowvram_model_memory=budget)
-        assert patcher.model.model_lowvram and patcher.loaded_size() <= budget
-        patcher.partially_load = lambda *args, **kwargs: 0      # core would load the rest: the processor has room
-    assert relative_error(prediction(video), reference) < 1e-5
-    for patcher in patchers:
-        del patcher.partially_load
-        patcher.unpatch_model(patcher.offload_device)
+    with partly_loaded(patchers, budget):
+        assert relative_error(prediction(video), reference) < 1e-5
     assert relative_error(prediction(video), reference) < 1e-6
 
 

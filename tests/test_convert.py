@@ -27,7 +27,7 @@ from video_ldm.tests.reference_videocrafter import VideoCrafter, checkpoint
 from video_ldm.tests.small import randomise
 
 files = loader_help.files       # fixture
-FOREIGN = ("motion", "lora", "vsr", "svd", "lavie", "pvdm")        # files of other authors
+FOREIGN = ("motion", "lora", "vsr", "svd", "lavie", "pvdm", "sparse", "camera")      # files of other authors
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -9,7 +9,7 @@ from io import BytesIO
 import pytest
 import torch
 
-from video_ldm.nodes.host import lazy_video, temporal_vae
+from video_ldm.nodes.host import api, temporal_vae
 from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.nodes.host.lazy_video import LazyVideo
 from video_ldm.temporal.errors import VideoLDMError
@@ -34,7 +34,7 @@ def stream(vae, count=12, **settings):
 def test_the_video_answers_what_core_asks_of_one_without_decoding(made, monkeypatch):
     video, decoding = stream(made)
     monkeypatch.setattr(Decoding, "decode_piece", None)
-    assert isinstance(video, lazy_video.Input.Video) and not getattr(type(video), "__abstractmethods__", None)
+    assert isinstance(video, api.Input.Video) and not getattr(type(video), "__abstractmethods__", None)
     assert (video.get_dimensions(), video.get_frame_count(), video.get_frame_rate()) == ((64, 48), 12, Fraction(8))
     assert video.get_duration() == 1.5 and video.get_container_format() == "mp4"
 

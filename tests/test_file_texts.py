@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from video_ldm.nodes.camera_motion import CameraMotion
 from video_ldm.nodes.load import LoadTemporalLayers, LoadVideoModel, MotionLoRA
 from video_ldm.nodes.pvdm import LoadPVDM
+from video_ldm.nodes.sparse_control import LoadSparseControl
 from video_ldm.temporal.families import FAMILIES, LOADERS, listing
 
 PAGES = Path(__file__).resolve().parent.parent / "web" / "docs"
 PAGE_OF = {"temporal": "VideoLDMLoadTemporalLayers", "motion_lora": "VideoLDMMotionLoRA",
            "decoder": "VideoLDMLoadTemporalDecoder", "layout": "VideoLDMSceneLayout",
-           "video_model": "VideoLDMLoadVideoModel", "pvdm": "VideoLDMLoadPVDM"}
+           "video_model": "VideoLDMLoadVideoModel", "pvdm": "VideoLDMLoadPVDM",
+           "sparse_control": "VideoLDMLoadSparseCtrl", "camera": "VideoLDMCameraMotion"}
 
 
 def test_every_family_that_a_node_takes_is_taken_by_one_of_the_loaders():
@@ -27,6 +30,7 @@ def test_the_help_page_of_a_loader_lists_every_family_that_it_takes(takes):
 
 
 @pytest.mark.parametrize("node, takes", [(LoadTemporalLayers, "temporal"), (MotionLoRA, "motion_lora"),
-                                         (LoadVideoModel, "video_model"), (LoadPVDM, "pvdm")])
+                                         (LoadVideoModel, "video_model"), (LoadPVDM, "pvdm"),
+                                         (LoadSparseControl, "sparse_control"), (CameraMotion, "camera")])
 def test_the_description_of_a_loader_lists_every_family_that_it_takes(node, takes):
     assert listing(takes) in node.define_schema().description

@@ -9,19 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from video_ldm.nodes import (
-    convert,
-    decode,
-    interpolate,
-    load,
-    longer,
-    pvdm,
-    sample,
-    scene_layout,
-    upscale,
-    video,
-    windows,
-)
+from video_ldm.nodes import extension, interpolate, longer, sample, upscale
 from video_ldm.nodes.host import unfinished
 from video_ldm.nodes.host.inputs import CHECKS, FILES, checked
 from video_ldm.temporal.errors import VideoLDMError
@@ -29,17 +17,17 @@ from video_ldm.tests.attach_help import models_with_layers
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.longer_help import write_known_frame_layers
 
-NODES = [node for part in (load, convert, scene_layout, sample, windows, longer, interpolate, decode, upscale, video,
-                           pvdm)
-         for node in part.NODES]
+NODES = [node for file in extension.FILES for node in file.NODES]
 NAMES = [node.define_schema().node_id for node in NODES]
 NAN, INFINITE = float("nan"), float("inf")
 SOCKETS = {
     "MODEL": SimpleNamespace(clone=None, model_options={}, get_model_object=None),
+    "CLIP": SimpleNamespace(tokenize=None, encode_from_tokens_scheduled=None),
     "VAE": SimpleNamespace(encode=None, decode=None, first_stage_model=None),
     "CONDITIONING": [[torch.zeros(1, 77, 768), {}]],
     "LATENT": {"samples": torch.zeros(1, 4, 2, 2)},
     "IMAGE": torch.zeros(1, 16, 16, 3),
+    "MASK": torch.ones(1, 16, 16),
     "VIDEO": SimpleNamespace(get_components=None),
     "VIDEO_LDM_MOTION_LORA": [],
     "VIDEO_LDM_PVDM": SimpleNamespace(autoencoder=None, unet=None, shape=None),
@@ -54,10 +42,10 @@ def kind_of(declared):
     return str(declared.get_io_type())
 
 
-def inputs_of(*kinds):
-    """(node, input) of every input of these kinds, with names for the test's report."""
+def inputs_of(*kinds, optional=False):
+    """(node, input) of every input of these kinds, with names for the report. optional: of optional ones alone."""
     found = [(node, declared) for node in NODES for declared in node.define_schema().inputs
-             if kind_of(declared) in kinds]
+             if kind_of(declared) in kinds and (declared.optional or not optional)]
     return pytest.mark.parametrize("node, declared", found,
                                    ids=[f"{node.define_schema().node_id}-{declared.id}" for node, declared in found])
 
@@ -78,7 +66,6 @@ def run(node, **changes):
 
 
 def test_every_node_of_the_pack_checks_what_it_is_given():
-    assert len(NODES) == 20
     for node in NODES:
         assert getattr(node.execute.__func__, "checks_inputs", False), node
         assert {kind_of(declared) for declared in node.define_schema().inputs} <= {*CHECKS, "VIDEO_LDM_MOTION_LORA"}
@@ -134,13 +121,22 @@ def test_a_switch_is_true_or_false(node, declared):
 @inputs_of("COMBO", "STRING")
 def test_a_choice_is_one_of_the_list_and_text_is_text(node, declared):
     free = declared.id in FILES or kind_of(declared) == "STRING"
-    for value in (None, 3, True, ["a"], *([] if free else ["no such thing"])):
+    missing = [] if declared.optional else [None]
+    for value in (*missing, 3, True, ["a"], *([] if free else ["no such thing"])):
         with pytest.raises(VideoLDMError, match=f": {declared.id} is "):
             run(node, **{declared.id: value})
 
 
+@inputs_of("INT", "FLOAT", "BOOLEAN", "COMBO", "STRING", optional=True)
+def test_an_optional_widget_that_was_given_nothing_has_its_default(node, declared):
+    with pytest.raises(Reached) as reached:
+        run(node, **{declared.id: None})
+    assert reached.value.args[0][declared.id] == declared.default
+
+
 WRONG = {
     "MODEL": [None, 3, {"samples": torch.zeros(1, 4, 2, 2)}],
+    "CLIP": [None, 3, SOCKETS["MODEL"]],
     "VAE": [None, 3, SOCKETS["MODEL"]],
     "CONDITIONING": [None, [], 3, [[None, {"pooled_output": torch.zeros(1, 768)}]], [[torch.zeros(77, 768), {}]],
                      ["ab"], [[torch.zeros(0, 77, 768), {}]], [[torch.zeros(1, 77, 768)]]],
@@ -151,6 +147,7 @@ WRONG = {
                {**SOCKETS["LATENT"], "clip_frames": 0}, {**SOCKETS["LATENT"], "clip_frames": 2.5}],
     "IMAGE": [None, 3, torch.zeros(16, 16, 3), torch.zeros(0, 16, 16, 3), torch.zeros(1, 0, 16, 3),
               torch.zeros(1, 16, 16, 0)],
+    "MASK": [None, 3, torch.zeros(1, 16, 16, 3), torch.zeros(0, 16, 16), torch.full((1, 16, 16), 2.0)],
     "VIDEO": [None, "clip.mp4"],
 }
 

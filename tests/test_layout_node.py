@@ -7,7 +7,9 @@ import folder_paths
 import pytest
 import torch
 
-from video_ldm.nodes.scene_layout import EXAMPLE, SceneLayout, parse_boxes, preview
+from video_ldm.nodes.box_colours import distance, nearest_colour, oklab, paints
+from video_ldm.nodes.box_lines import parse_boxes
+from video_ldm.nodes.scene_layout import EXAMPLE, SceneLayout, preview, report_of
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_layout
 from video_ldm.temporal.formats import scene_layout_file as layout_format
@@ -58,6 +60,40 @@ def test_lines_become_boxes_by_their_corners(content):
     assert parse_boxes("none", content) == [] and parse_boxes("\n# nothing", content) is None
 
 
+def test_a_colour_as_rrggbb_stands_for_the_nearest_and_the_report_says_so(content):
+    lines = "# two cars\n0.5 0.25 0.25 0.5 #CD2024 # a note\n0,0,1,1,#2454dc#another\n0 0 1 1 red#ff0000"
+    boxes = parse_boxes(lines, content)
+    assert [colour for *_, colour in boxes] == ["red", "blue", "red"]
+    assert report_of(boxes, lines, content).splitlines() == [
+        "3 of at most 64 boxes: red, blue, red.",
+        "Line 2: #CD2024 is taken as red, the nearest colour that scene.safetensors knows.",
+        "Line 3: #2454dc is taken as blue, the nearest colour that scene.safetensors knows."]
+    assert report_of([], "none", content) == "No cars."
+    assert report_of(None, "", content) == "No boxes are given: cars stand anywhere."
+
+
+def test_the_distance_of_two_colours_is_that_of_oklab_with_a_quarter_of_the_lightness():
+    """Björn Ottosson's published values for red, white and black."""
+    assert oklab((255, 0, 0)) == pytest.approx((0.62796, 0.22486, 0.12585), abs=1e-5)
+    assert oklab((255, 255, 255)) == pytest.approx((1, 0, 0), abs=1e-4)
+    assert oklab((0, 0, 0)) == (0, 0, 0)
+    assert distance((1, 0, 0), (0, 0, 0)) == 0.25 and distance((0, 3, 0), (0, 0, 4)) == 5
+
+
+@pytest.mark.parametrize("word, nearest", [
+    ("#cd2024", "red"), ("#2454dc", "blue"), ("#f0c418", "yellow"), ("#ececec", "white"), ("#18a04c", "green"),
+    ("#800000", "red"), ("#000080", "blue"), ("#ffa500", "yellow"), ("#00ff00", "green"), ("#c0c0c0", "white"),
+    ("#000000", None), ("#800080", None), ("#ff00ff", None), ("#404040", None)])
+def test_the_demos_paints_and_their_dark_and_light_tones_are_found_and_others_are_not(word, nearest):
+    """The first five are the paints of the demo's cars."""
+    assert nearest_colour(word, ("red", "blue", "yellow", "white", "green")) == nearest
+
+
+def test_a_name_without_a_paint_is_never_the_nearest(content):
+    assert paints(("red", "zebra")) == {"red": "#ff0000", "zebra": "#a0a0a0"}
+    assert nearest_colour("#a0a0a0", ("zebra", "green")) is None
+
+
 def test_a_box_that_ends_at_the_edge_is_taken_in_spite_of_rounding(content):
     ((x0, y0, x1, y1, _),) = parse_boxes("0.7 0.9 0.30000000000000004 0.1 red", content)
     assert (x1, y1) == (1.0, 1.0)
@@ -76,7 +112,12 @@ def test_a_box_that_ends_at_the_edge_is_taken_in_spite_of_rounding(content):
     ("-0.1 0.1 0.2 0.2 red", "beyond the picture"),
     ("64 16 32 16 red", "Line 2 .* in pixels. .*by its height, which gives 0.5 0.25 0.25 0.25.$"),
     ("120 8 20 20 red", "in pixels. .* by its height.$"),
-    ("0.1 0.1 0.2 0.2 #ff0000", "Line 2 .* has the colour '#ff0000'. Colours are words here, .*knows red, blue"),
+    ("0.1 0.1 0.2 0.2 #ff00", "Line 2 .* has the colour '#ff00'. Write a colour by its name or as #rrggbb, .*blue"),
+    ("0.1 0.1 0.2 0.2 #gg0000", "colour '#gg0000'. Write a colour by its name or as #rrggbb"),
+    ("0.1 0.1 0.2 0.2 #ff0000 car", "has 6 words"),
+    ("0.1 0.1 0.2 0.2 # red", "has 4 words"),
+    ("0.1 0.1 0.2 0.2 #008000", "colour '#008000', which is far from every colour that scene.safetensors knows. "
+                                "Choose one of red, blue.$"),
     ("0.1 0.1 0.2 0.2 pink", "colour 'pink'. scene.safetensors knows red, blue"),
     ("none", "has 1 word\\."),
 ])
@@ -103,6 +144,21 @@ def test_the_demos_file_knows_as_many_boxes_as_its_world_draws_cars():
     assert load_layout(DEMO_FOLDER / "video_ldm_driving_layout.safetensors").most_boxes == MOST_CARS == 3
 
 
+def test_the_page_is_told_what_each_layout_file_knows(scenes):
+    """The drawing reads it. A file that cannot be read is left out, and so are files of other kinds."""
+    layout_format.write(scenes / "page.safetensors", randomise(Network(PARAMS), 5).state_dict(), PARAMS,
+                        torch.randn(7, 768), base=Base("Stable Diffusion 1.x", 768), licence="",
+                        metadata={"most_boxes": "2"})
+    (scenes / "broken.safetensors").write_bytes(b"12345")
+    boxes = SceneLayout.INPUT_TYPES()["required"]["boxes"]
+    known = boxes[1]["layout_files"]
+    assert boxes[0] == "STRING" and boxes[1]["multiline"] and boxes[1]["default"] == EXAMPLE
+    assert known["page.safetensors"] == {"most_boxes": 2, "colours": {"red": "#ff0000", "blue": "#0000ff"}}
+    assert known["video_ldm_driving_layout.safetensors"] == {"most_boxes": 3, "colours": {
+        "red": "#ff0000", "blue": "#0000ff", "yellow": "#ffff00", "white": "#ffffff", "green": "#008000"}}
+    assert not {"broken.safetensors", "video_ldm_driving.safetensors"} & known.keys()
+
+
 def test_labels_that_a_file_does_not_know_are_refused(scenes):
     write(scenes / "daylight.safetensors", params=replace(PARAMS, labels=(("light", ("day",)),)))
     with pytest.raises(VideoLDMError, match="daylight.safetensors knows no light 'night', only day"):
@@ -111,7 +167,7 @@ def test_labels_that_a_file_does_not_know_are_refused(scenes):
 
 def scene_of(**widgets):
     """The layout that the positive output carries to core, and that of the negative one."""
-    said, unsaid, _ = run(**widgets)
+    said, unsaid, *_ = run(**widgets)
     return said[0][1]["gligen"][2], unsaid[0][1]["gligen"]
 
 
@@ -166,7 +222,7 @@ def test_an_untrained_layout_is_the_image_model_to_the_bit(image, scenes):
 
 
 def test_guidance_starts_from_the_negative_output_whose_layout_says_nothing(image, scenes):
-    said, unsaid, _ = run(positive=text(11), negative=text(12))
+    said, unsaid, *_ = run(positive=text(11), negative=text(12))
     both = prediction(image, positive=said, negative=unsaid, cfg=3.0)
     positive, negative = prediction(image, positive=said), prediction(image, positive=unsaid)
     assert relative_error(both, negative + 3.0 * (positive - negative)) < 1e-5
@@ -174,7 +230,7 @@ def test_guidance_starts_from_the_negative_output_whose_layout_says_nothing(imag
 
 
 def test_without_texts_the_files_own_empty_prompt_is_used(image, scenes, content):
-    said, unsaid, _ = run()
+    said, unsaid, *_ = run()
     assert torch.equal(said[0][0][0], content.null_text) and torch.equal(unsaid[0][0][0], content.null_text)
     empty = [[content.null_text[None], {}]]
     with_texts = run(positive=empty, negative=empty)

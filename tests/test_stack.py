@@ -21,6 +21,7 @@ from video_ldm.temporal.layers import (
     TransformerParams,
     motion,
 )
+from video_ldm.temporal.layers.attention import contiguous_sum
 from video_ldm.temporal.new_layers import video_ldm_params
 from video_ldm.temporal.params import StackParams
 from video_ldm.temporal.slots import Site, unet_sites
@@ -109,6 +110,26 @@ def test_alpha_weights_the_spatial_branch():
     nn.init.constant_(mix.mix_factor, 0.3)
     alpha = torch.sigmoid(torch.tensor(0.3))
     assert relative_error(mix(spatial, temporal, T), alpha * spatial + (1 - alpha) * temporal) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_gradients_the_mix_and_the_positions_are_the_same_to_the_bit(dtype):
+    """They then work in place and in one pass over memory."""
+    mix, numbers = Mix(T), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        mix.mix_factor.copy_(torch.tensor([1e4, -1e4, 0.3, 1e4]))
+    spatial, temporal = (torch.randn(2 * T, 3, 5, generator=numbers).to(dtype) for _ in range(2))
+    temporal[0], temporal[3] = float("nan"), float("inf")       # frames of alpha 1
+    for strength in (1.0, 0.5, 0.0):
+        with torch.enable_grad():
+            expected = mix(spatial, temporal.clone(), T, strength)
+        with torch.no_grad():
+            assert torch.equal(mix(spatial, temporal.clone(), T, strength), expected)
+        assert torch.isfinite(expected).all() and torch.equal(expected[[0, 3]], spatial[[0, 3]])
+    view, positions = spatial.transpose(0, 1), torch.randn(2 * T, 5, generator=numbers).to(dtype)
+    with torch.no_grad():
+        made = contiguous_sum(view, positions)
+    assert made.is_contiguous() and torch.equal(made, view + positions)
 
 
 def test_strength_moves_alpha_linearly_towards_the_image_model():
@@ -367,7 +388,7 @@ def test_a_pooled_norm_takes_mean_and_variance_over_the_frames_of_a_clip_while_i
     norms = list(spatial_norms(unet))
     resblocks = [layer for _, _, layers in unet_blocks(unet) for layer in layers if is_resblock(layer)]
     assert len(norms) == 2 * len(resblocks) + 1 and norms[-1] is unet.out[0]
-    call = SimpleNamespace(acting=True, frames=3)
+    call = SimpleNamespace(acting=True, frames=3, frames_changed=lambda change: None)
     handles = POOLED_NORMS.attach(call, unet, None)
     try:
         for norm in (norms[0], norms[-1]):

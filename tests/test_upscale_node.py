@@ -1,8 +1,11 @@
 """Video Upscale in this process: on the smallest x4 upscaler that ComfyUI detects, and on a stubbed network."""
 
+from fractions import Fraction
+
 import comfy.model_management
 import comfy.sd
 import folder_paths
+import numpy as np
 import pytest
 import torch
 from comfy.model_sampling import V_PREDICTION
@@ -11,8 +14,10 @@ from comfy_extras.nodes_sdupscale import SD_4XUpscale_Conditioning
 
 from video_ldm.benchmarks.memory import Tally
 from video_ldm.nodes import upscale as nodes
+from video_ldm.nodes.free_init import FreeInit
 from video_ldm.nodes.host import decoding, sampling, upscaling
-from video_ldm.nodes.host.lazy_video import LazyVideo
+from video_ldm.nodes.host.api import InputImpl
+from video_ldm.nodes.host.lazy_video import HeldVideo, LazyVideo
 from video_ldm.nodes.host.options import clip_options
 from video_ldm.nodes.load import AS_TRAINED, LoadTemporalLayers
 from video_ldm.temporal.diffusion import Diffusion
@@ -23,6 +28,7 @@ from video_ldm.tests.attach_help import load_model
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.small import relative_error
 from video_ldm.tests.upscale_help import small_frames, small_vae, text
+from video_ldm.tests.video_help import counting, write_exact
 
 PIXELS = 64     # the least tile, in pixels of the large frames: 16 latents
 
@@ -254,6 +260,33 @@ def test_a_video_is_upscaled_as_its_frames_and_keeps_its_rate(upscaler, run):
     assert run(stub.model, video=video, fps=6.0)[1].get_frame_rate() == 6
 
 
+def test_the_sound_of_a_video_is_kept_at_its_own_rate_only(upscaler, run, tmp_path):
+    small, stub = small_frames(3, 20, 24), Stub(upscaler)
+    wave = torch.linspace(-0.5, 0.5, 6 * 12000).view(1, 6, 12000)
+    video = HeldVideo(small, 12, {"waveform": wave, "sample_rate": 48000})
+    kept = run(stub.model, used=True, video=video)[1].get_components().audio
+    assert kept["sample_rate"] == 48000 and torch.equal(kept["waveform"], wave)
+    assert torch.equal(run(stub.model, video=video, fps=12.0)[1].get_audio()["waveform"], wave)
+    _, other, report = run(stub.model, video=video, fps=6.0)
+    assert other.get_audio() is None
+    assert "Its sound was left out, because it belongs to 12 frames per second." in report
+
+
+def test_the_sound_of_a_file_from_cores_load_video_is_kept_too(upscaler, run, tmp_path):
+    """Core's class gives packed PCM as whole numbers in one channel."""
+    wave = counting(2, 44100 // 10)
+    write_exact(tmp_path / "clip.mov", "pcm_s16le", wave, "stereo", fps=Fraction(30), frames=3)
+    out = run(Stub(upscaler).model, video=InputImpl.VideoFromFile(str(tmp_path / "clip.mov")))[1]
+    assert out.get_frame_rate() == 30
+    assert np.array_equal(out.get_audio()["waveform"][0] * 2**15, wave)
+
+
+def test_a_sound_that_cannot_be_saved_is_refused_before_the_work(upscaler, run):
+    video = HeldVideo(small_frames(3, 20, 24), 12, {"waveform": torch.zeros(1, 9, 100), "sample_rate": 48000})
+    with pytest.raises(VideoLDMError, match="The sound is a tensor of shape"):
+        run(Stub(upscaler).model, video=video)
+
+
 def test_streaming_to_a_file_takes_the_memory_of_a_frame_however_long_the_video(vae, tmp_path):
     most = []
     for count in (4, 40):
@@ -290,6 +323,16 @@ def test_without_layers_windows_share_nothing(upscaler, run):
     stub = Stub(upscaler)
     run(stub.model, images=small_frames(4), window=2, overlap=1, steps=1, cfg=1.0)
     assert len(stub.calls) == 2
+    stub.calls.clear()
+    _, _, report = run(stub.model, images=small_frames(5), steps=1, cfg=1.0)
+    assert [len(call["x"]) for call in stub.calls] == [3, 2]        # not 4 and 4
+    assert "2 windows of 2 or 3 frames" in report
+
+
+def test_free_init_on_the_model_is_refused(upscaler, folder, run):
+    model = FreeInit.execute(with_layers(upscaler), 3, "ideal", 0.25, 0.25, 4).result[0]
+    with pytest.raises(VideoLDMError, match="Video Upscale does not take FreeInit. .* from before FreeInit"):
+        run(model)
 
 
 def test_progress_covers_every_piece_of_every_step(upscaler, monkeypatch):

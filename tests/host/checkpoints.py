@@ -20,12 +20,15 @@ from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES, StackParams
 from video_ldm.temporal.slots import unet_sites
 from video_ldm.temporal.spatial_changes import POOLED_NORMS
 from video_ldm.temporal.stack import TemporalStack
+from video_ldm.tests import frozen_help
+from video_ldm.tests.formats_help import adapter_names
 from video_ldm.tests.small import SD15, randomise, unet_model
 
 UNET = dict(SD15, model_channels=320, num_res_blocks=[1], channel_mult=(1,), transformer_depth=[1],
             transformer_depth_output=[1, 1])
 EMB_DIM, TEXT, HEADS = 1280, 768, 8
 FRAMES = 4
+INPAINTING = 9          # input channels of an inpainting model
 POSITIONS = 32
 SCHEDULE = Schedule("linear", 0.00085, 0.012)       # Stable Diffusion's own, evenly spaced in sqrt(beta)
 SD1 = Base("Stable Diffusion 1.x", TEXT)
@@ -159,6 +162,25 @@ def motion_state(seed: int = 2, positions: int = POSITIONS, learned: bool = Fals
     return state
 
 
+def motion_adapter(**options) -> dict:
+    """The same modules as `motion_state` in the naming of diffusers' MotionAdapter."""
+    return adapter_names(motion_state(**options))
+
+
+def domain_adapter(seed: int = 6, rank: int = 4) -> dict:
+    """A LoRA on every attention of the image model, in the layout of AnimateDiff v3's domain adapter."""
+    from comfy.utils import unet_to_diffusers
+    generator, state, shapes = torch.Generator().manual_seed(seed), {}, meta_unet().state_dict()
+    for theirs, ours in unet_to_diffusers(UNET).items():
+        stem = theirs.removesuffix(".weight").removesuffix(".0")
+        if ours in shapes and theirs.endswith(".weight") and ".attn" in theirs and ".to_" in stem:
+            name = ".processor.to_".join(stem.rsplit(".to_", 1)) + "_lora"
+            rows, columns = shapes[ours].shape
+            state[f"{name}.up.weight"] = torch.randn(rows, rank, generator=generator) * 0.1
+            state[f"{name}.down.weight"] = torch.randn(rank, columns, generator=generator) * 0.1
+    return state
+
+
 def motion_lora(seed: int = 5, rank: int = 4) -> dict:
     """A Motion LoRA on every attention of the motion modules, AnimateDiff's own layout."""
     generator, state = torch.Generator().manual_seed(seed), {}
@@ -169,6 +191,19 @@ def motion_lora(seed: int = 5, rank: int = 4) -> dict:
             state[f"{name}.up.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
             state[f"{name}.down.weight"] = torch.randn(rank, weight.shape[1], generator=generator) * 0.1
     return state
+
+
+def musev_state(seed: int = 6, unet_seed: int = 9) -> dict:
+    """A file like MuseV's: a whole UNet whose spatial weights nobody needs, with layers for UNET."""
+    unet = randomise(unet_model(UNET), unet_seed)
+    stack = randomise(TemporalStack(frozen_help.musev_params(unet)), seed)
+    return frozen_help.musev_file(unet, frozen_help.loud(stack))
+
+
+def makeavid_state(seed: int = 7, unet_seed: int = 9) -> dict:
+    """A file like makeavid-sd's: a whole inpainting UNet, with layers for UNET."""
+    unet = randomise(unet_model({**UNET, "in_channels": INPAINTING}), unet_seed)
+    return frozen_help.makeavid_file(unet, randomise(TemporalStack(frozen_help.makeavid_params(unet)), seed))
 
 
 # Files that are no temporal layers

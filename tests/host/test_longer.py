@@ -76,8 +76,9 @@ def test_after_a_cancelled_video_the_same_graph_makes_the_whole_video(server, li
             server.client.interrupt()
     short = server.latent(graph, video[0], on_event=cancel)
     assert pressed and 4 <= len(short) < 10
-    assert told == [f"Cancelled: {len(short)} of 10 frames are finished and kept, and the video is short. Queue it "
-                    "again for all frames."]
+    assert [text.splitlines()[0] for text in told] == [
+        f"Warning: Cancelled: {len(short)} of 10 frames are finished and kept, and the video is short. Queue it again "
+        "for all frames."]
     whole = server.latent(graph, video[0])
     assert len(whole) == 10 and torch.equal(whole[:len(short)], short)
 

@@ -27,8 +27,9 @@ def test_the_quickstart_leaves_a_playable_clip_that_carries_its_workflow(server,
     with av.open(str(video)) as container:
         assert json.loads(container.metadata["workflow"]) == graph
         assert container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.video[0].average_rate == 4         # that of the layers, through both samplers
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float)
-    assert frames.shape == (sampler["frames"], sampler["height"], sampler["width"], 3)
+    assert frames.shape == (sampler["frames"], 4 * sampler["height"], 4 * sampler["width"], 3)
     assert frames.std() > 10                                             # a picture, not a flat colour
     assert 0 < abs(frames[1:] - frames[:-1]).mean() < frames.std()       # that moves, and is no slide show of noise
     assert Image.open(sheet).size[0] >= sampler["width"]

@@ -1,19 +1,23 @@
 """The pack in a real ComfyUI: it loads in silence, documents itself, and keeps what saved workflows rely on."""
 
 import asyncio
+import io
 import json
 import os
+import re
 import urllib.error
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from video_ldm.tests.host.client import NodeError
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).with_name("nodes.json")
+DEFAULTS = Path(__file__).with_name("defaults.json")
 API_WORKFLOWS = sorted((ROOT / "workflows" / "api").glob("*.json"))
-MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth")
+MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 NOTES = ("Note", "MarkdownNote")      # the page's own
 UPLOAD = "IMAGEUPLOAD"      # the button of Load Image: a widget of the page alone
 GRAPHS = sorted((ROOT / "workflows").glob("*.json"))
@@ -88,6 +92,20 @@ def test_every_node_has_a_help_page_where_the_interface_looks_for_it(server, own
     assert missing == []
 
 
+def test_the_picture_of_every_help_page_is_served_where_the_interface_looks_for_it(server, own_nodes):
+    """The interface puts the folder of the page before the address of a picture that is relative."""
+    wrong = []
+    for node_id, node in own_nodes.items():
+        folder = f"/extensions/{node['python_module'].split('.', 1)[1]}/docs/"
+        page = server.client.request(f"{folder}{node_id}.md").decode()
+        for address in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", page) or ["no picture"]:
+            try:
+                Image.open(io.BytesIO(server.client.request(folder + address))).load()
+            except (urllib.error.HTTPError, OSError, ValueError) as error:
+                wrong.append((node_id, address, str(error)))
+    assert wrong == []
+
+
 def test_node_ids_and_the_order_of_their_inputs_are_those_recorded(own_nodes):
     """Saved workflows store widget values by position: inputs are appended, never reordered, removed or retyped."""
     current = {node_id: {"inputs": [[name, kind if isinstance(kind, str) else "COMBO"]
@@ -106,9 +124,45 @@ def test_node_ids_and_the_order_of_their_inputs_are_those_recorded(own_nodes):
         assert current == recorded, "new nodes or inputs: run this test with RECORD_NODES=1 and commit nodes.json"
 
 
+def test_inputs_keep_their_defaults_and_a_saved_prompt_lacks_none_that_is_required(own_nodes):
+    """A prompt that was saved before an input came is run with that input's default: it has one, and it stays.
+
+    A default that is a model or a video is left out: it depends on the files of the server.
+    """
+    current = {node_id: {"required": node["input_order"].get("required", []), "defaults": defaults_of(node)}
+               for node_id, node in sorted(own_nodes.items())}
+    recorded = json.loads(DEFAULTS.read_text()) if DEFAULTS.exists() else {}
+    for node_id, old in recorded.items():
+        new = current[node_id]
+        assert new["required"] == old["required"], f"{node_id}: an input that is appended must be optional"
+        changed = {name for name, value in old["defaults"].items() if new["defaults"].get(name, object()) != value}
+        assert changed == set(), f"the defaults of {node_id} changed, and with them the frames of older graphs"
+    if os.environ.get("RECORD_NODES"):
+        lines = [f" {json.dumps(node_id)}: {json.dumps(node)}" for node_id, node in current.items()]
+        DEFAULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    else:
+        assert current == recorded, "new nodes or inputs: run this test with RECORD_NODES=1 and commit defaults.json"
+
+
+def defaults_of(node):
+    """{widget: what the page shows in a new node}, without files and sockets."""
+    found = {}
+    for name, (kind, options) in inputs_of(node).items():
+        choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+        value = options.get("default", choices[0] if choices else None)
+        is_file = choices is not None and any("." in str(choice) for choice in choices)
+        if value is not None and not is_file:
+            found[name] = value
+    return found
+
+
 @pytest.mark.parametrize("path", API_WORKFLOWS, ids=lambda path: path.stem)
 def test_every_api_workflow_fits_the_nodes_it_names(path, object_info):
-    prompt = json.loads(path.read_text())
+    assert misfits(json.loads(path.read_text(encoding="utf-8")), object_info) == []
+
+
+def misfits(prompt, object_info):
+    """What is wrong with a prompt for the nodes that a server has, in words."""
     wrong = []
     for node_id, entry in prompt.items():
         place, node = f"{node_id} ({entry['class_type']})", object_info.get(entry["class_type"])
@@ -122,7 +176,7 @@ def test_every_api_workflow_fits_the_nodes_it_names(path, object_info):
         for name in set(entry["inputs"]) & set(known):
             problem = misfit(entry["inputs"][name], *known[name], prompt, object_info)
             wrong += [f"{place}: {name} {problem}"] if problem else []
-    assert wrong == []
+    return wrong
 
 
 def misfit(value, kind, options, prompt, object_info):
@@ -134,7 +188,7 @@ def misfit(value, kind, options, prompt, object_info):
         return None if "*" in (given, *wanted) or given in wanted else f"takes {kind} and is given {given}"
     choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
     if choices is not None:
-        is_the_users = options.get("image_upload") or (
+        is_the_users = options.get("image_upload") or options.get("video_upload") or (
             str(value).endswith(MODEL_FILES) and not (ROOT / "models" / "demo" / str(value)).exists())
         return None if is_the_users or value in choices else f"has no choice {value!r}, only {choices}"
     if kind in ("INT", "FLOAT"):

@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from video_ldm.temporal.video import open_video
+from video_ldm.temporal.video import open_video, read_audio, write_video
 from video_ldm.tests import pixel_help, upscale_help
 from video_ldm.tests.host import checkpoints
 from video_ldm.tests.host.client import Interrupted, NodeError
 from video_ldm.tests.host.graphs import POSITIVE, Graph, out, write_text
 from video_ldm.tests.host.test_video_nodes import everything_in
+from video_ldm.tests.video_help import clip
 
 MODEL, VAE, LAYERS = "x4.safetensors", "x4_vae.safetensors", "x4_layers.safetensors"
 LAVIE, PIXELS, PIXEL_LAYERS = "x4_lavie.pt", "pixel_upscaler.safetensors", "pixel_upscaler_layers.safetensors"
@@ -61,6 +62,26 @@ def test_a_clip_is_upscaled_with_layers_for_the_upscaler_and_streams_to_a_file(s
     assert "Temporal layers: " in result.outputs[report]["text"][0]
     bars = [data["value"] for kind, data in result.events if kind == "progress" and data["node"] == node[0]]
     assert bars[-1] == 2                # windows 0..1 and 1..2, one step
+
+
+def test_an_upscaled_range_of_a_video_file_keeps_its_sound(server, client):
+    """Frames 2 to 4 of 8 at 4 a second are heard from second 0.5 to 1.25: 6 tones for 6 loudspeakers."""
+    pitches = (400, 520, 600, 80, 720, 800)
+    time = np.arange(2 * 48000) / 48000
+    tones = np.stack([0.4 * np.sin(2 * np.pi * pitch * time) for pitch in pitches]).astype(np.float32)
+    write_video(server.input_path("tones.mp4"), clip(8, SIZE, SIZE), 4, audio=(tones, 48000))
+    graph = Graph()
+    loader = graph.add("VideoLDMLoadVideo", file="tones.mp4", start_frame=2, frame_count=3, stride=1)
+    node = upscaled(graph, server, layers=False, fps=0.0)
+    del graph[node[0]]["inputs"]["images"]
+    graph[node[0]]["inputs"]["video"] = out(loader, 1)
+    file = save(graph, video=out(node, 1), format="mp4", crf=10)
+    video = open_video(server.output_path(client.run(graph).outputs[file]["images"][0]))
+    assert (video.frames, video.rate, video.width) == (3, 4, 4 * SIZE)
+    sound, rate = read_audio(video)
+    assert (rate, sound.shape) == (48000, (6, 36000))
+    spectrum = np.abs(np.fft.rfft(sound[:, 6000:30000], axis=1))       # half a second: 2 Hz a bin
+    assert (spectrum.argmax(1) * 2).tolist() == list(pitches)
 
 
 def shown_frames(graph, client, server, node):
@@ -139,7 +160,7 @@ def test_wrong_connections_and_widgets_are_refused_in_one_sentence_at_the_node(s
 
 def test_cancelling_leaves_no_file(server, client):
     graph = Graph()
-    node = upscaled(graph, server, steps=20)
+    node = upscaled(graph, server, steps=200)
     save(graph, video=out(node, 1))
     before = everything_in(server.base / "output")
 

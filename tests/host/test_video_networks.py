@@ -12,7 +12,7 @@ import torch
 
 from video_ldm.temporal.video import open_video
 from video_ldm.tests import test_modelscope, test_videocrafter, upscale_help
-from video_ldm.tests.host import checkpoints
+from video_ldm.tests.host import checkpoints, public_files
 from video_ldm.tests.host.client import NodeError
 from video_ldm.tests.host.graphs import IMAGE, MOTION, NEGATIVE, POSITIVE, Graph, out, write_text
 from video_ldm.tests.network_help import network_tensors
@@ -145,8 +145,9 @@ def stand_ins(name):
             continue
         inputs |= {"steps": 1} if "steps" in inputs else {}
         inputs |= {"width": SIZE, "height": SIZE} if {"width", "height"} <= inputs.keys() else {}
+        inputs |= {"frame_count": KEYS} if "frame_count" in inputs else {}
         inputs |= {"frames": KEYS} if node["class_type"] == "VideoLDMSampler" else {}
-        inputs |= {"file": MOTION} if inputs.get("file") == "mm_sd_v15_v2.ckpt" else {}
+        inputs |= {"file": MOTION} if inputs.get("file") == "mm_sd15_v2.safetensors" else {}
         if node["class_type"] == "VideoLDMLoadTemporalDecoder":     # its network is large; the VAE itself serves here
             made[key] = {"class_type": "VideoLDMLoadDemo", "inputs": {}}
             continue
@@ -177,10 +178,13 @@ def moved(link, prompt):
     ("seine_picture", {"seine_picture": (KEYS, SIZE)}),
     ("seine_transition", {"seine_transition": (KEYS, SIZE)}),
     ("zeroscope", {"zeroscope": (KEYS, SIZE)}),
+    ("interpolate_video", {"interpolate_video": (9, SIZE)}),
+    ("upscale_video", {"upscale_video": (KEYS, 4 * SIZE)}),
 ])
 def test_a_workflow_runs_from_text_or_pictures_to_video_files(networks, client, name, sizes):
     example = torch.rand(48, 40, 3, generator=torch.Generator().manual_seed(1))
     networks.put_input_image("example.png", example)
+    public_files.write_own_video(networks, SIZE, SIZE)
     result = client.run(stand_ins(name))
     files = [networks.output_path(file) for file in result.files() if file.get("type") == "output"]
     videos = {path.name.rsplit("_00", 1)[0]: open_video(path) for path in files if path.suffix == ".mp4"}

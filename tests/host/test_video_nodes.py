@@ -13,7 +13,7 @@ from PIL import Image
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.video import open_video, read_audio, write_video
 from video_ldm.tests.host.client import Interrupted, NodeError
-from video_ldm.tests.video_help import clip, psnr
+from video_ldm.tests.video_help import clip, psnr, write_exact
 
 WORKFLOW = {"nodes": [{"id": 7, "title": "a } brace"}], "version": 0.4}
 
@@ -106,6 +106,58 @@ def test_part_of_a_video_comes_with_that_part_of_its_sound(server, client, sourc
     assert abs(sound.shape[1] / rate - 0.5) < 0.06
 
 
+def test_the_sound_of_a_range_goes_by_wire_and_through_cores_nodes(server, client):
+    """8 frames at stride 2 of 30000/1001 a second, from frame 5: what is heard from frame 5 to frame 20.
+
+    Then it is 400 Hz on the left and 700 Hz on the right, before and after 1600 and 2300 Hz.
+    """
+    first, last = (round(k * 44100 * Fraction(1001, 30000)) for k in (5, 21))
+    time, inside = np.arange(66_150) / 44100, np.zeros(66_150, bool)
+    inside[first:last] = True
+    waves = [np.where(inside, np.sin(2 * np.pi * a * time), np.sin(2 * np.pi * b * time))
+             for a, b in ((400, 1600), (700, 2300))]
+    write_exact(server.input_path("exact.mov"), "pcm_s16le", (np.stack(waves) * 16000).astype(np.int16), "stereo",
+                frames=40)
+    ranged = {"load": load("exact.mov", start_frame=5, frame_count=8, stride=2),
+              "parts": {"class_type": "GetVideoComponents", "inputs": {"video": ["load", 1]}},
+              "made": {"class_type": "CreateVideo",
+                       "inputs": {"images": ["parts", 0], "audio": ["parts", 1], "fps": ["parts", 2]}},
+              "core": {"class_type": "SaveVideo", "inputs": {"video": ["load", 1], "filename_prefix": "core/clip",
+                                                             "format": "mp4", "codec": "h264"}},
+              "wired": save(images=["load", 0], audio=["load", 5], fps=["load", 2], filename_prefix="video/wired"),
+              "again": save(video=["made", 0], filename_prefix="video/again")}
+    result = client.run(ranged)
+    for node in ("core", "wired", "again"):
+        video = open_video(saved(server, result, node))
+        assert video.frames == 8 and abs(float(video.rate) - 15000 / 1001) < 0.01, node
+        sound, rate = read_audio(video)
+        assert rate == 44100 and len(sound) == 2 and abs(sound.shape[1] - (last - first)) <= 1, node
+        for channel, pitch, elsewhere in ((0, 400, 1600), (1, 700, 2300)):
+            spectrum = np.abs(np.fft.rfft(sound[channel]))
+            bins = sound.shape[1] / 44100       # for each Hz
+            assert abs(spectrum.argmax() / bins - pitch) < 2, (node, channel)
+            assert spectrum[round((elsewhere - 40) * bins):round((elsewhere + 40) * bins)].max() < spectrum.max() / 50
+
+
+def test_videos_in_folders_are_listed_and_the_node_shows_the_chosen_frames(server, client):
+    path = server.input_path("trip/day 1/beach.mts")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for frame in clip():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    options = client.object_info("VideoLDMLoadVideo")["VideoLDMLoadVideo"]["input"]["required"]["file"]
+    assert "trip/day 1/beach.mts" in str(options)
+    result = client.run({"load": load("trip/day 1/beach.mts", start_frame=2, frame_count=3, stride=4),
+                         "count": show("load", 3)})
+    assert result.outputs["load"]["animated"] == [True]
+    preview = open_video(server.output_path(result.outputs["load"]["images"][0]))
+    assert (preview.frames, preview.rate, preview.width) == (3, Fraction(25, 4), 96)
+    assert psnr(preview.read(), clip()[2::4]) > 30
+
+
 def test_core_saves_the_video_that_was_loaded(server, client, source):
     core = {"class_type": "SaveVideo", "inputs": {"video": ["load", 1], "filename_prefix": "core/clip",
                                                   "format": "mp4", "codec": "h264"}}
@@ -167,6 +219,36 @@ def test_another_rate_leaves_the_sound_out_and_the_report_says_so(server, client
     video = open_video(saved(server, result))
     assert video.rate == 12 and not video.has_audio
     assert "sound was left out" in result.outputs["report"]["text"][0]
+
+
+def test_sound_goes_from_one_video_onto_another_and_ends_with_its_pictures(server, client, source):
+    """The source's sound lasts 2 s, and six frames at 6 fps last 1 s."""
+    result = client.run({"core": {"class_type": "LoadVideo", "inputs": {"file": source}},
+                         "parts": {"class_type": "GetVideoComponents", "inputs": {"video": ["core", 0]}},
+                         "load": load(source, frame_count=6),
+                         "save": save(images=["load", 0], fps=6.0, audio=["parts", 1], format="mov prores 422"),
+                         "report": show("save", 2)})
+    [file] = result.outputs["save"]["files"]
+    sound, rate = read_audio(open_video(server.output_path(file)))
+    assert file["filename"].endswith(".mov") and sound.shape[1] == rate and np.abs(sound).max() > 0.3
+    assert "was cut where the pictures end, after 1.00 s" in result.outputs["report"]["text"][0]
+    preview = open_video(saved(server, result))
+    assert result.outputs["save"]["images"][0]["type"] == "temp" and (preview.frames, preview.has_audio) == (6, True)
+
+
+def test_transparency_of_core_goes_into_a_folder_of_pictures(server, client, source):
+    result = client.run({"load": load(source, frame_count=3),
+                         "mask": {"class_type": "ImageToMask", "inputs": {"image": ["load", 0], "channel": "green"}},
+                         "join": {"class_type": "JoinImageWithAlpha", "inputs": {"image": ["load", 0],
+                                                                                 "alpha": ["mask", 0]}},
+                         "save": save(images=["join", 0], format="png", ping_pong=True)})
+    [first] = result.outputs["save"]["files"]
+    pictures = sorted(server.output_path(first).parent.iterdir())
+    frames = next(open_video(server.input_path(source)).iterate())
+    picture = np.asarray(Image.open(pictures[0]))
+    assert len(pictures) == 4 and np.array_equal(picture[..., :3], frames)
+    assert np.array_equal(picture[..., 3], 255 - frames[..., 1]), "core's masks are the opposite of alpha"
+    assert leftovers(server) == []
 
 
 def test_nothing_or_two_things_to_save_is_refused_before_anything_runs(server, client, source):
@@ -246,13 +328,14 @@ def test_work_that_does_not_fit_into_memory_is_refused_before_it_starts(host):
         files.refuse_beyond_memory(2**40, "9 frames", "Lower frame_count.")
 
 
-def test_a_video_that_makes_its_frames_is_streamed(host, tmp_path):
-    """The pack's lazy VIDEO classes offer iterate_frames: never all of them at once."""
-    from video_ldm.nodes.host.api import Input
+def test_a_video_that_makes_its_frames_is_streamed(host, tmp_path, monkeypatch):
+    """The pack's own VIDEO classes give their frames one by one: never all of them at once."""
+    from video_ldm.nodes.host.streamed_video import StreamedVideo
     from video_ldm.nodes.host.video_sources import video_source
+    from video_ldm.temporal.video import beside
     alive = []
 
-    class Lazy(Input.Video):
+    class Lazy(StreamedVideo):
         def get_components(self):
             raise AssertionError("would hold every frame")
 
@@ -267,16 +350,18 @@ def test_a_video_that_makes_its_frames_is_streamed(host, tmp_path):
         def get_frame_count(self):
             return 12
 
-        def iterate_frames(self):
+        def iterate_frames(self, broken=None, bits=8):
             for frame in clip():
                 alive.append(1)
                 yield frame
 
     source = video_source(Lazy())
     seen = []
+    monkeypatch.setattr(beside, "MOST_FRAMES", 2)
     write_video(tmp_path / "clip.mp4", source.frames(), source.rate,
                 on_frame=lambda done: seen.append(len(alive) - done))
-    assert seen == [0] * 12 and open_video(tmp_path / "clip.mp4").frames == 12
+    # Two frames wait, the next one is being encoded, and one more may be made.
+    assert len(seen) == 12 and max(seen) <= 4 and open_video(tmp_path / "clip.mp4").frames == 12
     assert source.sound is None and (source.count, source.width, source.height) == (12, 96, 64)
 
 
