@@ -33,7 +33,7 @@ from ..errors import VideoLDMError
 from .contents import first_line
 from .files import TensorFile
 from .metadata import MOST_FRAMES, MetadataError, fps_of, shown, text_of, whole
-from .temporal_file import DEMO, Identified, require_one_dtype
+from .temporal_file import DEMO, Identified, require_known, require_one_dtype
 from .tensor_names import Keys
 
 FORMAT = "video_ldm_temporal_decoder"
@@ -270,9 +270,7 @@ def check_tensors(name: str, title: str, params: DecoderParams, tensors: dict[st
     if missing:
         raise VideoLDMError(f"{name} looks like {title}, but {len(missing)} of its {len(wanted)} tensors are missing "
                             f"(the first: {missing[0]}). The file is incomplete: download or write it again.")
-    if surplus:
-        raise VideoLDMError(f"{name} looks like {title}, but holds {len(surplus)} tensors that such a decoder does not "
-                            f"have (the first: {surplus[0]}). It comes from a variant that this pack does not know.")
+    require_known(name, title, surplus, "such a decoder does")
     result = {}
     for key, shape in wanted.items():
         tensor = tensors[key]

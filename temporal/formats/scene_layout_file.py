@@ -60,6 +60,20 @@ def detect(keys: Keys, metadata: Mapping[str, str]) -> Identified | None:
 
 def load(file: TensorFile, found: Identified | None = None) -> LayoutFile:
     """Load a file. Raises VideoLDMError if metadata and tensors do not agree."""
+    params, base, licence, most = parse_metadata(file)
+    try:
+        wanted = tensors_of(params)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise damaged_metadata(file, error) from None
+    check_tensors(file, wanted, base)
+    tensors = file.read(file.shapes)
+    require_one_dtype(file.name, tensors)
+    notes = {key: value for key, value in file.metadata.items() if key not in RESERVED}
+    return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base, licence, notes, most)
+
+
+def parse_metadata(file: TensorFile) -> tuple[LayoutParams, Base, str, int]:
+    """params, image model, licence and the largest number of boxes. Raises VideoLDMError if they are wrong."""
     require_version(file.name, TITLE, file.metadata, VERSION)
     try:
         params = parse_params(file.metadata["params"], len(file.shapes))
@@ -69,15 +83,14 @@ def load(file: TensorFile, found: Identified | None = None) -> LayoutFile:
         most = DEMO_BOXES if base.family == DEMO else MOST_BOXES
         if "most_boxes" in file.metadata:
             most = whole(file.metadata["most_boxes"], "most_boxes", 1, LARGEST, text=True)
-        wanted = tensors_of(params)
     except (KeyError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise VideoLDMError(f"{file.name} is {TITLE} whose metadata is damaged ({first_line(error)}). Write or "
-                            "download it again.") from None
-    check_tensors(file, wanted, base)
-    tensors = file.read(file.shapes)
-    require_one_dtype(file.name, tensors)
-    notes = {key: value for key, value in file.metadata.items() if key not in RESERVED}
-    return LayoutFile(file.name, params, tensors, tensors.pop(NULL_TEXT).float(), base, licence, notes, most)
+        raise damaged_metadata(file, error) from None
+    return params, base, licence, most
+
+
+def damaged_metadata(file: TensorFile, error: Exception) -> VideoLDMError:
+    return VideoLDMError(f"{file.name} is {TITLE} whose metadata is damaged ({first_line(error)}). Write or "
+                         "download it again.")
 
 
 def parse_params(text: str, tensors: int) -> LayoutParams:

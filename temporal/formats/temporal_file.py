@@ -1,7 +1,7 @@
 """The content of a file of temporal layers, and checks that all such files need."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,9 +75,23 @@ class SamplerHint:
     """The sampling settings that a distilled set of layers needs."""
 
     sampler: str
-    model_sampling: str         # a value of ComfyUI's node ModelSamplingDiscrete
+    model_sampling: str         # a value of ComfyUI's node ModelSamplingDiscrete. "": it does without the node
     cfg: tuple[float, float]    # lowest, highest
     steps: tuple[int, int]      # fewest, most
+    scheduler: str = ""         # "": any
+
+    def sentence(self) -> str:
+        """The settings as a sentence for the report."""
+        node = f" and ModelSamplingDiscrete set to {self.model_sampling}" if self.model_sampling else ""
+        scheduler = f", scheduler {self.scheduler}" if self.scheduler else ""
+        steps = span(*self.steps)
+        return (f"Sample with {self.sampler}{node}{scheduler}, cfg {span(*self.cfg)}, {steps} "
+                f"step{'s' * (steps != '1')}.")
+
+
+def span(lowest: float, highest: float) -> str:
+    """Two numbers as in "4 to 8", and equal ones as one."""
+    return f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
 
 
 class NoiseLevels(NamedTuple):
@@ -105,6 +119,7 @@ class TemporalFile:
     notes: list[str] = field(default_factory=list)              # sentences for the node's report
     hint: SamplerHint | None = None
     noise: NoiseLevels | None = None                            # for layers of an upscaler
+    norms: str = ""                                             # a sentence for the report: which frames norms see
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,18 +180,41 @@ def require_complete(name: str, title: str, params: StackParams, tensors: Mappin
     except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:    # channels that do not divide into groups
         raise VideoLDMError(f"{name} looks like {title}, but no layer has its sizes ({first_line(error)}). The file is "
                             "damaged or from an unknown variant.") from None
-    missing = [key for key in wanted if key not in tensors]
+    require_shapes(name, title, wanted, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+
+
+def require_shapes(name: str, title: str, wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
+    """Raise VideoLDMError unless a file's tensors are exactly those that its layers have, in name and shape.
+
+    Args:
+        name: the file's name.
+        title: what the file is, with an article.
+        wanted: shapes of the layers' tensors.
+        found: shapes of the file's tensors.
+    """
+    missing = [key for key in wanted if key not in found]
     if missing:
         raise VideoLDMError(f"{name} looks like {title}, but {len(missing)} of its {len(wanted)} tensors are "
                             f"missing (the first: {missing[0]}). The file is incomplete: download or write it again.")
-    surplus = [key for key in tensors if key not in wanted]
-    if surplus:
-        raise VideoLDMError(f"{name} looks like {title}, but holds {len(surplus)} tensors that such layers do not "
-                            f"have (the first: {surplus[0]}). It comes from a variant that this pack does not know.")
+    require_known(name, title, [key for key in found if key not in wanted], "such layers do")
     for key, shape in wanted.items():
-        if tuple(tensors[key].shape) != shape:
-            raise VideoLDMError(f"{name} looks like {title}, but {key} has shape {list(tensors[key].shape)} where "
+        if found[key] != shape:
+            raise VideoLDMError(f"{name} looks like {title}, but {key} has shape {list(found[key])} where "
                                 f"{list(shape)} is due. The file is damaged or from an unknown variant.")
+
+
+def require_known(name: str, title: str, surplus: Sequence[str], owner: str = "it does") -> None:
+    """Raise VideoLDMError if a file holds tensors that such files do not have.
+
+    Args:
+        name: the file's name.
+        title: what the file is, with an article.
+        surplus: the names of these tensors.
+        owner: what lacks them, for the sentence: "such layers do".
+    """
+    if surplus:
+        raise VideoLDMError(f"{name} looks like {title}, but holds {len(surplus)} tensors that {owner} not have (the "
+                            f"first: {surplus[0]}). It comes from a variant that this pack does not know.")
 
 
 def require_distinct(name: str, title: str, pairs: Iterable[tuple[str, str]]) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.diffusion_model.", "unet.")
+PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.diffusion_model.", "unet.", "controlnet.")
 
 
 def bare(key: str) -> str:

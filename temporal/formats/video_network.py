@@ -31,16 +31,11 @@ class Heads:
     width: int | None = None    # channels of each head
 
 
-@dataclass
-class VideoNetwork:
-    """A whole video network. Its weights are read when they are needed."""
+class SpatialWeights:
+    """The spatial weights in an open file. They are read when they are needed."""
 
-    layers: TemporalFile                # its temporal layers, its noise schedule, and facts about it
     file: TensorFile
-    spatial_names: Mapping[str, str]    # {name in LDM's UNet: the file's key} of its spatial weights
-    heads: Heads
-    text: TextEncoder
-    latents: LatentParams | None = None     # None: those of Stable Diffusion 1.x and 2.x
+    spatial_names: Mapping[str, str]    # {name in LDM's UNet: the file's key}
 
     @property
     def spatial_shapes(self) -> dict[str, tuple]:
@@ -51,6 +46,18 @@ class VideoNetwork:
         """The spatial weights, by name in LDM's UNet."""
         tensors = self.file.read(self.spatial_names.values())
         return {name: tensors[key] for name, key in self.spatial_names.items()}
+
+
+@dataclass
+class VideoNetwork(SpatialWeights):
+    """A whole video network. Its weights are read when they are needed."""
+
+    layers: TemporalFile                # its temporal layers, its noise schedule, and facts about it
+    file: TensorFile
+    spatial_names: Mapping[str, str]    # {name in LDM's UNet: the file's key} of its spatial weights
+    heads: Heads
+    text: TextEncoder
+    latents: LatentParams | None = None     # None: those of Stable Diffusion 1.x and 2.x
 
     def layers_alone(self) -> TemporalFile:
         """The temporal layers, for an image model. `Identified.not_alone` says for which files they are refused."""
