@@ -169,12 +169,12 @@ def by_hand(models, poses, numbers, length):
 
     def steer(executor, x, *args, **kwargs):
         """Replaces what the layers' wrapper would give them."""
-        from video_ldm.nodes.host import attach
-        given, attach.camera_in_call = attach.camera_in_call, lambda *_: call
+        from video_ldm.nodes.host import camera
+        given, camera.camera_in_call = camera.camera_in_call, lambda *_: call
         try:
             return executor(x, *args, **kwargs)
         finally:
-            attach.camera_in_call = given
+            camera.camera_in_call = given
     wrappers = m.wrappers[WrappersMP.DIFFUSION_MODEL]
     m.wrappers = {**m.wrappers, WrappersMP.DIFFUSION_MODEL: {"outside": [steer], **wrappers}}
     return m

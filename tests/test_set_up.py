@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -243,10 +242,16 @@ def test_comfyui_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch)
 
 # ---- two at once --------------------------------------------------------------------------------------------------
 
-def test_a_second_set_up_waits_and_finds_everything_done(set_up, capfd, monkeypatch):
+def test_a_second_set_up_waits_and_finds_everything_done(set_up, monkeypatch):
     """Two threads stand for two processes here. The lock keeps them apart in the same way."""
     monkeypatch.setattr(lock, "POLL", 0.01)
-    inside, may_go_on = threading.Event(), threading.Event()
+    inside, waits, may_go_on = (threading.Event() for _ in range(3))
+    said = []
+
+    def say(text, **how):
+        said.append(text)
+        waits.set()
+    monkeypatch.setattr(lock, "print", say, raising=False)
     install = setup_host.install_torch
 
     def slow():
@@ -258,13 +263,10 @@ def test_a_second_set_up_waits_and_finds_everything_done(set_up, capfd, monkeypa
     first.start()
     assert inside.wait(30)
     second.start()
-    shown, deadline = "", time.monotonic() + 30
-    while "Waiting for it to end" not in shown and time.monotonic() < deadline:
-        shown += capfd.readouterr().out
-        time.sleep(0.01)
+    assert waits.wait(30)
     may_go_on.set()
     first.join(30), second.join(30)
-    assert f"Process {os.getpid()} sets up a ComfyUI in the same folder. Waiting for it to end." in shown
+    assert said == [f"Process {os.getpid()} sets up a ComfyUI in the same folder. Waiting for it to end."]
     assert set_up.calls == ["make_venv", "install_torch", "install_comfyui", "install_requirements", "fit_torchvision"]
 
 
