@@ -1,5 +1,6 @@
 """Small random autoencoders and temporal decoders that the decoder's tests share."""
 
+import pytest
 import torch
 
 from video_ldm.temporal.decoder import SVD_KERNEL, DecoderParams, TemporalDecoder
@@ -54,6 +55,17 @@ def with_random_decoder(vae, folder):
     from video_ldm.nodes.host.temporal_vae import with_temporal_decoder
     from video_ldm.temporal.families import load_decoder
     return with_temporal_decoder(vae, load_decoder(write_decoder(folder / "mine.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return small_vae()
+
+
+@pytest.fixture(scope="module")
+def made(vae, tmp_path_factory):
+    """The same VAE with a random temporal decoder."""
+    return with_random_decoder(vae, tmp_path_factory.mktemp("files"))
 
 
 def whole(vae, z, window=100, overlap=4, tile=0, clips=1):

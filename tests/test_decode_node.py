@@ -10,24 +10,15 @@ from video_ldm.nodes import decode as nodes
 from video_ldm.nodes.host import decoding, temporal_vae, wiring
 from video_ldm.nodes.upscale import VideoUpscale
 from video_ldm.temporal.errors import VideoLDMError
+from video_ldm.tests import decoder_help
 from video_ldm.tests.decoder_help import (
     latents,
     small_vae,
     whole,
-    with_random_decoder,
     write_decoder,
 )
 
-
-@pytest.fixture(scope="module")
-def vae():
-    return small_vae()
-
-
-@pytest.fixture(scope="module")
-def made(vae, tmp_path_factory):
-    """The same VAE with a random temporal decoder."""
-    return with_random_decoder(vae, tmp_path_factory.mktemp("files"))
+vae, made = decoder_help.vae, decoder_help.made      # fixtures
 
 
 class Hidden:

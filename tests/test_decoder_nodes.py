@@ -14,27 +14,17 @@ from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.temporal.decoder import PAPER_KERNEL, TemporalDecoder
 from video_ldm.temporal.errors import VideoLDMError
 from video_ldm.temporal.families import load_decoder
+from video_ldm.tests import decoder_help
 from video_ldm.tests.decoder_help import (
     latents,
     small_params,
-    small_vae,
     temporal_decoder,
     whole,
-    with_random_decoder,
     write_decoder,
 )
 from video_ldm.tests.small import relative_error
 
-
-@pytest.fixture(scope="module")
-def vae():
-    return small_vae()
-
-
-@pytest.fixture(scope="module")
-def made(vae, tmp_path_factory):
-    """The same VAE with a random temporal decoder."""
-    return with_random_decoder(vae, tmp_path_factory.mktemp("files"))
+vae, made = decoder_help.vae, decoder_help.made      # fixtures
 
 
 # Load Temporal Decoder

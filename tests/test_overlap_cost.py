@@ -8,14 +8,11 @@ from video_ldm.nodes.host.decoding import DecodeSettings, Decoding
 from video_ldm.nodes.host.lazy_video import LazyVideo
 from video_ldm.temporal.upscaler import plan_pieces, predict_in_pieces
 from video_ldm.temporal.windows import window_slices
-from video_ldm.tests.decoder_help import latents, small_vae, with_random_decoder
+from video_ldm.tests import decoder_help
+from video_ldm.tests.decoder_help import latents, with_random_decoder
 
 FRAMES = (16, 64, 113, 256)
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return small_vae()
+vae = decoder_help.vae       # fixture
 
 
 def decoded(vae, monkeypatch, frames, window, overlap):
