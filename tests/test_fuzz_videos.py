@@ -50,26 +50,32 @@ for number, source in enumerate(whole_files(folder)):
     for what, data in damaged(source.read_bytes(), number, {variants}):
         path = folder / ("damaged" + source.suffix)
         path.write_bytes(data)
-        before, start = peak(), time.process_time()
+        before, least = peak(), float("inf")
         print(json.dumps([source.name, what]), flush=True)
-        faulthandler.dump_traceback_later(30, exit=True)        # what hangs is named
-        try:
-            outcome = read(path)
-        except BaseException as error:
-            outcome = "! " + repr(error)[:300]
-        print(json.dumps([source.name, what, outcome, time.process_time() - start, peak() - before]), flush=True)
+        for _ in range(3):      # on a busy machine the same work takes more seconds: slow is what is slow each time
+            faulthandler.dump_traceback_later(30, exit=True)        # what hangs is named
+            start = time.process_time()
+            try:
+                outcome = read(path)
+            except BaseException as error:
+                outcome = "! " + repr(error)[:300]
+            least = min(least, time.process_time() - start)
+            if least <= {slowest}:
+                break
+        print(json.dumps([source.name, what, outcome, least, peak() - before]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """[file, damage, outcome, seconds of work, megabytes] of every case.
+    """[file, damage, outcome, least seconds of work, megabytes] of every case.
 
     The seconds are those of the processor, because test machines are busy. A case that waits for ever is named by
     faulthandler.
     """
     run = str(Path(__file__).resolve().parent.parent / "run.py")
-    script = WORK.format(run=run, folder=str(tmp_path_factory.mktemp("fuzz")), variants=VARIANTS)
+    script = WORK.format(run=run, folder=str(tmp_path_factory.mktemp("fuzz")), variants=VARIANTS,
+                         slowest=SLOWEST)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300,
                           env={**os.environ, "AV_LOG_FORCE_NOCOLOR": "1"})
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
