@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,22 @@ run.import_pack(HOST.folder)
 def pytest_configure(config):
     import torch
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() or 1, 4) // processes))
+    threads = max(1, min(torch.get_num_threads(), os.cpu_count() or 1, 4) // processes)
+    torch.set_num_threads(threads)
+    if processes > 1:       # servers and commands that the tests start get their share too, or all wait for each other
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def pytest_collection_modifyitems(items):
-    """The tests that need a server come last, so that a plain mistake shows within seconds."""
-    items.sort(key=lambda item: "host" in Path(item.path).relative_to(ROOT / "tests").parts)
+    """In one process the tests that need a server come last, so that a plain mistake shows within seconds.
+
+    In several processes the files with many slow tests come first, so that none of them is left to one process.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+    else:
+        items.sort(key=lambda item: "host" in Path(item.path).relative_to(ROOT / "tests").parts)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -27,16 +27,14 @@ class Server:
         port: a free one by default.
         arguments: more arguments of ComfyUI.
         log: the path of its log; by default server.log in base or in .host.
-        environment: more variables for its process.
     """
 
     def __init__(self, host: Host, base: Path | None = None, output: Path | None = None, port: int | None = None,
-                 arguments=(), log: Path | None = None, environment: dict | None = None):
+                 arguments=(), log: Path | None = None):
         self.host, self.base = host, base
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.log = Path(log or (base or HOST_FOLDER) / "server.log")
-        self.environment = environment or {}
         self.process: subprocess.Popen | None = None
         self.command = [str(host.python), "-u", "main.py", "--port", str(self.port), "--disable-auto-launch"]
         self.command += ["--cpu"] if not probe(host)["accelerator"] else []
@@ -55,7 +53,7 @@ class Server:
 
     def start(self) -> Server:
         """Start and wait until it answers. HostError with the end of the log if it does not."""
-        environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8", **self.environment)
+        environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
         environment.pop("PYTHONPATH", None)      # a checkout on it would hide ComfyUI's own modules
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(self.command, cwd=self.host.folder, stdin=subprocess.DEVNULL, stdout=log,

@@ -25,8 +25,8 @@ PACK_WORDS = ("video-ldm", "video_ldm", "VideoLDM")
 class HostServer(Server):
     """A real ComfyUI in empty folders under `base`, this pack its only custom node. `client` talks to it."""
 
-    def __init__(self, host, base, arguments=("--disable-api-nodes",), environment=None):
-        super().__init__(host, base, arguments=arguments, environment=environment)
+    def __init__(self, host, base, arguments=("--disable-api-nodes",)):
+        super().__init__(host, base, arguments=arguments)
         self.client = Client(self.address)
 
     # ---- files ------------------------------------------------------------------------------------------------

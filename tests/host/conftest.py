@@ -1,6 +1,5 @@
 """One real ComfyUI server for the whole test run, or for each process of it."""
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,19 +19,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def server(host, tmp_path_factory):
     """A running HostServer with folders of its own: see tests/host/client.py for what it can do."""
-    with HostServer(tested(host), tmp_path_factory.mktemp("comfyui"), environment=threads()) as running:
+    with HostServer(tested(host), tmp_path_factory.mktemp("comfyui")) as running:
         yield running
 
 
 def tested(host):
     """The host with the interpreter that has the tests' packages."""
     return replace(host, python=Path(sys.executable))
-
-
-def threads():
-    """Two servers with a thread for each processor wait for each other more than they compute: each gets its share."""
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else None
 
 
 @pytest.fixture
@@ -59,7 +52,7 @@ def page_server(host, tmp_path_factory):
     base = tmp_path_factory.mktemp("page")
     skip_first_run_dialog(base)
     arguments = ("--disable-api-nodes", "--preview-method", "latent2rgb")
-    with HostServer(tested(host), base, arguments=arguments, environment=threads()) as running:
+    with HostServer(tested(host), base, arguments=arguments) as running:
         yield running
 
 
