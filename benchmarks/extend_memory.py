@@ -1,10 +1,11 @@
-"""Memory that Extend Video takes for a video of some length: `python run.py _inside benchmarks.extend_memory FRAMES`.
+"""Memory that Extend Video takes for videos of some lengths: `python run.py _inside benchmarks.extend_memory FRAMES...`.
 
-It prints the bytes at the peak, beyond the latents that come out. They are what the whole process holds, as measured.
-With `count` behind FRAMES they are those of the tensors that the extension makes. This is exact, and slow. The models
-are the bundled ones, with two steps per clip.
+It prints for each length the bytes at the peak, beyond the latents that come out. They are what the whole process holds,
+as measured. With `count` before FRAMES they are those of the tensors that the extension makes. This is exact, and slow.
+The models are the bundled ones, with two steps per clip.
 """
 
+from functools import partial
 from typing import Any
 
 import psutil  # ComfyUI requires it
@@ -29,13 +30,19 @@ def main(argv):
                                      "normal", frames, 1.0, 2, STOP).result
 
     extend(WARM_UP)
-    frames, tally = int(argv[0]), Tally()
-    if argv[1:] == ["count"]:
-        with tally:
-            extend(frames)
-        most = tally.most["cpu"]
-    else:
-        held = psutil.Process().memory_info().rss
-        most = held + growth(lambda: extend(frames))
-    print(most - out[0]["samples"].numel() * out[0]["samples"].element_size())
+    most_of, lengths = (counted, argv[1:]) if argv[0] == "count" else (measured, argv)
+    for frames in lengths:
+        most = most_of(partial(extend, int(frames)))
+        print(most - out[0]["samples"].numel() * out[0]["samples"].element_size())
     return 0
+
+
+def counted(work) -> int:
+    with Tally() as tally:
+        work()
+    return tally.most["cpu"]
+
+
+def measured(work) -> int:
+    held = psutil.Process().memory_info().rss
+    return held + growth(work)

@@ -12,6 +12,8 @@ from video_ldm.nodes.host import models as host
 from video_ldm.temporal.families import load_decoder, load_layout, load_temporal, load_upscaler
 from video_ldm.temporal.params import BOTH_ENDS, FIRST_FRAMES
 
+FASTEST = "float32"     # of the precisions, on most processors; the loop's own tests try the others
+
 
 @pytest.fixture
 def small(monkeypatch):
@@ -22,7 +24,7 @@ def small(monkeypatch):
     monkeypatch.setattr(pvdm, "CLIPS", 3)
     monkeypatch.setattr(upscaler, "UNET", dataclasses.replace(upscaler.UNET, channel_mult=(1, 1, 1)))
     for name, stage in models.STAGES.items():
-        loop = dataclasses.replace(stage.loop, steps=2, save_every=1, log_every=1)
+        loop = dataclasses.replace(stage.loop, steps=2, save_every=1, log_every=1, precision=FASTEST)
         monkeypatch.setitem(models.STAGES, name, dataclasses.replace(stage, batch=2, loop=loop))
 
 
@@ -70,7 +72,7 @@ def test_a_stage_can_be_trained_anew_on_the_bundled_models(tmp_path, capsys, mon
     for name in ("features", "layout", "interpolation"):
         stage = models.STAGES[name]
         monkeypatch.setitem(models.STAGES, name, dataclasses.replace(
-            stage, batch=2, loop=dataclasses.replace(stage.loop, steps=1)))
+            stage, batch=2, loop=dataclasses.replace(stage.loop, steps=1, precision=FASTEST)))
     arguments = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path / "bundle"), "--from-bundle"]
     needed = {"features": ["render"], "layout": ["latents"], "interpolation": ["interpolation-data"]}
     for name, prepared in needed.items():

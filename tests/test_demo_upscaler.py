@@ -15,7 +15,8 @@ from video_ldm.temporal.families import load_temporal, load_upscaler
 from video_ldm.temporal.upscaler import FACTOR, TILE_OVERLAP, plan_pieces, unfold_pixels
 from video_ldm.temporal.windows import window_starts
 
-FRAMES, WINDOW, OVERLAP, TILE, STEPS = 20, 8, 2, 64, 6
+FRAMES, WINDOW, OVERLAP, TILE = 14, 8, 2, 64
+STEPS = 3               # 4 and 6 give the same ratios but for 0.003
 DRIVES = 8              # of one drive alone the ratio is anything from 0.92 to 1.13
 LARGEST = 1.05          # of a difference at seams, over one inside
 
@@ -94,6 +95,6 @@ def test_pixels_differ_no_more_at_the_seams_of_tiles_than_inside_them(model, dri
               for column in range(FACTOR * after, FACTOR * (before + tile))}
     pairs = []
     for _, small, text in drives:
-        made = upscaled(model, small[:8], text, tile=TILE), upscaled(model, small[:8], text)
+        made = upscaled(model, small[:4], text, tile=TILE), upscaled(model, small[:4], text)
         pairs.append([(x[:, :, 1:] - x[:, :, :-1]).abs().mean((0, 1, 3)) for x in made])
     assert ratio(pairs, shared) <= LARGEST

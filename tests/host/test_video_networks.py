@@ -29,6 +29,7 @@ NETWORKS = {BASE: CLIP_L, "text2video_pytorch_model.pth": OPENCLIP_H, "zeroscope
             "videocrafter2.ckpt": OPENCLIP_H}
 X4, VSR = "x4.safetensors", "lavie_vsr.pt"
 KEYS, SIZE = 3, 32          # key frames of a clip, and its width and height in pixels
+CASCADE = 2                 # key frames where Latent Interpolate x4 and Video Upscale follow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,8 +124,8 @@ def test_a_network_in_the_wrong_place_is_refused_at_that_node(networks, client, 
 
 # The workflows
 
-def stand_ins(name):
-    """A workflow with small networks and few steps."""
+def stand_ins(name, keys):
+    """A workflow with small networks, few steps and this number of key frames."""
     prompt = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     wide = {key for key, node in prompt.items() if "v2-1" in node["inputs"].get("ckpt_name", "")
             or "x4" in node["inputs"].get("ckpt_name", "")}
@@ -145,8 +146,8 @@ def stand_ins(name):
             continue
         inputs |= {"steps": 1} if "steps" in inputs else {}
         inputs |= {"width": SIZE, "height": SIZE} if {"width", "height"} <= inputs.keys() else {}
-        inputs |= {"frame_count": KEYS} if "frame_count" in inputs else {}
-        inputs |= {"frames": KEYS} if node["class_type"] == "VideoLDMSampler" else {}
+        inputs |= {"frame_count": keys} if "frame_count" in inputs else {}
+        inputs |= {"frames": keys} if node["class_type"] == "VideoLDMSampler" else {}
         inputs |= {"file": MOTION} if inputs.get("file") == "mm_sd15_v2.safetensors" else {}
         if node["class_type"] == "VideoLDMLoadTemporalDecoder":     # its network is large; the VAE itself serves here
             made[key] = {"class_type": "VideoLDMLoadDemo", "inputs": {}}
@@ -172,20 +173,20 @@ def moved(link, prompt):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, sizes", [
-    ("lavie", {"lavie": (9, SIZE), "lavie_large": (9, 4 * SIZE)}),
-    ("animatediff_lavie", {"animatediff_lavie": (9, SIZE), "animatediff_lavie_large": (9, 4 * SIZE)}),
-    ("seine_picture", {"seine_picture": (KEYS, SIZE)}),
-    ("seine_transition", {"seine_transition": (KEYS, SIZE)}),
-    ("zeroscope", {"zeroscope": (KEYS, SIZE)}),
-    ("interpolate_video", {"interpolate_video": (9, SIZE)}),
-    ("upscale_video", {"upscale_video": (KEYS, 4 * SIZE)}),
+@pytest.mark.parametrize("name, keys, sizes", [
+    ("lavie", CASCADE, {"lavie": (5, SIZE), "lavie_large": (5, 4 * SIZE)}),
+    ("animatediff_lavie", CASCADE, {"animatediff_lavie": (5, SIZE), "animatediff_lavie_large": (5, 4 * SIZE)}),
+    ("seine_picture", KEYS, {"seine_picture": (KEYS, SIZE)}),
+    ("seine_transition", KEYS, {"seine_transition": (KEYS, SIZE)}),
+    ("zeroscope", KEYS, {"zeroscope": (KEYS, SIZE)}),
+    ("interpolate_video", KEYS, {"interpolate_video": (9, SIZE)}),
+    ("upscale_video", KEYS, {"upscale_video": (KEYS, 4 * SIZE)}),
 ])
-def test_a_workflow_runs_from_text_or_pictures_to_video_files(networks, client, name, sizes):
+def test_a_workflow_runs_from_text_or_pictures_to_video_files(networks, client, name, keys, sizes):
     example = torch.rand(48, 40, 3, generator=torch.Generator().manual_seed(1))
     networks.put_input_image("example.png", example)
     public_files.write_own_video(networks, SIZE, SIZE)
-    result = client.run(stand_ins(name))
+    result = client.run(stand_ins(name, keys))
     files = [networks.output_path(file) for file in result.files() if file.get("type") == "output"]
     videos = {path.name.rsplit("_00", 1)[0]: open_video(path) for path in files if path.suffix == ".mp4"}
     found = {stem: (video.frames, video.width) for stem, video in videos.items()}
