@@ -1,8 +1,8 @@
-"""Memory that Extend Video takes for videos of some lengths: `python run.py _inside benchmarks.extend_memory FRAMES...`.
+"""Memory that Extend Video takes for videos of some lengths.
 
-It prints for each length the bytes at the peak, beyond the latents that come out. They are what the whole process holds,
-as measured. With `count` before FRAMES they are those of the tensors that the extension makes. This is exact, and slow.
-The models are the bundled ones, with two steps per clip.
+`python run.py _inside benchmarks.extend_memory FRAMES...` prints for each length the bytes at the peak, beyond the
+latents that come out. They are what the whole process holds, as measured. With `count` before FRAMES they are those of
+the tensors that the extension makes. This is exact, and slow. The models are the bundled ones, with two steps per clip.
 """
 
 from functools import partial
