@@ -1,7 +1,7 @@
 """The graphs of workflows/ in a real browser, as an artist meets them: opened from the templates, run with the button.
 
-Every graph is opened in both renderings of the page. Those that need nothing but the bundled models are run as well:
-the quickstart in both, the others in one. All but one run have few steps.
+Every graph is opened in both renderings of the page. Those that need nothing but the bundled models are run as well, with
+few steps: the quickstart in both renderings, the others in one. test_quickstart.py runs it with all its steps.
 """
 
 import json
@@ -91,8 +91,7 @@ def test_a_graph_of_the_demo_runs_to_its_end_and_its_videos_play(page, name):
     if (name, page.name) not in RUNS:
         pytest.skip("it is run in the other rendering")
     open_without_a_fault(page, name)
-    if (name, page.name) != RUNS[0]:            # that one is as the README describes it
-        assert sum(page.set_widgets(widget, value) for widget, value in FEW.items()) > 0
+    assert sum(page.set_widgets(widget, value) for widget, value in FEW.items()) > 0
     run = page.run()
     hidden = page.results_off_screen()
     fit(page, name)
