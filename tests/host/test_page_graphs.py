@@ -1,7 +1,7 @@
 """The graphs of workflows/ in a real browser, as an artist meets them: opened from the templates, run with the button.
 
-Every graph is opened in both renderings of the page. Those that need nothing but the bundled models are run as well, with
-few steps: the quickstart in both renderings, the others in one. test_quickstart.py runs it with all its steps.
+Every graph is opened in both renderings of the page. Those that need nothing but the bundled models are run as well,
+with few steps: the quickstart in both renderings, the others in one. test_quickstart.py runs it with all its steps.
 """
 
 import json
