@@ -120,6 +120,13 @@ class Page:
     def wait(self, seconds: float) -> None:
         self.tab.wait_for_timeout(1000 * seconds)
 
+    def until(self, condition: Callable[[], object], seconds: float = 30.0):
+        """Wait until the condition holds, but no longer than this. Returns its last value."""
+        end = time.monotonic() + seconds
+        while not (value := condition()) and time.monotonic() < end:
+            self.wait(0.1)
+        return value
+
     # ---- opening ----------------------------------------------------------------------------------------------
 
     def open_template(self, name: str) -> int:

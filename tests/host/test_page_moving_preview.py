@@ -80,17 +80,18 @@ def arrives(page, **told):
 def whole_sheet(page):
     """Wait until the node shows the sheet as it came: three colours beside each other."""
     sheet = ((CELL[0] * COLUMNS, CELL[1] * ROWS), [0, 1, 2])
-    for _ in range(40):
-        if shown(page, 0.1, 0.5, 0.9) == sheet:
-            return True
-        page.wait(0.1)
-    return False
+    return page.until(lambda: shown(page, 0.1, 0.5, 0.9) == sheet)
+
+
+def moves(page, size):
+    """Wait until the node shows the sheet's pictures, of this size."""
+    return page.until(lambda: (now := shown(page, 0.5)) and now[0] == size)
 
 
 @pytest.mark.slow
 def test_the_pictures_of_the_sheet_take_turns_and_the_sheet_is_back_when_the_node_is_done(sampler):
     arrives(sampler, columns=COLUMNS, rows=ROWS, frames=6, still=0, fps=4.0)
-    sampler.wait(1.5)
+    assert moves(sampler, (512, 256))
     overlaps = sampler.overlaps()
     seen = looks(sampler, 3, 0.05, 0.5, 0.95)
     assert {size for size, _ in seen} == {(512, 256)}
@@ -124,7 +125,7 @@ def screens(page, seconds):
 @pytest.mark.slow
 def test_a_clip_in_progress_stands_still_beside_the_finished_one(sampler):
     arrives(sampler, columns=COLUMNS, rows=ROWS, frames=5, still=1, fps=4.0)
-    sampler.wait(1.5)
+    assert moves(sampler, (512, 128))
     seen = looks(sampler, 2, 0.25, 0.75)
     assert {size for size, _ in seen} == {(512, 128)}
     assert {colours[1] for _, colours in seen} == {5} and {colours[0] for _, colours in seen} <= set(range(5))

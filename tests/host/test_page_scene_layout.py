@@ -39,10 +39,9 @@ def becomes(page, text):
     page.tab.wait_for_function(f"text => {NODE}?.widgets.find(one => one.name === 'boxes').value === text", arg=text)
 
 
-def words_of(page):
-    """What the page says below the picture."""
-    page.wait(0.8)              # longer than the drawing takes to follow
-    return page.tab.evaluate(f"() => {WIDGET}.element.lastChild.textContent")
+def says(page, text):
+    """Whether the page says this below the picture, once the drawing has followed."""
+    return page.until(lambda: page.tab.evaluate(f"() => {WIDGET}.element.lastChild.textContent") == text)
 
 
 def place(page, x, y):
@@ -75,7 +74,7 @@ def press(page, title):
 
 @pytest.mark.slow
 def test_the_mouse_draws_moves_resizes_repaints_and_removes_boxes(scene):
-    assert words_of(scene) == "2 of at most three boxes, in fractions of the picture."
+    assert says(scene, "2 of at most three boxes, in fractions of the picture.")
     drag(scene, (0.06, 0.5), (0.2, 0.8))
     assert text_of(scene).startswith(TWO + "\n") and text_of(scene).endswith(" yellow")
     assert numbers(scene, 3) == pytest.approx([0.06, 0.5, 0.14, 0.3], abs=0.02)
@@ -108,7 +107,7 @@ def test_the_mouse_draws_moves_resizes_repaints_and_removes_boxes(scene):
 @pytest.mark.slow
 def test_what_is_drawn_is_what_runs_and_the_drawing_is_no_value_of_the_node(scene):
     scene.set_widgets("boxes", "none")
-    assert words_of(scene) == "No cars. At most three boxes. Drag to draw."
+    assert says(scene, "No cars. At most three boxes. Drag to draw.")
     drag(scene, (0.25, 0.5), (0.5, 0.9))
     assert text_of(scene).split()[-1] == "red"
     saved, prompt = scene.tab.evaluate("async () => { const made = await app.graphToPrompt(); "
@@ -139,4 +138,4 @@ def test_the_drawing_follows_the_text_and_says_what_is_wrong_with_it(scene):
                         ("12 8 20 20 red", "Line 1: write fractions of the picture, from 0 to 1, not pixels."),
                         ("", "Cars stand anywhere. At most three boxes. Drag to draw.")]:
         scene.set_widgets("boxes", text)
-        assert words_of(scene) == words
+        assert says(scene, words)
